@@ -1,0 +1,70 @@
+package v1alpha1
+
+// Annotations of Pods. All of them are passed to the node by the restoring
+// runtime handler's pod_annotations pattern "checkpoint.podstasis.dev/*".
+const (
+	// AnnotationRestoreFrom names the PodCheckpoint, in the Pod's namespace, that
+	// the Pod is restored from. It stands in for spec.restoreFrom of KEP-5823 and
+	// cannot be added or changed once the Pod exists (P20).
+	AnnotationRestoreFrom = GroupName + "/restore-from"
+	// AnnotationRestoreFromUID pins the PodCheckpoint's UID. Admission writes it,
+	// or the controller when it takes the gate off; users never do.
+	AnnotationRestoreFromUID = GroupName + "/restore-from-uid"
+	// AnnotationRestoreTicket is what the CRI service's RestorePod hands to the
+	// runtime it drives: a random, single-use name for one prepared restore. It is
+	// not for Pods: admission refuses it.
+	AnnotationRestoreTicket = GroupName + "/restore-ticket"
+)
+
+const (
+	// SchedulingGate holds back a Pod whose PodCheckpoint is not Ready yet.
+	SchedulingGate = GroupName + "/not-ready"
+	// FinalizerData keeps a PodCheckpoint until the node that holds its data has
+	// removed them.
+	FinalizerData = GroupName + "/data"
+	// RuntimeClassStasis is the RuntimeClass, and the runtime handler, of Pods
+	// restored by the CRIU engine.
+	RuntimeClassStasis = "stasis"
+	// VerbRestore is the RBAC verb on a named PodCheckpoint that lets its holder
+	// restore it.
+	VerbRestore = "restore"
+)
+
+// PodCheckpointReady is the type of the one condition that tells a
+// PodCheckpoint's progress (P3).
+const PodCheckpointReady = "Ready"
+
+// Reasons of the Ready condition.
+const (
+	ReasonPending              = "Pending"              // False: nobody has acted yet
+	ReasonCheckpointInProgress = "CheckpointInProgress" // False: the agent is at work
+	ReasonCheckpointCompleted  = "CheckpointCompleted"  // True: terminal
+	ReasonCheckpointFailed     = "CheckpointFailed"     // False: terminal, the message says why
+	ReasonSourcePodReplaced    = "SourcePodReplaced"    // False: terminal, the live Pod has another UID
+)
+
+// Condition types on Pods.
+const (
+	PodConditionCheckpointing = GroupName + "/Checkpointing"
+	PodConditionRestoring     = GroupName + "/Restoring"
+)
+
+// Reasons of events on the PodCheckpoint and on its source Pod.
+const (
+	EventCheckpointingPod    = "CheckpointingPod"
+	EventCheckpointStarted   = "CheckpointStarted"
+	EventCheckpointSucceeded = "CheckpointSucceeded"
+	EventCheckpointFailed    = "CheckpointFailed"
+)
+
+// Reasons of events on a restoring Pod (P23).
+const (
+	EventCheckpointNotReady    = "CheckpointNotReady"
+	EventCheckpointWrongNode   = "CheckpointWrongNode"
+	EventPodSpecMismatch       = "PodSpecMismatch"
+	EventCheckpointDataMissing = "CheckpointDataMissing"
+	EventCheckpointDataCorrupt = "CheckpointDataCorrupt"
+	EventRestoreInProgress     = "RestoreInProgress"
+	EventRestoreFailed         = "RestoreFailed"
+	EventRestoreSucceeded      = "RestoreSucceeded"
+)

@@ -1,0 +1,239 @@
+package v1alpha1
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// PodCheckpoint asks for a checkpoint of a running Pod and tells its outcome.
+// It outlives its source Pod and any number of Pods can be restored from it (P6).
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=pcp,categories=all
+// +kubebuilder:selectablefield:JSONPath=`.spec.sourcePodName`
+// +kubebuilder:selectablefield:JSONPath=`.spec.nodeName`
+// +kubebuilder:selectablefield:JSONPath=`.status.nodeName`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Pod",type=string,JSONPath=`.spec.sourcePodName`
+// +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.nodeName`
+// +kubebuilder:printcolumn:name="Size",type=string,JSONPath=`.status.size.logical`
+// +kubebuilder:printcolumn:name="Frozen",type=string,JSONPath=`.status.freezeDuration`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type PodCheckpoint struct {
+	metav1.TypeMeta `json:",inline"`
+	// +optional
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// spec says which Pod to checkpoint and how. It is immutable (P1).
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="spec is immutable; create another PodCheckpoint"
+	Spec PodCheckpointSpec `json:"spec"`
+
+	// status tells what was observed. The agent of spec.nodeName writes it; the
+	// controller finalises what no agent owns.
+	// +optional
+	Status PodCheckpointStatus `json:"status,omitempty"`
+}
+
+// PodCheckpointList is a list of PodCheckpoint objects.
+//
+// +kubebuilder:object:root=true
+type PodCheckpointList struct {
+	metav1.TypeMeta `json:",inline"`
+	// +optional
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []PodCheckpoint `json:"items"`
+}
+
+// PodCheckpointSpec says which Pod to checkpoint and how.
+type PodCheckpointSpec struct {
+	// sourcePodName names the running Pod to checkpoint, in this object's namespace (P2).
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	SourcePodName string `json:"sourcePodName"`
+
+	// sourcePodUID, if set, pins one instance of the Pod: when the live Pod has
+	// another UID the checkpoint ends with reason SourcePodReplaced and that Pod is
+	// not touched.
+	// +optional
+	SourcePodUID *types.UID `json:"sourcePodUID,omitempty"`
+
+	// timeoutSeconds bounds the whole operation. Unset or 0 means 120 seconds.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=3600
+	TimeoutSeconds *int32 `json:"timeoutSeconds,omitempty"`
+
+	// nodeName is the node that runs the source Pod. Admission sets it from the
+	// Pod, whatever was written here; agents watch only their own (P5). Stasis'
+	// addition to the KEP.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	NodeName string `json:"nodeName,omitempty"`
+
+	// containers selects the containers to checkpoint; empty means all of them.
+	// A checkpoint of some is for forensics and cannot be restored as a Pod.
+	// Stasis' addition to the KEP (KEP-5901).
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=64
+	Containers []string `json:"containers,omitempty"`
+
+	// options are passed to the engine, which refuses those it does not know.
+	// They must not hold secrets. Stasis' addition to the KEP.
+	// +optional
+	// +kubebuilder:validation:MaxProperties=32
+	Options map[string]string `json:"options,omitempty"`
+}
+
+// PodCheckpointStatus tells what was observed of the operation.
+type PodCheckpointStatus struct {
+	// nodeName is the node where the source Pod ran when it was checkpointed and
+	// where the data are.
+	// +optional
+	NodeName string `json:"nodeName,omitempty"`
+
+	// sourcePodUID is the UID of the Pod that was, or is being, checkpointed.
+	// +optional
+	SourcePodUID *types.UID `json:"sourcePodUID,omitempty"`
+
+	// checkpointLocation says where the data are, once Ready.
+	// +optional
+	CheckpointLocation *CheckpointSource `json:"checkpointLocation,omitempty"`
+
+	// manifestDigest is the digest of the checkpoint's manifest ("sha256:" and 64
+	// hexadecimal digits), which holds the digests of everything else. A restore
+	// checks it before it reads anything. Stasis' addition to the KEP.
+	// +optional
+	// +kubebuilder:validation:Pattern=`^sha256:[0-9a-f]{64}$`
+	ManifestDigest string `json:"manifestDigest,omitempty"`
+
+	// startTime is when the agent took the object up. Stasis' addition to the KEP.
+	// +optional
+	StartTime *metav1.Time `json:"startTime,omitempty"`
+
+	// completionTime is when the checkpoint became Ready.
+	// +optional
+	CompletionTime *metav1.Time `json:"completionTime,omitempty"`
+
+	// checkpointedPodTemplate is metadata and spec of the source Pod as allocated,
+	// without what is local to its node or its cluster. Restored Pods are compared
+	// with it (P4, P21).
+	// +optional
+	// +kubebuilder:pruning:PreserveUnknownFields
+	// +kubebuilder:validation:Schemaless
+	// +kubebuilder:validation:Type=object
+	CheckpointedPodTemplate *corev1.PodTemplateSpec `json:"checkpointedPodTemplate,omitempty"`
+
+	// checkpointedContainers lists the regular containers that were captured.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	CheckpointedContainers []PodCheckpointContainerStatus `json:"checkpointedContainers,omitempty"`
+
+	// checkpointedInitContainers lists the init containers that had completed and
+	// the sidecars that were captured running.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	CheckpointedInitContainers []PodCheckpointContainerStatus `json:"checkpointedInitContainers,omitempty"`
+
+	// engine is what captured the processes. Stasis' addition to the KEP.
+	// +optional
+	Engine *EngineStatus `json:"engine,omitempty"`
+
+	// platform is the source node's operating system and architecture, such as
+	// "linux/amd64". Stasis' addition to the KEP.
+	// +optional
+	Platform string `json:"platform,omitempty"`
+
+	// size is how large the checkpoint is. Stasis' addition to the KEP.
+	// +optional
+	Size *CheckpointSize `json:"size,omitempty"`
+
+	// freezeDuration is how long the Pod's processes stood still. Stasis'
+	// addition to the KEP.
+	// +optional
+	FreezeDuration *metav1.Duration `json:"freezeDuration,omitempty"`
+
+	// phases says how long each phase of the operation took, in order. Stasis'
+	// addition to the KEP.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	Phases []PhaseTiming `json:"phases,omitempty"`
+
+	// conditions holds "Ready", the only truth on progress (P3).
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// PodCheckpointContainerStatus names a container of the checkpoint.
+type PodCheckpointContainerStatus struct {
+	// name of the container.
+	Name string `json:"name"`
+	// image that it ran.
+	Image string `json:"image"`
+}
+
+// EngineStatus names what captured the processes.
+type EngineStatus struct {
+	// name of the engine, such as "criu".
+	Name string `json:"name"`
+	// version that the engine gave of itself.
+	Version string `json:"version"`
+}
+
+// CheckpointSize is how large a checkpoint is.
+type CheckpointSize struct {
+	// logical is the size of the captured state, as a quantity of bytes with a
+	// binary suffix, such as "12Mi".
+	Logical string `json:"logical"`
+	// logicalBytes is the same in bytes.
+	LogicalBytes int64 `json:"logicalBytes"`
+}
+
+// PhaseTiming is how long one phase took.
+type PhaseTiming struct {
+	// name of the phase, such as "freeze".
+	Name string `json:"name"`
+	// duration of the phase.
+	Duration metav1.Duration `json:"duration"`
+}
+
+// CheckpointSource says where a checkpoint's data are. The member that type
+// names is set.
+//
+// +union
+// +kubebuilder:validation:XValidation:rule="self.type == 'NodeLocal' ? has(self.nodeLocal) : !has(self.nodeLocal)",message="nodeLocal is set exactly when type is NodeLocal"
+type CheckpointSource struct {
+	// type is the kind of place.
+	// +unionDiscriminator
+	Type CheckpointSourceType `json:"type"`
+
+	// nodeLocal is set when the data are on the node that took the checkpoint.
+	// +optional
+	NodeLocal *NodeLocalCheckpointSource `json:"nodeLocal,omitempty"`
+}
+
+// CheckpointSourceType names a kind of place for checkpoint data.
+//
+// +kubebuilder:validation:Enum=NodeLocal
+type CheckpointSourceType string
+
+// CheckpointSourceTypeNodeLocal is the disk of the node in status.nodeName.
+const CheckpointSourceTypeNodeLocal CheckpointSourceType = "NodeLocal"
+
+// NodeLocalCheckpointSource locates data on the node that took the checkpoint.
+type NodeLocalCheckpointSource struct {
+	// path is relative to the agent's checkpoint root, never an absolute host path
+	// (P4); one that leads out of the root is refused.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=512
+	// +kubebuilder:validation:XValidation:rule="!self.startsWith('/') && !self.split('/').exists(p, p == '..')",message="path is relative to the checkpoint root"
+	Path string `json:"path"`
+}

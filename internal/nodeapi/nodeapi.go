@@ -1,0 +1,120 @@
+// Package nodeapi is what stasis-runtime (the OCI runtime that the container
+// runtime starts) and stasis-agent say to each other: one JSON request and one
+// JSON answer per connection, over a Unix socket that only root may use.
+//
+// It imports the standard library only: stasis-runtime is started several times
+// for each container and must cost milliseconds.
+package nodeapi
+
+// SocketPath is where the agent listens, as the container runtime's mount
+// namespace sees it.
+const SocketPath = "/run/stasis/agent.sock"
+
+// AnnotationPrefix is the prefix of the Pod annotations that the restoring
+// runtime handler passes to the OCI runtime.
+const AnnotationPrefix = "checkpoint.podstasis.dev/"
+
+// Sandbox names the Pod sandbox that a request is about, as the container
+// runtime wrote it into the OCI spec.
+type Sandbox struct {
+	ID        string `json:"id"`        // the runtime's sandbox ID
+	Namespace string `json:"namespace"` // the Pod's namespace
+	Name      string `json:"name"`      // the Pod's name
+	UID       string `json:"uid"`       // the Pod's UID
+	// Annotations holds the Pod's annotations under AnnotationPrefix.
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+// Request is one question of stasis-runtime. Exactly one member is set.
+type Request struct {
+	CreateSandbox   *CreateSandbox   `json:"createSandbox,omitempty"`
+	CreateContainer *CreateContainer `json:"createContainer,omitempty"`
+	Report          *Report          `json:"report,omitempty"`
+}
+
+// CreateSandbox asks, at the OCI create of a sandbox, whether the Pod may be
+// restored. The answer's Action is ActionRestore or ActionOrdinary.
+type CreateSandbox struct {
+	Sandbox Sandbox `json:"sandbox"`
+}
+
+// CreateContainer asks, at the OCI create of a container, what to make of it.
+type CreateContainer struct {
+	Sandbox     Sandbox `json:"sandbox"`
+	ContainerID string  `json:"containerID"`
+	Container   string  `json:"container"` // the container's name in the Pod
+}
+
+// Report tells how the restore of one container went on.
+type Report struct {
+	Sandbox   Sandbox     `json:"sandbox"`
+	Container string      `json:"container,omitempty"`
+	Stage     ReportStage `json:"stage"`
+	// Message says why, for StageFailed.
+	Message string `json:"message,omitempty"`
+	// Milliseconds that the stage took.
+	Milliseconds int64 `json:"milliseconds,omitempty"`
+}
+
+// ReportStage is how far a restore has come.
+type ReportStage string
+
+// The stages of a restore.
+const (
+	StageCreated ReportStage = "created" // the container exists and has not run an instruction
+	StageStarted ReportStage = "started" // the container has been let go
+	StageFailed  ReportStage = "failed"  // the container could not be restored
+	StageDeleted ReportStage = "deleted" // the sandbox is gone: what was kept for it can go
+)
+
+// Action is what stasis-runtime is to do.
+type Action string
+
+// The actions. The zero value is none of them: stasis-runtime refuses it.
+const (
+	ActionOrdinary  Action = "ordinary"  // do what the OCI runtime would do
+	ActionRestore   Action = "restore"   // restore it from the checkpoint
+	ActionCompleted Action = "completed" // an init container that had completed: a process that exits 0
+)
+
+// Response is the agent's answer. When Error is set nothing may be started.
+type Response struct {
+	Error  *Error `json:"error,omitempty"`
+	Action Action `json:"action,omitempty"`
+
+	// Container says how to restore, for ActionRestore of a container.
+	Container *ContainerRestore `json:"container,omitempty"`
+}
+
+// ContainerRestore says where a container's captured state is. Paths are
+// absolute, in the container runtime's mount namespace.
+type ContainerRestore struct {
+	// ImageDir holds the engine's images.
+	ImageDir string `json:"imageDir"`
+	// WorkDir is where the engine may write logs.
+	WorkDir string `json:"workDir"`
+	// RootfsArchive is a tar of the captured writable layer; empty if there is none.
+	RootfsArchive string `json:"rootfsArchive,omitempty"`
+	// Volumes are to be filled before the container continues; each archive is
+	// listed for the first container that asks, and only for that one.
+	Volumes []VolumeRestore `json:"volumes,omitempty"`
+	// FreezeHook is the program that the engine calls to keep the container frozen.
+	FreezeHook string `json:"freezeHook"`
+	// Path is the PATH under which the OCI runtime finds its engine.
+	Path string `json:"path"`
+}
+
+// VolumeRestore is one volume to fill.
+type VolumeRestore struct {
+	Archive     string `json:"archive"`     // tar of the captured contents
+	Destination string `json:"destination"` // where the asking container mounts it
+}
+
+// Error is a refusal. Reason is one of the event reasons of the API group, such
+// as CheckpointNotReady; Message is for people.
+type Error struct {
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+}
+
+func (e *Error) Error() string { return e.Reason + ": " + e.Message }

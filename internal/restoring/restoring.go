@@ -1,0 +1,46 @@
+// Package restoring is the node's side of a restore, as asked for by
+// stasis-runtime: which checkpoint a sandbox is made from, whether its data are
+// whole, and what to do at each container's create. It knows sandboxes and
+// directories; that a Pod object stands behind a sandbox is its Resolver's affair.
+package restoring
+
+import (
+	"context"
+
+	"podstasis.dev/stasis/internal/nodeapi"
+)
+
+// Resolver finds the checkpoint that a sandbox asks to be restored from, and
+// says no with a *nodeapi.Error whose reason and message reach the Pod's events.
+type Resolver interface {
+	// Resolve is asked at the creation of a sandbox whose annotations name a
+	// PodCheckpoint. It may be asked any number of times for one Pod.
+	Resolve(ctx context.Context, sandbox nodeapi.Sandbox) (Source, error)
+}
+
+// Source is where to restore a sandbox from.
+type Source struct {
+	// Ordinary says that this sandbox is to be started and not restored, because
+	// its Pod has been restored before (a later sandbox of the same Pod).
+	Ordinary bool
+	// Dir is the checkpoint's directory, absolute.
+	Dir string
+	// ManifestDigest is what the manifest's digest must be; empty only where the
+	// caller vouches for the directory itself (RestorePod of the CRI).
+	ManifestDigest string
+	// CompletedInit names the init containers that had completed.
+	CompletedInit []string
+}
+
+// Observer is told how restores go on; the agent turns it into events,
+// conditions and metrics. Calls come from one goroutine per sandbox.
+type Observer interface {
+	// Refused: the sandbox's creation was refused for this reason.
+	Refused(ctx context.Context, sandbox nodeapi.Sandbox, reason *nodeapi.Error)
+	// Began: data were found whole and restoring begins.
+	Began(ctx context.Context, sandbox nodeapi.Sandbox)
+	// Failed: one container could not be restored.
+	Failed(ctx context.Context, sandbox nodeapi.Sandbox, container, message string)
+	// Succeeded: every container of the checkpoint has been let go.
+	Succeeded(ctx context.Context, sandbox nodeapi.Sandbox)
+}
