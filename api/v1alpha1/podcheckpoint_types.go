@@ -22,6 +22,8 @@ import (
 // +kubebuilder:printcolumn:name="Size",type=string,JSONPath=`.status.size.logical`
 // +kubebuilder:printcolumn:name="Frozen",type=string,JSONPath=`.status.freezeDuration`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 128",message="a PodCheckpoint's name has at most 128 characters, because the directory of its data is named after it"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.status) || !has(oldSelf.status.conditions) || !oldSelf.status.conditions.exists(o, o.type == 'Ready' && (o.status == 'True' || o.reason in ['CheckpointFailed', 'SourcePodReplaced'])) || (has(self.status) && has(self.status.conditions) && self.status.conditions.exists(c, c.type == 'Ready' && oldSelf.status.conditions.exists(o, o.type == 'Ready' && o.status == c.status && o.reason == c.reason)))",message="condition Ready is terminal and does not change any more; create another PodCheckpoint"
 type PodCheckpoint struct {
 	metav1.TypeMeta `json:",inline"`
 	// +optional
@@ -58,6 +60,7 @@ type PodCheckpointSpec struct {
 	// another UID the checkpoint ends with reason SourcePodReplaced and that Pod is
 	// not touched.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="size(self) >= 1 && size(self) <= 128",message="sourcePodUID is 1 to 128 characters; leave it out to take the Pod of that name, whichever it is"
 	SourcePodUID *types.UID `json:"sourcePodUID,omitempty"`
 
 	// timeoutSeconds bounds the whole operation. Unset or 0 means 120 seconds.
@@ -79,6 +82,7 @@ type PodCheckpointSpec struct {
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MaxLength=63
 	Containers []string `json:"containers,omitempty"`
 
 	// options are passed to the engine, which refuses those it does not know.
@@ -169,6 +173,7 @@ type PodCheckpointStatus struct {
 	// +optional
 	// +listType=map
 	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=16
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
