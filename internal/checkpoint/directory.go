@@ -1,0 +1,332 @@
+package checkpoint
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+var (
+	// ErrMissing says that the data, or a part of them, are not there.
+	ErrMissing = errors.New("checkpoint data are missing")
+	// ErrCorrupt says that the data are not what was written.
+	ErrCorrupt = errors.New("checkpoint data are corrupt")
+)
+
+const (
+	// maxManifestBytes bounds what is read before a digest has been checked.
+	maxManifestBytes = 16 << 20
+	digestPrefix     = "sha256:"
+)
+
+// Seal completes a checkpoint: it digests and fsyncs every file below dir, lists
+// them in the manifest and writes that last. It returns the manifest's digest.
+// A directory that Seal did not return from is not a checkpoint.
+func Seal(ctx context.Context, dir string, m *Manifest) (string, error) {
+	m.FormatVersion = FormatVersion
+	m.Files = nil
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return "", fmt.Errorf("seal checkpoint: %w", err)
+	}
+	defer root.Close()
+	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			return syncPath(root, name)
+		}
+		f, err := sealFile(ctx, root, name)
+		if err != nil {
+			return err
+		}
+		m.Files = append(m.Files, f)
+		return nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("seal checkpoint in %s: %w", dir, err)
+	}
+	slices.SortFunc(m.Files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
+	data, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return "", fmt.Errorf("encode manifest: %w", err)
+	}
+	data = append(data, '\n')
+	if err := WriteFile(filepath.Join(dir, ManifestName), data, 0o600); err != nil {
+		return "", fmt.Errorf("write manifest: %w", err)
+	}
+	return digestOf(data), nil
+}
+
+func sealFile(ctx context.Context, root *os.Root, name string) (File, error) {
+	f, err := openRegular(root, name)
+	if err != nil {
+		return File{}, err
+	}
+	defer f.Close()
+	digest, size, err := digestReader(ctx, f)
+	if err != nil {
+		return File{}, fmt.Errorf("read %s: %w", name, err)
+	}
+	if err := f.Sync(); err != nil {
+		return File{}, fmt.Errorf("sync %s: %w", name, err)
+	}
+	return File{Path: name, Size: size, Digest: digest}, nil
+}
+
+// WriteFile writes a file so that after a crash it is there whole or not at all:
+// temporary file, fsync, rename, fsync of the directory.
+func WriteFile(name string, data []byte, mode os.FileMode) error {
+	tmp, err := os.CreateTemp(filepath.Dir(name), ".tmp-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	if _, err := tmp.Write(data); err != nil {
+		tmp.Close()
+		return err
+	}
+	if err := errors.Join(tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), name); err != nil {
+		return err
+	}
+	return SyncDir(filepath.Dir(name))
+}
+
+// SyncDir makes the names in a directory durable.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func syncPath(root *os.Root, name string) error {
+	d, err := root.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// ReadManifest reads a checkpoint's manifest and returns its digest with it. It
+// says nothing about the other files: Verify does.
+func ReadManifest(dir string) (*Manifest, string, error) {
+	root, err := os.OpenRoot(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, "", fmt.Errorf("%w: no directory %s", ErrMissing, filepath.Base(dir))
+	} else if err != nil {
+		return nil, "", fmt.Errorf("open checkpoint: %w", err)
+	}
+	defer root.Close()
+	return readManifest(root)
+}
+
+func readManifest(root *os.Root) (*Manifest, string, error) {
+	f, err := openRegular(root, ManifestName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, "", fmt.Errorf("%w: no %s", ErrMissing, ManifestName)
+	} else if err != nil {
+		return nil, "", err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxManifestBytes+1))
+	if err != nil {
+		return nil, "", fmt.Errorf("read %s: %w", ManifestName, err)
+	}
+	if len(data) > maxManifestBytes {
+		return nil, "", fmt.Errorf("%w: %s is larger than %d bytes", ErrCorrupt, ManifestName, maxManifestBytes)
+	}
+	m, err := DecodeManifest(data)
+	// The digest is given even of bytes that do not decode: a caller that knows
+	// what it must be then says "altered", which is the better message.
+	return m, digestOf(data), err
+}
+
+// DecodeManifest parses and validates a manifest's bytes. They may come from
+// anywhere: every name in them is checked before it is used as a path.
+func DecodeManifest(data []byte) (*Manifest, error) {
+	var m Manifest
+	d := json.NewDecoder(bytes.NewReader(data))
+	if err := d.Decode(&m); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, ManifestName, err)
+	}
+	if m.FormatVersion != FormatVersion {
+		return nil, fmt.Errorf("%s has format version %d, this Stasis reads version %d", ManifestName, m.FormatVersion, FormatVersion)
+	}
+	if err := m.validate(); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, ManifestName, err)
+	}
+	return &m, nil
+}
+
+func (m *Manifest) validate() error {
+	if len(m.Containers) == 0 {
+		return errors.New("it lists no container")
+	}
+	files := make(map[string]bool, len(m.Files))
+	for _, f := range m.Files {
+		if !cleanPath(f.Path) || f.Path == ManifestName || files[f.Path] {
+			return fmt.Errorf("bad or repeated file name %q", f.Path)
+		}
+		if f.Size < 0 || !validDigest(f.Digest) {
+			return fmt.Errorf("bad size or digest of %q", f.Path)
+		}
+		files[f.Path] = true
+	}
+	names := map[string]bool{}
+	for _, c := range m.Containers {
+		if c.Name == "" || strings.ContainsAny(c.Name, "/\\\x00") || c.Name == "." || c.Name == ".." || names[c.Name] {
+			return fmt.Errorf("bad or repeated container name %q", c.Name)
+		}
+		names[c.Name] = true
+		if c.Rootfs != "" && !files[c.Rootfs] {
+			return fmt.Errorf("container %s: its root archive %q is not among the files", c.Name, c.Rootfs)
+		}
+	}
+	for _, v := range m.Volumes {
+		if !files[v.Archive] {
+			return fmt.Errorf("volume %s: its archive %q is not among the files", v.Name, v.Archive)
+		}
+		for _, mount := range v.Mounts {
+			if !names[mount.Container] {
+				return fmt.Errorf("volume %s: mounted by %q, which is not a container of the checkpoint", v.Name, mount.Container)
+			}
+		}
+	}
+	return nil
+}
+
+// cleanPath says whether a slash-separated relative path stays beneath its root
+// and has one spelling only.
+func cleanPath(p string) bool {
+	return p != "." && fs.ValidPath(p) && path.Clean(p) == p && !strings.ContainsRune(p, 0)
+}
+
+func validDigest(d string) bool {
+	hexa, ok := strings.CutPrefix(d, digestPrefix)
+	if !ok || len(hexa) != 2*sha256.Size || strings.ToLower(hexa) != hexa {
+		return false
+	}
+	_, err := hex.DecodeString(hexa)
+	return err == nil
+}
+
+// Verify checks that a checkpoint is whole: the manifest has the given digest,
+// and the directory holds exactly the files that it lists, with their sizes and
+// digests. It returns the manifest. An empty manifestDigest skips the first
+// check, for callers that vouch for the manifest themselves.
+func Verify(ctx context.Context, dir, manifestDigest string) (*Manifest, error) {
+	root, err := os.OpenRoot(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: no directory %s", ErrMissing, filepath.Base(dir))
+	} else if err != nil {
+		return nil, fmt.Errorf("open checkpoint: %w", err)
+	}
+	defer root.Close()
+	m, digest, err := readManifest(root)
+	if digest != "" && manifestDigest != "" && digest != manifestDigest {
+		return nil, fmt.Errorf("%w: %s has digest %s, recorded was %s", ErrCorrupt, ManifestName, digest, manifestDigest)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range m.Files {
+		if err := verifyFile(ctx, root, f); err != nil {
+			return nil, err
+		}
+	}
+	return m, verifyNothingElse(root, m)
+}
+
+func verifyFile(ctx context.Context, root *os.Root, want File) error {
+	f, err := openRegular(root, filepath.FromSlash(want.Path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: no %s", ErrMissing, want.Path)
+	} else if err != nil {
+		return err
+	}
+	defer f.Close()
+	digest, size, err := digestReader(ctx, io.LimitReader(f, want.Size+1))
+	if err != nil {
+		return fmt.Errorf("read %s: %w", want.Path, err)
+	}
+	if size != want.Size {
+		return fmt.Errorf("%w: %s has another size than the %d bytes written", ErrCorrupt, want.Path, want.Size)
+	}
+	if digest != want.Digest {
+		return fmt.Errorf("%w: %s has digest %s, written was %s", ErrCorrupt, want.Path, digest, want.Digest)
+	}
+	return nil
+}
+
+func verifyNothingElse(root *os.Root, m *Manifest) error {
+	listed := make(map[string]bool, len(m.Files)+1)
+	listed[ManifestName] = true
+	for _, f := range m.Files {
+		listed[f.Path] = true
+	}
+	err := fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		if !listed[name] {
+			return fmt.Errorf("%w: %s is not of this checkpoint", ErrCorrupt, name)
+		}
+		return nil
+	})
+	return err
+}
+
+// openRegular opens a regular file beneath root. A symbolic link, device or fifo
+// under that name is refused without being opened for real.
+func openRegular(root *os.Root, name string) (*os.File, error) {
+	info, err := root.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%w: %s is not a regular file", ErrCorrupt, name)
+	}
+	return root.Open(name)
+}
+
+func digestOf(data []byte) string {
+	sum := sha256.Sum256(data)
+	return digestPrefix + hex.EncodeToString(sum[:])
+}
+
+// digestReader reads r to its end, and gives up when ctx ends.
+func digestReader(ctx context.Context, r io.Reader) (string, int64, error) {
+	h := sha256.New()
+	buf := make([]byte, 1<<20)
+	var size int64
+	for {
+		if err := context.Cause(ctx); err != nil {
+			return "", 0, err
+		}
+		n, err := r.Read(buf)
+		h.Write(buf[:n])
+		size += int64(n)
+		if err == io.EOF {
+			return digestPrefix + hex.EncodeToString(h.Sum(nil)), size, nil
+		} else if err != nil {
+			return "", 0, err
+		}
+	}
+}

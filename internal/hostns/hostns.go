@@ -1,0 +1,204 @@
+// Package hostns reaches into the mount namespace of the container runtime:
+// that is where runc, its state, the engine and the containers' root
+// filesystems are, whether the agent runs as a container, beside containerd on
+// a plain host, or inside a node that is itself a container (kind).
+package hostns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultPath is the PATH under which host commands are found when the caller
+// names none. Stasis' own programs come first, so that its CRIU is preferred.
+const DefaultPath = "/opt/stasis/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// Host is a mount namespace, held open: it stays reachable while the container
+// runtime that it was found through is being restarted.
+type Host struct {
+	mnt  *os.File // the namespace, for setns(2)
+	root *os.File // O_PATH of its root directory
+	path string   // PATH for commands
+}
+
+// PeerPID returns the process that listens on a Unix socket, as this process'
+// PID namespace numbers it (SO_PEERCRED, unix(7)).
+func PeerPID(socket string) (int, error) {
+	conn, err := net.DialTimeout("unix", socket, 5*time.Second)
+	if err != nil {
+		return 0, fmt.Errorf("find the process behind %s: %w", socket, err)
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("find the process behind %s: %w", socket, err)
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		credErr = err
+	}
+	if credErr != nil {
+		return 0, fmt.Errorf("find the process behind %s: %w", socket, credErr)
+	}
+	if cred.Pid <= 0 {
+		return 0, fmt.Errorf("the process behind %s is not visible from here: run in the host's PID namespace (hostPID: true)", socket)
+	}
+	return int(cred.Pid), nil
+}
+
+// FromSocket opens the mount namespace of the process that listens on a Unix
+// socket, such as containerd's. A "unix://" before the path is accepted.
+func FromSocket(socket string) (*Host, error) {
+	pid, err := PeerPID(strings.TrimPrefix(socket, "unix://"))
+	if err != nil {
+		return nil, err
+	}
+	return FromPID(pid)
+}
+
+// FromPID opens the mount namespace of a process.
+func FromPID(pid int) (*Host, error) {
+	proc := "/proc/" + strconv.Itoa(pid)
+	mnt, err := os.Open(proc + "/ns/mnt")
+	if err != nil {
+		return nil, fmt.Errorf("open the mount namespace of process %d: %w", pid, err)
+	}
+	fd, err := unix.Open(proc+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		mnt.Close()
+		return nil, fmt.Errorf("open the root directory of process %d: %w", pid, err)
+	}
+	return &Host{mnt: mnt, root: os.NewFile(uintptr(fd), proc+"/root"), path: DefaultPath}, nil
+}
+
+// WithPath returns the same namespace with another PATH for its commands.
+func (h *Host) WithPath(path string) *Host {
+	other := *h
+	other.path = path
+	return &other
+}
+
+// SearchPath is the PATH of commands run on the host.
+func (h *Host) SearchPath() string { return h.path }
+
+// Close gives the namespace back.
+func (h *Host) Close() error { return errors.Join(h.mnt.Close(), h.root.Close()) }
+
+// Path returns a path by which this process reaches an absolute path of the
+// host's mount namespace. Absolute symbolic links on the way lead back into this
+// process' own namespace: use Do where the host has such links.
+func (h *Host) Path(abs string) string {
+	return filepath.Join("/proc/self/fd", strconv.Itoa(int(h.root.Fd())), abs)
+}
+
+// Do runs fn on a thread of its own inside the host's mount namespace, so that
+// every path means there what it means to the container runtime. fn must not
+// hand file work to other goroutines.
+func (h *Host) Do(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		// The thread is never unlocked: with the goroutine's end it ends too, and
+		// its namespace with it.
+		runtime.LockOSThread()
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return fmt.Errorf("leave the shared file system context: %w", err)
+			}
+			if err := unix.Setns(int(h.mnt.Fd()), unix.CLONE_NEWNS); err != nil {
+				return fmt.Errorf("enter the container runtime's mount namespace: %w", err)
+			}
+			return fn()
+		}()
+	}()
+	return <-done
+}
+
+// Command is a program to be run in the host's mount namespace.
+type Command struct {
+	Name string   // found in PATH when it has no slash
+	Args []string // without the name
+	Env  []string // added to PATH, HOME and LANG
+}
+
+// Output is what a finished command left.
+type Output struct {
+	Stdout, Stderr string
+}
+
+// ExitError says that a command ran and failed.
+type ExitError struct {
+	Command string
+	Err     error
+	Stderr  string // trimmed
+}
+
+func (e *ExitError) Error() string {
+	if e.Stderr == "" {
+		return fmt.Sprintf("%s: %v", e.Command, e.Err)
+	}
+	return fmt.Sprintf("%s: %v: %s", e.Command, e.Err, e.Stderr)
+}
+
+func (e *ExitError) Unwrap() error { return e.Err }
+
+// Run runs a command to its end. When ctx ends first the whole process group is
+// killed: what a command starts (runc starts CRIU) does not outlive it.
+func (h *Host) Run(ctx context.Context, c Command) (Output, error) {
+	var stdout, stderr strings.Builder
+	var cmd *exec.Cmd
+	err := h.Do(func() error {
+		name, err := lookPath(c.Name, h.path)
+		if err != nil {
+			return err
+		}
+		cmd = exec.CommandContext(ctx, name, c.Args...)
+		cmd.Dir = "/"
+		cmd.Env = append([]string{"PATH=" + h.path, "HOME=/root", "LANG=C"}, c.Env...)
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+		cmd.WaitDelay = 5 * time.Second
+		return cmd.Start()
+	})
+	if err != nil {
+		return Output{}, fmt.Errorf("start %s on the host: %w", c.Name, err)
+	}
+	err = cmd.Wait()
+	out := Output{Stdout: stdout.String(), Stderr: stderr.String()}
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = fmt.Errorf("%w (%w)", cause, err)
+		}
+		return out, &ExitError{Command: c.Name, Err: err, Stderr: strings.TrimSpace(out.Stderr)}
+	}
+	return out, nil
+}
+
+// lookPath finds a program in a PATH of the calling thread's mount namespace.
+func lookPath(name, path string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, nil
+	}
+	for _, dir := range filepath.SplitList(path) {
+		full := filepath.Join(dir, name)
+		if info, err := os.Stat(full); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return full, nil
+		}
+	}
+	return "", fmt.Errorf("%w: no %s in %s", exec.ErrNotFound, name, path)
+}

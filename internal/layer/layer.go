@@ -1,0 +1,362 @@
+// Package layer writes a directory tree as a tar stream and lays one over
+// another tree: the writable layer of a container and the contents of volumes.
+//
+// The stream is POSIX pax (pax(1)) with extended attributes as SCHILY.xattr
+// records; removed files are character devices 0:0 and replaced directories
+// carry trusted.overlay.opaque, as overlayfs keeps them (Linux
+// Documentation/filesystems/overlayfs.rst).
+package layer
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	paxXattr      = "SCHILY.xattr."
+	overlayPrefix = "trusted.overlay."
+	xattrOpaque   = overlayPrefix + "opaque"
+)
+
+// Write writes the tree below dir to w, without following symbolic links.
+// Hard links between its files are kept. Sockets are left out, as tar(1) does:
+// whoever bound one binds it again, and the engine restores those that are open.
+//
+// A tree that overlayfs keeps in a form that cannot be copied by itself
+// (redirect_dir, metacopy) is an error.
+func Write(ctx context.Context, w io.Writer, dir string) error {
+	t := &writer{tar: tar.NewWriter(w), links: map[inode]string{}}
+	err := filepath.WalkDir(dir, func(full string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(dir, full)
+		if err != nil {
+			return err
+		}
+		return t.add(full, filepath.ToSlash(rel))
+	})
+	if err != nil {
+		return fmt.Errorf("archive %s: %w", dir, err)
+	}
+	if err := t.tar.Close(); err != nil {
+		return fmt.Errorf("archive %s: %w", dir, err)
+	}
+	return nil
+}
+
+type inode struct{ dev, ino uint64 }
+
+type writer struct {
+	tar   *tar.Writer
+	links map[inode]string // names of files with several links, by inode
+}
+
+func (t *writer) add(full, rel string) error {
+	info, err := os.Lstat(full)
+	if err != nil {
+		return err
+	}
+	if info.Mode()&fs.ModeSocket != 0 {
+		return nil
+	}
+	link := ""
+	if info.Mode()&fs.ModeSymlink != 0 {
+		if link, err = os.Readlink(full); err != nil {
+			return err
+		}
+	}
+	h, err := tar.FileInfoHeader(info, link)
+	if err != nil {
+		return err
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	h.Format = tar.FormatPAX
+	h.Name = rel
+	if info.IsDir() {
+		h.Name += "/"
+	}
+	h.Uname, h.Gname = "", "" // names belong to the container, numbers are kept
+	h.ModTime = info.ModTime()
+	h.AccessTime, h.ChangeTime = h.AccessTime.Truncate(0), h.ChangeTime.Truncate(0)
+	if h.PAXRecords, err = xattrs(full); err != nil {
+		return err
+	}
+	if !info.IsDir() && st.Nlink > 1 {
+		id := inode{uint64(st.Dev), st.Ino}
+		if first, seen := t.links[id]; seen {
+			h.Typeflag, h.Linkname, h.Size, h.PAXRecords = tar.TypeLink, first, 0, nil
+		} else {
+			t.links[id] = rel
+		}
+	}
+	if err := t.tar.WriteHeader(h); err != nil {
+		return err
+	}
+	if h.Typeflag != tar.TypeReg {
+		return nil
+	}
+	f, err := os.OpenFile(full, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NOATIME, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// The tree stands still while it is read. Were it to grow all the same, the
+	// size in the header bounds what is taken; were it to shrink, CopyN fails.
+	if _, err := io.CopyN(t.tar, f, h.Size); err != nil {
+		return fmt.Errorf("read %s: %w", full, err)
+	}
+	return nil
+}
+
+func xattrs(full string) (map[string]string, error) {
+	names, err := listXattr(full)
+	if err != nil {
+		return nil, fmt.Errorf("extended attributes of %s: %w", full, err)
+	}
+	var records map[string]string
+	for _, name := range names {
+		value, err := getXattr(full, name)
+		if errors.Is(err, unix.ENODATA) {
+			continue
+		} else if err != nil {
+			return nil, fmt.Errorf("extended attribute %s of %s: %w", name, full, err)
+		}
+		if kind, ok := strings.CutPrefix(name, overlayPrefix); ok {
+			switch kind {
+			case "opaque":
+			case "origin", "impure", "nlink", "uuid", "upper":
+				continue // book-keeping of the mount that is gone
+			default:
+				return nil, fmt.Errorf("%s has %s: the overlay is mounted with redirect_dir or metacopy, whose writable layers cannot be captured by themselves; mount it without", full, name)
+			}
+		}
+		if records == nil {
+			records = map[string]string{}
+		}
+		records[paxXattr+name] = string(value)
+	}
+	return records, nil
+}
+
+func listXattr(full string) ([]string, error) {
+	for size := 1 << 10; ; size *= 4 {
+		buf := make([]byte, size)
+		n, err := unix.Llistxattr(full, buf)
+		switch {
+		case errors.Is(err, unix.ERANGE):
+			continue
+		case errors.Is(err, unix.ENOTSUP):
+			return nil, nil
+		case err != nil:
+			return nil, err
+		}
+		return strings.FieldsFunc(string(buf[:n]), func(r rune) bool { return r == 0 }), nil
+	}
+}
+
+func getXattr(full, name string) ([]byte, error) {
+	for size := 1 << 10; ; size *= 4 {
+		buf := make([]byte, size)
+		n, err := unix.Lgetxattr(full, name, buf)
+		if errors.Is(err, unix.ERANGE) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return buf[:n], nil
+	}
+}
+
+// Apply lays the tree in r over the tree below dir: new files appear, changed
+// ones are replaced, removed ones go. Every name is resolved beneath dir and no
+// symbolic link is followed out of it, whatever the stream says.
+func Apply(ctx context.Context, r io.Reader, dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("lay archive over %s: %w", dir, err)
+	}
+	defer root.Close()
+	t := tar.NewReader(r)
+	var dirs []*tar.Header // their times are set last: filling them changes those
+	for {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		h, err := t.Next()
+		if err == io.EOF {
+			break
+		} else if err != nil {
+			return fmt.Errorf("lay archive over %s: read archive: %w", dir, err)
+		}
+		name, err := localName(h.Name)
+		if err == nil {
+			err = apply(root, t, h, name)
+		}
+		if err != nil {
+			return fmt.Errorf("lay archive over %s: %q: %w", dir, h.Name, err)
+		}
+		if h.Typeflag == tar.TypeDir {
+			dirs = append(dirs, h)
+		}
+	}
+	for i := len(dirs) - 1; i >= 0; i-- {
+		name, _ := localName(dirs[i].Name)
+		if err := root.Chtimes(name, dirs[i].AccessTime, dirs[i].ModTime); err != nil {
+			return fmt.Errorf("lay archive over %s: times of %q: %w", dir, name, err)
+		}
+	}
+	return nil
+}
+
+// localName gives an archive's name the one spelling that os.Root takes.
+func localName(name string) (string, error) {
+	name = path.Clean(strings.TrimSuffix(name, "/"))
+	if !fs.ValidPath(name) {
+		return "", errors.New("the name leads out of the tree")
+	}
+	return filepath.FromSlash(name), nil
+}
+
+func apply(root *os.Root, content io.Reader, h *tar.Header, name string) error {
+	if isWhiteout(h) {
+		return root.RemoveAll(name)
+	}
+	if h.Typeflag == tar.TypeDir {
+		return applyDir(root, h, name)
+	}
+	// Removing first keeps other names of the same inode as they are, and an
+	// existing symbolic link from being written through.
+	if err := root.RemoveAll(name); err != nil {
+		return err
+	}
+	switch h.Typeflag {
+	case tar.TypeReg:
+		f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(f, content); err != nil {
+			f.Close()
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	case tar.TypeSymlink:
+		if err := root.Symlink(h.Linkname, name); err != nil {
+			return err
+		}
+	case tar.TypeLink:
+		target, err := localName(h.Linkname)
+		if err != nil {
+			return err
+		}
+		return root.Link(target, name)
+	case tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
+		if err := makeNode(root, h, name); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("unexpected entry of type %q", h.Typeflag)
+	}
+	return setAttributes(root, h, name)
+}
+
+func isWhiteout(h *tar.Header) bool {
+	return h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0
+}
+
+func applyDir(root *os.Root, h *tar.Header, name string) error {
+	if name != "." {
+		info, err := root.Lstat(name)
+		if err == nil && (!info.IsDir() || h.PAXRecords[paxXattr+xattrOpaque] == "y") {
+			if err := root.RemoveAll(name); err != nil {
+				return err
+			}
+			err = fs.ErrNotExist
+		}
+		if err != nil {
+			if !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			if err := root.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+				return err
+			}
+		}
+	}
+	return setAttributes(root, h, name)
+}
+
+func makeNode(root *os.Root, h *tar.Header, name string) error {
+	parent, err := root.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	kind := map[byte]uint32{tar.TypeFifo: unix.S_IFIFO, tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK}[h.Typeflag]
+	dev := int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))
+	return unix.Mknodat(int(parent.Fd()), filepath.Base(name), kind|0o600, dev)
+}
+
+// setAttributes gives an entry its owner, attributes, mode and times, in this
+// order: a change of owner clears set-user-ID bits and capabilities.
+func setAttributes(root *os.Root, h *tar.Header, name string) error {
+	if err := root.Lchown(name, h.Uid, h.Gid); err != nil {
+		return err
+	}
+	if err := setXattrs(root, h, name); err != nil {
+		return err
+	}
+	if h.Typeflag == tar.TypeSymlink {
+		return nil
+	}
+	mode := h.FileInfo().Mode()
+	if err := root.Chmod(name, mode.Perm()|mode&(fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)); err != nil {
+		return err
+	}
+	return root.Chtimes(name, h.AccessTime, h.ModTime)
+}
+
+func setXattrs(root *os.Root, h *tar.Header, name string) error {
+	var parent *os.File
+	for record, value := range h.PAXRecords {
+		attr, ok := strings.CutPrefix(record, paxXattr)
+		if !ok || strings.HasPrefix(attr, overlayPrefix) {
+			continue
+		}
+		if parent == nil {
+			p, err := root.Open(filepath.Dir(name))
+			if err != nil {
+				return err
+			}
+			defer p.Close()
+			parent = p
+		}
+		// The directory is held open and lsetxattr(2) does not follow the last
+		// name, so nothing outside the tree can be reached.
+		full := fmt.Sprintf("/proc/self/fd/%d/%s", parent.Fd(), filepath.Base(name))
+		if name == "." {
+			full = fmt.Sprintf("/proc/self/fd/%d/.", parent.Fd())
+		}
+		if err := unix.Lsetxattr(full, attr, []byte(value), 0); err != nil {
+			return fmt.Errorf("extended attribute %s: %w", attr, err)
+		}
+	}
+	return nil
+}
