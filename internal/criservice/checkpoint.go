@@ -1,0 +1,159 @@
+package criservice
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/engine"
+)
+
+// defaultRuncRoot is where containerd's runc shim keeps state when its handler
+// names no root; the CRI's namespace is below it.
+const defaultRuncRoot = "/run/containerd/runc"
+
+// criNamespace is containerd's namespace for containers of the CRI.
+const criNamespace = "k8s.io"
+
+// CheckpointPod implements runtime.v1.RuntimeService/CheckpointPod (C1).
+func (s *Service) CheckpointPod(ctx context.Context, in *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
+	if err := s.checkRequest(ctx, in); err != nil {
+		return nil, rpcError(ctx, err)
+	}
+	sandbox, err := s.sandbox(ctx, in.PodSandboxId, in.ContainerIds)
+	if err != nil {
+		return nil, rpcError(ctx, err)
+	}
+	release, ok := s.claim(sandbox.ID)
+	if !ok {
+		return nil, status.Errorf(codes.Aborted, "another operation on sandbox %s is under way", sandbox.ID)
+	}
+	defer release()
+	if err := s.write(ctx, sandbox, in); err != nil {
+		cleanErr := s.host.Do(func() error { return clear(in.OutputPath) })
+		if cleanErr != nil {
+			err = errors.Join(err, fmt.Errorf("remove partial files from %s: %w", in.OutputPath, cleanErr))
+		}
+		return nil, rpcError(ctx, err)
+	}
+	return &runtimeapi.CheckpointPodResponse{}, nil
+}
+
+// write captures into the output directory and seals it.
+func (s *Service) write(ctx context.Context, sandbox engine.Sandbox, in *runtimeapi.CheckpointPodRequest) error {
+	m, err := s.engine.Checkpoint(ctx, sandbox, in.OutputPath, in.Options)
+	if err != nil {
+		return err
+	}
+	s.log.InfoContext(ctx, "captured a Pod", "sandbox", sandbox.ID, "namespace", sandbox.Namespace, "pod", sandbox.Name, "frozen", m.FreezeDuration)
+	return s.host.Do(func() error {
+		_, err := checkpoint.Seal(ctx, in.OutputPath, m)
+		return err
+	})
+}
+
+func (s *Service) checkRequest(ctx context.Context, in *runtimeapi.CheckpointPodRequest) error {
+	if err := needDeadline(ctx); err != nil {
+		return err
+	}
+	if in.PodSandboxId == "" {
+		return invalid("pod_sandbox_id is empty")
+	}
+	if len(in.ContainerIds) == 0 {
+		return invalid("container_ids is empty: name the running containers to checkpoint")
+	}
+	seen := map[string]bool{}
+	for _, id := range in.ContainerIds {
+		if id == "" || seen[id] {
+			return invalid("container_ids holds an empty or repeated ID %q", id)
+		}
+		seen[id] = true
+	}
+	if err := s.engine.CheckOptions(in.Options); err != nil {
+		return err
+	}
+	return s.emptyDirectory(in.OutputPath)
+}
+
+// sandbox joins what the runtime knows of a sandbox and of the named containers.
+func (s *Service) sandbox(ctx context.Context, id string, containerIDs []string) (engine.Sandbox, error) {
+	answer, err := s.runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id})
+	if err != nil {
+		return engine.Sandbox{}, fmt.Errorf("sandbox %s: %w", id, err)
+	}
+	st := answer.GetStatus()
+	if st.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
+		return engine.Sandbox{}, status.Errorf(codes.FailedPrecondition, "sandbox %s is not running", id)
+	}
+	sandbox := engine.Sandbox{
+		ID: st.GetId(), Namespace: st.GetMetadata().GetNamespace(), Name: st.GetMetadata().GetName(), UID: st.GetMetadata().GetUid(),
+	}
+	if ip := st.GetNetwork().GetIp(); ip != "" {
+		sandbox.IPs = append(sandbox.IPs, ip)
+	}
+	for _, extra := range st.GetNetwork().GetAdditionalIps() {
+		sandbox.IPs = append(sandbox.IPs, extra.GetIp())
+	}
+	for _, containerID := range containerIDs {
+		c, err := s.container(ctx, sandbox.ID, containerID)
+		if err != nil {
+			return engine.Sandbox{}, err
+		}
+		sandbox.Containers = append(sandbox.Containers, c)
+	}
+	return sandbox, nil
+}
+
+// verboseInfo is the part that is used here of what containerd and CRI-O say of
+// a container under the key "info" of a verbose ContainerStatus.
+type verboseInfo struct {
+	SandboxID      string      `json:"sandboxID"`
+	PID            int         `json:"pid"`
+	RuntimeSpec    *specs.Spec `json:"runtimeSpec"`
+	RuntimeOptions struct {
+		BinaryName string `json:"binary_name"`
+		Root       string `json:"root"`
+	} `json:"runtimeOptions"`
+}
+
+func (s *Service) container(ctx context.Context, sandboxID, id string) (engine.Container, error) {
+	answer, err := s.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	if err != nil {
+		return engine.Container{}, fmt.Errorf("container %s: %w", id, err)
+	}
+	st := answer.GetStatus()
+	name := st.GetMetadata().GetName()
+	if st.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return engine.Container{}, status.Errorf(codes.FailedPrecondition, "container %s (%s) is not running", name, id)
+	}
+	var info verboseInfo
+	if err := json.Unmarshal([]byte(answer.GetInfo()["info"]), &info); err != nil {
+		return engine.Container{}, fmt.Errorf("container %s: the runtime's verbose status cannot be read: %w", name, err)
+	}
+	if info.PID <= 0 || info.RuntimeSpec == nil {
+		return engine.Container{}, fmt.Errorf("container %s: the runtime's verbose status has no process ID or OCI spec", name)
+	}
+	if info.SandboxID != sandboxID {
+		return engine.Container{}, status.Errorf(codes.InvalidArgument, "container %s (%s) belongs to sandbox %s, not to %s", name, id, info.SandboxID, sandboxID)
+	}
+	c := engine.Container{
+		ID: st.GetId(), Name: name, Image: st.GetImage().GetImage(), ImageID: st.GetImageRef(),
+		PID: info.PID, Spec: info.RuntimeSpec,
+		Runtime: engine.Runtime{Binary: info.RuntimeOptions.BinaryName, Root: info.RuntimeOptions.Root},
+	}
+	if c.Runtime.Binary == "" {
+		c.Runtime.Binary = "runc"
+	}
+	if c.Runtime.Root == "" {
+		c.Runtime.Root = defaultRuncRoot
+	}
+	c.Runtime.Root += "/" + criNamespace
+	return c, nil
+}

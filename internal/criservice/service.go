@@ -1,0 +1,168 @@
+// Package criservice implements CheckpointPod and RestorePod of the CRI
+// (k8s.io/cri-api v0.37, RuntimeService) beside a container runtime that does
+// not have them yet. Everything that the runtime does have, it asks of the
+// runtime: the service keeps no containers of its own.
+package criservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/engine"
+	"podstasis.dev/stasis/internal/hostns"
+)
+
+// Tickets hands out single-use names for prepared restores. The sandbox that
+// carries one in its annotations is made from the checkpoint behind it.
+type Tickets interface {
+	// Issue registers a directory whose manifest the caller has verified.
+	Issue(dir string) (ticket string)
+	// Revoke forgets a ticket, used or not.
+	Revoke(ticket string)
+}
+
+// Config is what the service is made of.
+type Config struct {
+	Runtime runtimeapi.RuntimeServiceClient
+	Engine  engine.Engine
+	Tickets Tickets
+	// Host is the container runtime's mount namespace: the paths in requests are
+	// its.
+	Host *hostns.Host
+	// Handler is the runtime handler that restores this engine's checkpoints.
+	Handler string
+	Log     *slog.Logger
+}
+
+// Service serves CheckpointPod, RestorePod and Version.
+type Service struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	runtime runtimeapi.RuntimeServiceClient
+	engine  engine.Engine
+	tickets Tickets
+	host    *hostns.Host
+	handler string
+	log     *slog.Logger
+
+	mu   sync.Mutex
+	busy map[string]bool // sandboxes with an operation under way
+}
+
+var _ runtimeapi.RuntimeServiceServer = (*Service)(nil)
+
+// New makes the service.
+func New(c Config) *Service {
+	return &Service{
+		runtime: c.Runtime, engine: c.Engine, tickets: c.Tickets, host: c.Host,
+		handler: c.Handler, log: c.Log, busy: map[string]bool{},
+	}
+}
+
+// Version answers for the runtime behind the service.
+func (s *Service) Version(ctx context.Context, in *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	return s.runtime.Version(ctx, in)
+}
+
+// claim marks a sandbox as busy, or says that it is.
+func (s *Service) claim(sandboxID string) (release func(), ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy[sandboxID] {
+		return nil, false
+	}
+	s.busy[sandboxID] = true
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.busy, sandboxID)
+	}, true
+}
+
+// rpcError gives an error the gRPC code that its cause calls for. Errors of the
+// runtime keep their own.
+func rpcError(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if cause := ctx.Err(); cause != nil {
+		return status.Error(status.FromContextError(cause).Code(), err.Error())
+	}
+	code := codes.Internal
+	switch {
+	case errors.Is(err, engine.ErrOption):
+		code = codes.InvalidArgument
+	case errors.Is(err, engine.ErrUnsupported), errors.Is(err, engine.ErrIncompatible):
+		code = codes.FailedPrecondition
+	case errors.Is(err, checkpoint.ErrMissing):
+		code = codes.NotFound
+	case errors.Is(err, checkpoint.ErrCorrupt):
+		code = codes.DataLoss
+	default:
+		if st, ok := status.FromError(err); ok {
+			code = st.Code()
+		}
+	}
+	return status.Error(code, err.Error())
+}
+
+func invalid(format string, args ...any) error {
+	return status.Errorf(codes.InvalidArgument, format, args...)
+}
+
+// needDeadline refuses a call without a deadline, which the CRI requires.
+func needDeadline(ctx context.Context) error {
+	if _, ok := ctx.Deadline(); !ok {
+		return invalid("the call has no deadline: the CRI requires one")
+	}
+	return nil
+}
+
+// emptyDirectory checks what the CRI promises of output_path.
+func (s *Service) emptyDirectory(path string) error {
+	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+		return invalid("output_path %q is not a clean absolute path", path)
+	}
+	return s.host.Do(func() error {
+		info, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return invalid("output_path %s does not exist", path)
+		} else if err != nil {
+			return fmt.Errorf("output_path: %w", err)
+		}
+		if !info.IsDir() {
+			return invalid("output_path %s is not a directory", path)
+		}
+		entries, err := os.ReadDir(path)
+		if err != nil {
+			return fmt.Errorf("output_path: %w", err)
+		}
+		if len(entries) > 0 {
+			return invalid("output_path %s is not empty: it holds %s", path, entries[0].Name())
+		}
+		return nil
+	})
+}
+
+// clear removes what is in a directory and keeps the directory.
+func clear(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return errors.Join(errs...)
+}

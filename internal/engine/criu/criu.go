@@ -1,0 +1,166 @@
+// Package criu captures and recreates the processes of runc and crun containers
+// with CRIU, through the OCI runtime's own pause, checkpoint, resume and restore.
+package criu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/engine"
+	"podstasis.dev/stasis/internal/hostns"
+)
+
+// Name is the engine's name in manifests and objects.
+const Name = "criu"
+
+// minimum is the oldest CRIU that is known to work on current kernels: 3.17
+// fails on their vDSO.
+var minimum = [2]int{4, 1}
+
+// Config is what the engine needs to know of its node.
+type Config struct {
+	// Host is where runc, CRIU and the containers' files are.
+	Host *hostns.Host
+	// RunDir is a directory on memory, such as /run/stasis, of the host: the
+	// journal of frozen sandboxes and CRIU's logs are kept below it.
+	RunDir string
+	Log    *slog.Logger
+}
+
+// Engine captures and restores with CRIU.
+type Engine struct {
+	host    *hostns.Host
+	journal journal
+	workDir string
+	log     *slog.Logger
+}
+
+var _ engine.Engine = (*Engine)(nil)
+
+// New makes the engine. It touches nothing yet.
+func New(c Config) *Engine {
+	return &Engine{
+		host:    c.Host,
+		journal: journal{host: c.Host, dir: c.RunDir + "/frozen"},
+		workDir: c.RunDir + "/work",
+		log:     c.Log,
+	}
+}
+
+// Identify asks CRIU for its version.
+func (e *Engine) Identify(ctx context.Context) (checkpoint.Program, error) {
+	out, err := e.host.Run(ctx, hostns.Command{Name: "criu", Args: []string{"--version"}})
+	if err != nil {
+		return checkpoint.Program{}, fmt.Errorf("CRIU does not run on this node (looked in %s); the agent's DaemonSet installs it at /opt/stasis/criu: %w", e.host.SearchPath(), err)
+	}
+	version, err := parseVersion(out.Stdout)
+	if err != nil {
+		return checkpoint.Program{}, err
+	}
+	if older(version, minimum) {
+		return checkpoint.Program{}, fmt.Errorf("CRIU %s is too old: %d.%d or later is needed; remove it from PATH so that Stasis' own is used", version, minimum[0], minimum[1])
+	}
+	return checkpoint.Program{Name: Name, Version: version}, nil
+}
+
+// parseVersion reads what "criu --version" prints.
+func parseVersion(out string) (string, error) {
+	for line := range strings.Lines(out) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "Version: "); ok {
+			if _, err := majorMinor(v); err != nil {
+				return "", fmt.Errorf("criu --version: %w", err)
+			}
+			return v, nil
+		}
+	}
+	return "", fmt.Errorf("criu --version printed no version: %q", out)
+}
+
+func majorMinor(version string) (v [2]int, err error) {
+	parts := strings.SplitN(version, ".", 3)
+	if len(parts) < 2 {
+		return v, fmt.Errorf("%q is no version", version)
+	}
+	for i := range v {
+		if v[i], err = strconv.Atoi(parts[i]); err != nil {
+			return v, fmt.Errorf("%q is no version", version)
+		}
+	}
+	return v, nil
+}
+
+func older(version string, than [2]int) bool {
+	v, err := majorMinor(version)
+	return err != nil || v[0] < than[0] || v[0] == than[0] && v[1] < than[1]
+}
+
+// CheckOptions refuses every option: the engine has none yet.
+func (e *Engine) CheckOptions(options map[string]string) error {
+	for key := range options {
+		return fmt.Errorf("%w: the CRIU engine does not know %q", engine.ErrOption, key)
+	}
+	return nil
+}
+
+// CheckRestore compares engine, version and platform.
+func (e *Engine) CheckRestore(ctx context.Context, m *checkpoint.Manifest) error {
+	if m.Engine.Name != Name {
+		return fmt.Errorf("%w: it was made by engine %s, this node's handler restores with %s", engine.ErrIncompatible, m.Engine.Name, Name)
+	}
+	here, err := platform()
+	if err != nil {
+		return err
+	}
+	if m.Platform.OS != here.OS || m.Platform.Architecture != here.Architecture {
+		return fmt.Errorf("%w: it was made on %s/%s, this node is %s/%s", engine.ErrIncompatible,
+			m.Platform.OS, m.Platform.Architecture, here.OS, here.Architecture)
+	}
+	have, err := e.Identify(ctx)
+	if err != nil {
+		return err
+	}
+	made, err := majorMinor(m.Engine.Version)
+	if err != nil {
+		return fmt.Errorf("%w: engine version: %w", engine.ErrIncompatible, err)
+	}
+	if older(have.Version, made) {
+		return fmt.Errorf("%w: it was made by CRIU %s, this node has the older %s", engine.ErrIncompatible, m.Engine.Version, have.Version)
+	}
+	return nil
+}
+
+func platform() (checkpoint.Platform, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return checkpoint.Platform{}, fmt.Errorf("uname: %w", err)
+	}
+	return checkpoint.Platform{
+		OS:           runtime.GOOS,
+		Architecture: runtime.GOARCH,
+		Kernel:       unix.ByteSliceToString(u.Release[:]),
+	}, nil
+}
+
+// ThawLeftovers thaws what the journal still names.
+func (e *Engine) ThawLeftovers(ctx context.Context) error {
+	entries, err := e.journal.entries()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, entry := range entries {
+		e.log.WarnContext(ctx, "thawing a sandbox that an earlier run left frozen", "sandbox", entry.SandboxID)
+		if err := e.thaw(ctx, entry); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

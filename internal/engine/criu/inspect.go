@@ -1,0 +1,87 @@
+package criu
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"podstasis.dev/stasis/internal/engine"
+)
+
+// inspect looks, while the container runs, for what is known not to survive a
+// capture, so that it is refused with a plain reason and not found out by CRIU
+// while the Pod stands still.
+func inspect(c engine.Container) error {
+	pids, err := processesOf(c.PID)
+	if err != nil {
+		return fmt.Errorf("container %s: list its processes: %w", c.Name, err)
+	}
+	for _, pid := range pids {
+		proc := "/proc/" + strconv.Itoa(pid)
+		problem, err := problemOf(proc)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has ended since
+		} else if err != nil {
+			return fmt.Errorf("container %s: look at process %d: %w", c.Name, pid, err)
+		}
+		if problem != "" {
+			name, _ := os.ReadFile(proc + "/comm")
+			return fmt.Errorf("%w: container %s, process %d (%s): %s", engine.ErrUnsupported, c.Name, pid, strings.TrimSpace(string(name)), problem)
+		}
+	}
+	return nil
+}
+
+func problemOf(proc string) (string, error) {
+	status, err := os.ReadFile(proc + "/status")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(status)) {
+		if state, ok := strings.CutPrefix(line, "State:"); ok && strings.HasPrefix(strings.TrimSpace(state), "T") {
+			return "it is stopped (SIGSTOP); CRIU hangs on stopped processes of a frozen cgroup: continue or end it first", nil
+		}
+	}
+	fds, err := os.ReadDir(proc + "/fd")
+	if err != nil {
+		return "", err
+	}
+	for _, fd := range fds {
+		target, err := os.Readlink(filepath.Join(proc, "fd", fd.Name()))
+		if err == nil && strings.HasPrefix(target, "anon_inode:[io_uring]") {
+			return "it uses io_uring, which CRIU cannot capture: turn it off in the application", nil
+		}
+	}
+	return "", nil
+}
+
+// processesOf lists the processes of the cgroup that a container's init process
+// is in, through the host's view of it.
+func processesOf(pid int) ([]int, error) {
+	path, unified, err := cgroupOf(pid, "freezer")
+	if err != nil {
+		return nil, err
+	}
+	// /proc/PID/cgroup is the only view of the hierarchy that needs no mount:
+	// every process that names the same cgroup belongs to the container.
+	all, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, d := range all {
+		p, err := strconv.Atoi(d.Name())
+		if err != nil {
+			continue
+		}
+		other, u, err := cgroupOf(p, "freezer")
+		if err == nil && u == unified && (other == path || strings.HasPrefix(other, path+"/")) {
+			pids = append(pids, p)
+		}
+	}
+	return pids, nil
+}

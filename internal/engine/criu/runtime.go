@@ -1,0 +1,69 @@
+package criu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/engine"
+	"podstasis.dev/stasis/internal/hostns"
+)
+
+// errNoContainer says that the OCI runtime does not know the container.
+var errNoContainer = errors.New("no such container")
+
+// runtime calls the OCI runtime's command line on the host.
+func (e *Engine) runtime(ctx context.Context, r engine.Runtime, args ...string) (hostns.Output, error) {
+	full := args
+	if r.Root != "" {
+		full = append([]string{"--root", r.Root}, args...)
+	}
+	out, err := e.host.Run(ctx, hostns.Command{Name: r.Binary, Args: full})
+	if err != nil {
+		return out, fmt.Errorf("%s: %w", args[0], err)
+	}
+	return out, nil
+}
+
+// state asks the OCI runtime for a container's status ("running", "paused", …).
+func (e *Engine) state(ctx context.Context, c frozenContainer) (string, error) {
+	out, err := e.runtime(ctx, c.Runtime, "state", c.ID)
+	if err != nil {
+		if strings.Contains(out.Stderr, "does not exist") {
+			return "", errNoContainer
+		}
+		return "", err
+	}
+	var s struct {
+		Status string `json:"status"`
+	}
+	if err := json.Unmarshal([]byte(out.Stdout), &s); err != nil {
+		return "", fmt.Errorf("read the state of container %s: %w", c.ID, err)
+	}
+	return s.Status, nil
+}
+
+// identifyRuntime reads the first line of "runc --version" or "crun --version".
+func (e *Engine) identifyRuntime(ctx context.Context, r engine.Runtime) (checkpoint.Program, error) {
+	out, err := e.host.Run(ctx, hostns.Command{Name: r.Binary, Args: []string{"--version"}})
+	if err != nil {
+		return checkpoint.Program{}, fmt.Errorf("ask the OCI runtime for its version: %w", err)
+	}
+	line, _, _ := strings.Cut(out.Stdout, "\n")
+	name, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+	return checkpoint.Program{Name: name, Version: strings.TrimSpace(strings.TrimPrefix(rest, "version"))}, nil
+}
+
+func writeSpec(file string, spec *specs.Spec) error {
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, data, 0o600)
+}

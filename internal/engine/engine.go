@@ -1,0 +1,76 @@
+// Package engine is what Stasis asks of whatever captures and recreates
+// processes. Its unit is the sandbox: gVisor and virtual machines save and
+// restore a Pod whole, CRIU container by container, and both fit.
+package engine
+
+import (
+	"context"
+	"errors"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"podstasis.dev/stasis/internal/checkpoint"
+)
+
+var (
+	// ErrOption says that an option is not known to the engine, or has a value
+	// that it does not take.
+	ErrOption = errors.New("unsupported checkpoint option")
+	// ErrUnsupported says that the sandbox holds something the engine cannot
+	// capture, found before anything was frozen.
+	ErrUnsupported = errors.New("the Pod cannot be checkpointed")
+	// ErrIncompatible says that a checkpoint cannot be restored by this engine on
+	// this node.
+	ErrIncompatible = errors.New("the checkpoint cannot be restored here")
+)
+
+// Sandbox is a running Pod sandbox and those of its containers that are to be
+// captured.
+type Sandbox struct {
+	ID, Namespace, Name, UID string
+	IPs                      []string
+	Containers               []Container
+}
+
+// Container is one running container.
+type Container struct {
+	ID, Name       string
+	Image, ImageID string
+	PID            int // of its init process, in the agent's PID namespace
+	Runtime        Runtime
+	Spec           *specs.Spec
+}
+
+// Runtime is an OCI runtime as the container runtime calls it.
+type Runtime struct {
+	Binary string `json:"binary"` // path or name
+	Root   string `json:"root"`   // its state directory (--root)
+}
+
+// Engine captures sandboxes and says what it can restore. Its restoring half
+// works inside the OCI runtime that the container runtime calls, and is reached
+// through package nodeapi.
+type Engine interface {
+	// Identify names the engine and gives its version; an error says what is
+	// missing on this node and what to do.
+	Identify(ctx context.Context) (checkpoint.Program, error)
+
+	// CheckOptions refuses options that it does not know (ErrOption).
+	CheckOptions(options map[string]string) error
+
+	// Checkpoint captures the sandbox's containers at one moment into dir, an
+	// empty directory of the container runtime's mount namespace. All of them
+	// are paused before the first is captured, stay paused until the last is,
+	// and run again when it returns, whatever it returns and also when ctx ended.
+	// On error dir may hold partial files: the caller removes them. The
+	// manifest's Files are the caller's to fill.
+	Checkpoint(ctx context.Context, sandbox Sandbox, dir string, options map[string]string) (*checkpoint.Manifest, error)
+
+	// CheckRestore says whether a checkpoint can be restored here
+	// (ErrIncompatible, with both sides named).
+	CheckRestore(ctx context.Context, m *checkpoint.Manifest) error
+
+	// ThawLeftovers lets go of everything that an earlier process of the agent
+	// froze and did not thaw. It returns what it could not thaw as an error.
+	ThawLeftovers(ctx context.Context) error
+}

@@ -1,0 +1,394 @@
+package restoring
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/nodeapi"
+)
+
+// Annotations that a sandbox asks to be restored by.
+const (
+	annotationFrom   = nodeapi.AnnotationPrefix + "restore-from"
+	annotationTicket = nodeapi.AnnotationPrefix + "restore-ticket"
+)
+
+// Reasons of refusals that are found here and not by the resolver.
+const (
+	reasonMissing = "CheckpointDataMissing"
+	reasonCorrupt = "CheckpointDataCorrupt"
+	reasonFailed  = "RestoreFailed"
+)
+
+// Compatibility says whether a checkpoint can be restored on this node.
+type Compatibility interface {
+	CheckRestore(ctx context.Context, m *checkpoint.Manifest) error
+}
+
+// Config is what Sessions are made of.
+type Config struct {
+	// StateDir keeps one record for each sandbox being restored, on memory: a
+	// record outlives the agent and not the node's containers.
+	StateDir string
+	// FreezeHook and Path are handed to the OCI runtime, as nodeapi describes.
+	FreezeHook, Path string
+	Resolver         Resolver
+	Observer         Observer
+	Compatibility    Compatibility
+	Log              *slog.Logger
+}
+
+// Sessions answers the OCI runtime's questions.
+type Sessions struct {
+	Config
+
+	mu      sync.Mutex // guards tickets and every record on disk
+	tickets map[string]string
+}
+
+var _ nodeapi.Handler = (*Sessions)(nil)
+
+// New makes Sessions; records of earlier runs in StateDir go on.
+func New(c Config) (*Sessions, error) {
+	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the directory of restore records: %w", err)
+	}
+	return &Sessions{Config: c, tickets: map[string]string{}}, nil
+}
+
+// record is what is kept of one sandbox.
+type record struct {
+	Sandbox  nodeapi.Sandbox `json:"sandbox"`
+	Ordinary bool            `json:"ordinary,omitempty"`
+	Dir      string          `json:"dir,omitempty"`
+	// CompletedInit names the init containers that are not run again.
+	CompletedInit []string `json:"completedInit,omitempty"`
+	// Created and Started name the containers that have come that far.
+	Created []string `json:"created,omitempty"`
+	Started []string `json:"started,omitempty"`
+}
+
+// Issue implements criservice.Tickets.
+func (s *Sessions) Issue(dir string) string {
+	ticket := rand.Text()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tickets[ticket] = dir
+	return ticket
+}
+
+// Revoke implements criservice.Tickets.
+func (s *Sessions) Revoke(ticket string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.tickets, ticket)
+}
+
+// Handle implements nodeapi.Handler.
+func (s *Sessions) Handle(ctx context.Context, request nodeapi.Request) nodeapi.Response {
+	var response nodeapi.Response
+	var err error
+	switch {
+	case request.CreateSandbox != nil:
+		response, err = s.createSandbox(ctx, request.CreateSandbox.Sandbox)
+	case request.CreateContainer != nil:
+		response, err = s.createContainer(ctx, *request.CreateContainer)
+	case request.Report != nil:
+		err = s.report(ctx, *request.Report)
+	default:
+		err = errors.New("the request asks nothing: stasis-runtime and stasis-agent are of different versions")
+	}
+	if err != nil {
+		var refusal *nodeapi.Error
+		if !errors.As(err, &refusal) {
+			refusal = &nodeapi.Error{Reason: reasonFailed, Message: err.Error()}
+		}
+		return nodeapi.Response{Error: refusal}
+	}
+	return response
+}
+
+func (s *Sessions) createSandbox(ctx context.Context, sandbox nodeapi.Sandbox) (nodeapi.Response, error) {
+	rec, err := s.admit(ctx, sandbox)
+	if err != nil {
+		var refusal *nodeapi.Error
+		if !errors.As(err, &refusal) {
+			refusal = &nodeapi.Error{Reason: reasonFailed, Message: err.Error()}
+		}
+		s.Observer.Refused(ctx, sandbox, refusal)
+		return nodeapi.Response{}, refusal
+	}
+	if err := s.save(rec); err != nil {
+		return nodeapi.Response{}, err
+	}
+	if rec.Ordinary {
+		return nodeapi.Response{Action: nodeapi.ActionOrdinary}, nil
+	}
+	s.Observer.Began(ctx, sandbox)
+	return nodeapi.Response{Action: nodeapi.ActionRestore}, nil
+}
+
+// admit finds the checkpoint and checks all of it before anything is started.
+func (s *Sessions) admit(ctx context.Context, sandbox nodeapi.Sandbox) (record, error) {
+	source, err := s.source(ctx, sandbox)
+	if err != nil {
+		return record{}, err
+	}
+	rec := record{Sandbox: sandbox, Ordinary: source.Ordinary, Dir: source.Dir, CompletedInit: source.CompletedInit}
+	if source.Ordinary {
+		return rec, nil
+	}
+	m, err := checkpoint.Verify(ctx, source.Dir, source.ManifestDigest)
+	switch {
+	case errors.Is(err, checkpoint.ErrMissing):
+		return record{}, &nodeapi.Error{Reason: reasonMissing, Message: err.Error()}
+	case errors.Is(err, checkpoint.ErrCorrupt):
+		return record{}, &nodeapi.Error{Reason: reasonCorrupt, Message: err.Error()}
+	case err != nil:
+		return record{}, err
+	}
+	if err := s.Compatibility.CheckRestore(ctx, m); err != nil {
+		return record{}, err
+	}
+	return rec, nil
+}
+
+// source asks the ticket, where there is one, and the resolver otherwise.
+func (s *Sessions) source(ctx context.Context, sandbox nodeapi.Sandbox) (Source, error) {
+	if ticket := sandbox.Annotations[annotationTicket]; ticket != "" {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		dir, ok := s.tickets[ticket]
+		delete(s.tickets, ticket)
+		if !ok {
+			return Source{}, &nodeapi.Error{Reason: reasonFailed, Message: "the annotation " + annotationTicket + " names no prepared restore; only RestorePod of the CRI sets it"}
+		}
+		return Source{Dir: dir}, nil
+	}
+	if sandbox.Annotations[annotationFrom] == "" {
+		return Source{}, &nodeapi.Error{Reason: reasonFailed, Message: "the sandbox does not ask to be restored"}
+	}
+	return s.Resolver.Resolve(ctx, sandbox)
+}
+
+func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContainer) (nodeapi.Response, error) {
+	rec, err := s.load(in.Sandbox.ID)
+	if errors.Is(err, fs.ErrNotExist) {
+		// Fail closed: an ordinary start would pass for a restored one.
+		return nodeapi.Response{}, &nodeapi.Error{Reason: reasonFailed, Message: "nothing was prepared for sandbox " + in.Sandbox.ID}
+	} else if err != nil {
+		return nodeapi.Response{}, err
+	}
+	switch {
+	case rec.Ordinary, slices.Contains(rec.Started, in.Container):
+		return nodeapi.Response{Action: nodeapi.ActionOrdinary}, nil
+	case slices.Contains(rec.CompletedInit, in.Container):
+		return nodeapi.Response{Action: nodeapi.ActionCompleted}, nil
+	}
+	m, _, err := checkpoint.ReadManifest(rec.Dir)
+	if err != nil {
+		return nodeapi.Response{}, err
+	}
+	i := slices.IndexFunc(m.Containers, func(c checkpoint.Container) bool { return c.Name == in.Container })
+	if i < 0 {
+		return nodeapi.Response{}, &nodeapi.Error{Reason: "PodSpecMismatch", Message: fmt.Sprintf("the checkpoint holds no container %q", in.Container)}
+	}
+	workDir := filepath.Join(s.StateDir, in.Sandbox.ID+".work", in.Container)
+	if err := os.MkdirAll(workDir, 0o700); err != nil {
+		return nodeapi.Response{}, fmt.Errorf("make the engine's work directory: %w", err)
+	}
+	answer := &nodeapi.ContainerRestore{
+		ImageDir:   filepath.Join(rec.Dir, "containers", in.Container, "criu"),
+		WorkDir:    workDir,
+		FreezeHook: s.FreezeHook,
+		Path:       s.Path,
+		Volumes:    volumesFor(rec, m, in.Container),
+	}
+	if archive := m.Containers[i].Rootfs; archive != "" {
+		answer.RootfsArchive = filepath.Join(rec.Dir, filepath.FromSlash(archive))
+	}
+	return nodeapi.Response{Action: nodeapi.ActionRestore, Container: answer}, nil
+}
+
+// volumesFor lists the volumes that a container mounts and that no container
+// created before it has filled.
+func volumesFor(rec record, m *checkpoint.Manifest, container string) []nodeapi.VolumeRestore {
+	var volumes []nodeapi.VolumeRestore
+	for _, v := range m.Volumes {
+		filled := slices.ContainsFunc(v.Mounts, func(m checkpoint.VolumeMount) bool { return slices.Contains(rec.Created, m.Container) })
+		i := slices.IndexFunc(v.Mounts, func(m checkpoint.VolumeMount) bool { return m.Container == container })
+		if !filled && i >= 0 {
+			volumes = append(volumes, nodeapi.VolumeRestore{
+				Archive:     filepath.Join(rec.Dir, filepath.FromSlash(v.Archive)),
+				Destination: v.Mounts[i].Destination,
+			})
+		}
+	}
+	return volumes
+}
+
+func (s *Sessions) report(ctx context.Context, in nodeapi.Report) error {
+	if in.Stage == nodeapi.StageDeleted {
+		return s.forget(in.Sandbox.ID)
+	}
+	if in.Stage == nodeapi.StageFailed {
+		s.Observer.Failed(ctx, in.Sandbox, in.Container, in.Message)
+		return nil
+	}
+	rec, whole, err := s.advance(in)
+	if err != nil {
+		return err
+	}
+	if whole {
+		s.Observer.Succeeded(ctx, rec.Sandbox)
+	}
+	return nil
+}
+
+// advance notes how far a container has come, and says whether it was the last.
+func (s *Sessions) advance(in nodeapi.Report) (rec record, whole bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if rec, err = s.read(in.Sandbox.ID); err != nil {
+		return rec, false, err
+	}
+	switch in.Stage {
+	case nodeapi.StageCreated:
+		rec.Created = add(rec.Created, in.Container)
+		return rec, false, s.write(rec)
+	case nodeapi.StageStarted:
+		rec.Started = add(rec.Started, in.Container)
+	default:
+		return rec, false, fmt.Errorf("unknown stage %q of a restore", in.Stage)
+	}
+	if err := s.write(rec); err != nil {
+		return rec, false, err
+	}
+	m, _, err := checkpoint.ReadManifest(rec.Dir)
+	if err != nil {
+		return rec, false, err
+	}
+	for _, c := range m.Containers {
+		if !slices.Contains(rec.Started, c.Name) {
+			return rec, false, nil
+		}
+	}
+	return rec, true, nil
+}
+
+func add(names []string, name string) []string {
+	if slices.Contains(names, name) {
+		return names
+	}
+	return append(names, name)
+}
+
+func (s *Sessions) file(sandboxID string) (string, error) {
+	if sandboxID == "" || filepath.Base(sandboxID) != sandboxID {
+		return "", fmt.Errorf("bad sandbox ID %q", sandboxID)
+	}
+	return filepath.Join(s.StateDir, sandboxID+".json"), nil
+}
+
+func (s *Sessions) save(rec record) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.write(rec)
+}
+
+func (s *Sessions) load(sandboxID string) (record, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.read(sandboxID)
+}
+
+func (s *Sessions) write(rec record) error {
+	file, err := s.file(rec.Sandbox.ID)
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	if err := checkpoint.WriteFile(file, data, 0o600); err != nil {
+		return fmt.Errorf("keep the record of a restore: %w", err)
+	}
+	return nil
+}
+
+func (s *Sessions) read(sandboxID string) (record, error) {
+	file, err := s.file(sandboxID)
+	if err != nil {
+		return record{}, err
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return record{}, fmt.Errorf("read the record of a restore: %w", err)
+	}
+	var rec record
+	if err := json.Unmarshal(data, &rec); err != nil {
+		return record{}, fmt.Errorf("read the record of a restore: %s: %w", file, err)
+	}
+	return rec, nil
+}
+
+// forget drops what was kept for a sandbox.
+func (s *Sessions) forget(sandboxID string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	file, err := s.file(sandboxID)
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(s.StateDir, sandboxID+".work")); err != nil {
+		return err
+	}
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// InUse lists the checkpoint directories that a restore under way reads: their
+// data must stay until every container has been let go.
+func (s *Sessions) InUse() ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	files, err := filepath.Glob(filepath.Join(s.StateDir, "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		var rec record
+		if err := json.Unmarshal(data, &rec); err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		m, _, err := checkpoint.ReadManifest(rec.Dir)
+		if err != nil || rec.Ordinary {
+			continue
+		}
+		for _, c := range m.Containers {
+			if !slices.Contains(rec.Started, c.Name) {
+				dirs = append(dirs, rec.Dir)
+				break
+			}
+		}
+	}
+	return dirs, nil
+}
