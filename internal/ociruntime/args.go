@@ -1,0 +1,93 @@
+package ociruntime
+
+import (
+	"path/filepath"
+	"strings"
+)
+
+// invocation is an OCI runtime's command line, as far as Stasis reads it. What
+// it does not know it leaves as it is: the real runtime judges that.
+type invocation struct {
+	global  []string // arguments before the command
+	root    string   // --root
+	log     string   // --log
+	command string   // "create", "start", …; empty if there is none
+	bundle  string   // --bundle of create
+	pidFile string   // --pid-file of create
+	console string   // --console-socket of create
+	id      string   // the last argument
+}
+
+// Options that take a value, before the command and after it (runc(8), crun(1)).
+var (
+	globalValues  = map[string]bool{"root": true, "log": true, "log-format": true, "criu": true, "rootless": true, "cgroup-manager": true}
+	commandValues = map[string]bool{"bundle": true, "b": true, "pid-file": true, "console-socket": true, "preserve-fds": true, "process": true, "p": true}
+)
+
+func parse(args []string) invocation {
+	var in invocation
+	in.root = "/run/runc"
+	i := eachOption(args, globalValues, func(name, value string) {
+		switch name {
+		case "root":
+			in.root = value
+		case "log":
+			in.log = value
+		}
+	})
+	in.global = args[:i]
+	if i == len(args) {
+		return in
+	}
+	in.command = args[i]
+	rest := args[i+1:]
+	for len(rest) > 0 {
+		n := eachOption(rest, commandValues, func(name, value string) {
+			switch name {
+			case "bundle", "b":
+				in.bundle = value
+			case "pid-file":
+				in.pidFile = value
+			case "console-socket":
+				in.console = value
+			}
+		})
+		if n == len(rest) {
+			break
+		}
+		// The container's ID is the first argument that is no option; kill has a
+		// signal after it, exec a command.
+		if in.id == "" {
+			in.id = rest[n]
+		}
+		rest = rest[n+1:]
+	}
+	return in
+}
+
+// eachOption reads options up to the first argument that is none, and returns
+// that argument's index.
+func eachOption(args []string, takesValue map[string]bool, found func(name, value string)) int {
+	i := 0
+	for i < len(args) {
+		arg := args[i]
+		if !strings.HasPrefix(arg, "-") || arg == "-" {
+			return i
+		}
+		i++
+		if arg == "--" {
+			return i
+		}
+		name, value, given := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		if !given && takesValue[name] && i < len(args) {
+			value = args[i]
+			i++
+		}
+		found(name, value)
+	}
+	return i
+}
+
+// stateDir is where the real runtime keeps the container's state. What Stasis
+// keeps there goes when the container is deleted.
+func (in invocation) stateDir() string { return filepath.Join(in.root, in.id) }

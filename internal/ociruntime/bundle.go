@@ -1,0 +1,209 @@
+package ociruntime
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/engine/criu"
+	"podstasis.dev/stasis/internal/nodeapi"
+)
+
+// Annotations that containerd and CRI-O write into every OCI spec of a Pod.
+const (
+	annotationType      = "io.kubernetes.cri.container-type" // "sandbox" or "container"
+	annotationSandboxID = "io.kubernetes.cri.sandbox-id"
+	annotationContainer = "io.kubernetes.cri.container-name"
+	annotationNamespace = "io.kubernetes.cri.sandbox-namespace"
+	annotationPod       = "io.kubernetes.cri.sandbox-name"
+	annotationUID       = "io.kubernetes.cri.sandbox-uid"
+)
+
+// bundle is an OCI bundle's config.json. It is kept as it came, but for what is
+// changed: fields that this code does not know must not get lost.
+type bundle struct {
+	dir         string
+	raw         map[string]json.RawMessage
+	annotations map[string]string
+}
+
+func readBundle(dir string) (*bundle, error) {
+	data, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	if err != nil {
+		return nil, fmt.Errorf("read the bundle's OCI spec: %w", err)
+	}
+	b := &bundle{dir: dir}
+	if err := json.Unmarshal(data, &b.raw); err != nil {
+		return nil, fmt.Errorf("read the bundle's OCI spec: %w", err)
+	}
+	if err := b.field("annotations", &b.annotations); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// field decodes one member of the spec; a missing one leaves into as it is.
+func (b *bundle) field(name string, into any) error {
+	data, ok := b.raw[name]
+	if !ok {
+		return nil
+	}
+	if err := json.Unmarshal(data, into); err != nil {
+		return fmt.Errorf("read %s of the bundle's OCI spec: %w", name, err)
+	}
+	return nil
+}
+
+func (b *bundle) setField(name string, value any) error {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	b.raw[name] = data
+	return nil
+}
+
+func (b *bundle) write() error {
+	if err := b.setField("annotations", b.annotations); err != nil {
+		return err
+	}
+	data, err := json.Marshal(b.raw)
+	if err != nil {
+		return err
+	}
+	if err := checkpoint.WriteFile(filepath.Join(b.dir, "config.json"), data, 0o644); err != nil {
+		return fmt.Errorf("write the bundle's OCI spec: %w", err)
+	}
+	return nil
+}
+
+// wantsRestore says whether the Pod asks to be restored.
+func (b *bundle) wantsRestore() bool {
+	return b.annotations[nodeapi.AnnotationPrefix+"restore-from"] != "" ||
+		b.annotations[nodeapi.AnnotationPrefix+"restore-ticket"] != ""
+}
+
+// dropEngineAnnotations removes what would reach the engine past Stasis: a CRIU
+// option file names programs that root runs.
+func (b *bundle) dropEngineAnnotations() (changed bool) {
+	for name := range b.annotations {
+		if strings.HasPrefix(name, "org.criu.") {
+			delete(b.annotations, name)
+			changed = true
+		}
+	}
+	return changed
+}
+
+func (b *bundle) sandbox() (nodeapi.Sandbox, error) {
+	s := nodeapi.Sandbox{
+		ID: b.annotations[annotationSandboxID], Namespace: b.annotations[annotationNamespace],
+		Name: b.annotations[annotationPod], UID: b.annotations[annotationUID],
+		Annotations: map[string]string{},
+	}
+	if s.ID == "" {
+		return s, errors.New("the OCI spec has no annotation " + annotationSandboxID + ": the container runtime is none that Stasis knows (containerd, CRI-O)")
+	}
+	for name, value := range b.annotations {
+		if strings.HasPrefix(name, nodeapi.AnnotationPrefix) {
+			s.Annotations[name] = value
+		}
+	}
+	return s, nil
+}
+
+// rootfs is the container's root file system, mounted by the container runtime.
+func (b *bundle) rootfs() (string, error) {
+	var root struct {
+		Path string `json:"path"`
+	}
+	if err := b.field("root", &root); err != nil {
+		return "", err
+	}
+	if root.Path == "" {
+		return "", errors.New("the OCI spec names no root file system")
+	}
+	if filepath.IsAbs(root.Path) {
+		return root.Path, nil
+	}
+	return filepath.Join(b.dir, root.Path), nil
+}
+
+type mount struct {
+	Destination string   `json:"destination"`
+	Type        string   `json:"type,omitempty"`
+	Source      string   `json:"source,omitempty"`
+	Options     []string `json:"options,omitempty"`
+}
+
+// mountSource finds what the new Pod mounts at a destination.
+func (b *bundle) mountSource(destination string) (string, error) {
+	var mounts []mount
+	if err := b.field("mounts", &mounts); err != nil {
+		return "", err
+	}
+	for _, m := range mounts {
+		if m.Destination == destination && m.Type == "bind" {
+			return m.Source, nil
+		}
+	}
+	return "", fmt.Errorf("the checkpoint has a volume at %s, the new container mounts none there", destination)
+}
+
+// utsNamespace is the path to the UTS namespace that the container joins.
+func (b *bundle) utsNamespace() (string, error) {
+	var linux struct {
+		Namespaces []struct{ Type, Path string } `json:"namespaces"`
+	}
+	if err := b.field("linux", &linux); err != nil {
+		return "", err
+	}
+	for _, ns := range linux.Namespaces {
+		if ns.Type == "uts" {
+			return ns.Path, nil
+		}
+	}
+	return "", nil
+}
+
+// useCRIUConfig makes the OCI runtime pass a file of options on to CRIU.
+func (b *bundle) useCRIUConfig(file string) {
+	if b.annotations == nil {
+		b.annotations = map[string]string{}
+	}
+	b.annotations[criu.ConfigAnnotation] = file
+}
+
+// completedProgram is where an init container that had completed finds the
+// program that it runs instead. /dev is a tmpfs of the container: a mount point
+// there leaves no trace in its root file system.
+const completedProgram = "/dev/" + CompletedName
+
+// replaceByCompleted makes the container's process one that exits 0 at once.
+func (b *bundle) replaceByCompleted(program string) error {
+	var process map[string]json.RawMessage
+	if err := b.field("process", &process); err != nil {
+		return err
+	}
+	args, err := json.Marshal([]string{completedProgram})
+	if err != nil {
+		return err
+	}
+	process["args"] = args
+	if err := b.setField("process", process); err != nil {
+		return err
+	}
+	var mounts []json.RawMessage
+	if err := b.field("mounts", &mounts); err != nil {
+		return err
+	}
+	m, err := json.Marshal(mount{Destination: completedProgram, Type: "bind", Source: program, Options: []string{"bind", "ro", "nosuid", "nodev"}})
+	if err != nil {
+		return err
+	}
+	return b.setField("mounts", append(mounts, m))
+}
