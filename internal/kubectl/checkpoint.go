@@ -33,6 +33,7 @@ type checkpointOptions struct {
 	output *output
 	client client.WithWatch
 	now    func() time.Time
+	grace  time.Duration
 
 	namespace  string
 	pod        string
@@ -46,7 +47,7 @@ type checkpointOptions struct {
 
 // NewCheckpointCommand is "kubectl checkpoint".
 func NewCheckpointCommand(streams genericiooptions.IOStreams) *cobra.Command {
-	return newCheckpointCommand(&checkpointOptions{IOStreams: streams, output: newOutput(), now: time.Now})
+	return newCheckpointCommand(&checkpointOptions{IOStreams: streams, output: newOutput(), now: time.Now, grace: reportGrace})
 }
 
 func newCheckpointCommand(o *checkpointOptions) *cobra.Command {
@@ -221,7 +222,7 @@ func (o *checkpointOptions) follow(ctx context.Context, checkpoint *checkpointv1
 	if limit == 0 {
 		limit = defaultTimeout
 	}
-	waiting, cancel := context.WithTimeout(ctx, limit+reportGrace)
+	waiting, cancel := context.WithTimeout(ctx, limit+o.grace)
 	defer cancel()
 	progress := newProgress(o.ErrOut, o.now)
 	defer progress.end()
