@@ -1,0 +1,82 @@
+package agent
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Values of the label "result".
+const (
+	resultSuccess = "success"
+	resultFailure = "failure"
+)
+
+// Metrics are the agent's, by KEP-5823's names with the prefix stasis_ (P31).
+// None has the name of an object as a label.
+type Metrics struct {
+	checkpoints        *prometheus.CounterVec
+	checkpointDuration *prometheus.HistogramVec
+	checkpointSize     prometheus.Histogram
+	checkpointFreeze   prometheus.Histogram
+	restores           *prometheus.CounterVec
+	restoreDuration    prometheus.Histogram
+	runtimeErrors      *prometheus.CounterVec
+}
+
+// NewMetrics makes the agent's metrics and registers them.
+func NewMetrics(registry prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		checkpoints: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "stasis_pod_checkpoint_operations_total",
+			Help: "PodCheckpoints that ended on this node, by result.",
+		}, []string{"result"}),
+		checkpointDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "stasis_pod_checkpoint_duration_seconds",
+			Help:    "Time from taking a PodCheckpoint up to its outcome.",
+			Buckets: prometheus.ExponentialBuckets(0.1, 2, 12), // 0.1 s to 205 s
+		}, []string{"result"}),
+		checkpointSize: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "stasis_pod_checkpoint_size_bytes",
+			Help:    "Logical size of completed checkpoints.",
+			Buckets: prometheus.ExponentialBuckets(1<<20, 4, 10), // 1 MiB to 256 GiB
+		}),
+		checkpointFreeze: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "stasis_pod_checkpoint_freeze_seconds",
+			Help:    "How long the processes of a Pod stood still for its checkpoint.",
+			Buckets: prometheus.ExponentialBuckets(0.025, 2, 12), // 25 ms to 51 s
+		}),
+		restores: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "stasis_pod_restore_operations_total",
+			Help: "Restores of Pods on this node, by result. A refused sandbox counts each time that it is tried.",
+		}, []string{"result"}),
+		restoreDuration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "stasis_pod_restore_duration_seconds",
+			Help:    "Time from the sandbox of a restoring Pod to its last container's start.",
+			Buckets: prometheus.ExponentialBuckets(0.1, 2, 12),
+		}),
+		runtimeErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "stasis_runtime_operations_errors_total",
+			Help: "Calls to the CRI that failed, by operation.",
+		}, []string{"operation_type"}),
+	}
+	registry.MustRegister(m.checkpoints, m.checkpointDuration, m.checkpointSize, m.checkpointFreeze,
+		m.restores, m.restoreDuration, m.runtimeErrors)
+	for _, result := range []string{resultSuccess, resultFailure} {
+		m.checkpoints.WithLabelValues(result)
+		m.restores.WithLabelValues(result)
+	}
+	return m
+}
+
+func (m *Metrics) checkpointFailed(took time.Duration) {
+	m.checkpoints.WithLabelValues(resultFailure).Inc()
+	m.checkpointDuration.WithLabelValues(resultFailure).Observe(took.Seconds())
+}
+
+func (m *Metrics) checkpointSucceeded(took, frozen time.Duration, bytes int64) {
+	m.checkpoints.WithLabelValues(resultSuccess).Inc()
+	m.checkpointDuration.WithLabelValues(resultSuccess).Observe(took.Seconds())
+	m.checkpointSize.Observe(float64(bytes))
+	m.checkpointFreeze.Observe(frozen.Seconds())
+}

@@ -1,0 +1,101 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+
+	"podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/restoring"
+)
+
+// observer makes events, metrics and log lines of restores, and remembers which
+// Pods have been restored.
+type observer struct {
+	store    *store
+	recorder events.EventRecorder
+	metrics  *Metrics
+	log      *slog.Logger
+	now      func() time.Time
+
+	mu    sync.Mutex
+	begun map[string]time.Time // by sandbox
+}
+
+var _ restoring.Observer = (*observer)(nil)
+
+// Refused implements restoring.Observer.
+func (o *observer) Refused(_ context.Context, sandbox nodeapi.Sandbox, reason *nodeapi.Error) {
+	o.metrics.restores.WithLabelValues(resultFailure).Inc()
+	o.log.Warn("restore refused", append(about(sandbox), "reason", reason.Reason, "message", reason.Message)...)
+	o.event(sandbox, corev1.EventTypeWarning, reason.Reason, "Not restored from PodCheckpoint "+from(sandbox)+": "+reason.Message)
+}
+
+// Began implements restoring.Observer.
+func (o *observer) Began(_ context.Context, sandbox nodeapi.Sandbox) {
+	o.mu.Lock()
+	if o.begun == nil {
+		o.begun = map[string]time.Time{}
+	}
+	o.begun[sandbox.ID] = o.now()
+	o.mu.Unlock()
+	o.log.Info("restore began", about(sandbox)...)
+	o.event(sandbox, corev1.EventTypeNormal, v1alpha1.EventRestoreInProgress, "Restoring from PodCheckpoint "+from(sandbox))
+}
+
+// Failed implements restoring.Observer.
+func (o *observer) Failed(_ context.Context, sandbox nodeapi.Sandbox, container, message string) {
+	o.metrics.restores.WithLabelValues(resultFailure).Inc()
+	o.log.Error("restore failed", append(about(sandbox), "container", container, "message", message)...)
+	what := "Container " + container + " could not be restored"
+	if container == "" {
+		what = "The sandbox could not be restored"
+	}
+	o.event(sandbox, corev1.EventTypeWarning, v1alpha1.EventRestoreFailed, what+" from PodCheckpoint "+from(sandbox)+": "+message)
+}
+
+// Succeeded implements restoring.Observer.
+func (o *observer) Succeeded(_ context.Context, sandbox nodeapi.Sandbox) {
+	o.mu.Lock()
+	begun, known := o.begun[sandbox.ID]
+	delete(o.begun, sandbox.ID)
+	o.mu.Unlock()
+	o.metrics.restores.WithLabelValues(resultSuccess).Inc()
+	var took time.Duration
+	if known {
+		took = o.now().Sub(begun)
+		o.metrics.restoreDuration.Observe(took.Seconds())
+	}
+	if sandbox.UID != "" {
+		if err := o.store.markRestored(types.UID(sandbox.UID)); err != nil {
+			o.log.Error("a later sandbox of the Pod would be restored again", append(about(sandbox), "error", err)...)
+		}
+	}
+	o.log.Info("restored", append(about(sandbox), "took", took)...)
+	o.event(sandbox, corev1.EventTypeNormal, v1alpha1.EventRestoreSucceeded, "Restored from PodCheckpoint "+from(sandbox))
+}
+
+// event is about the Pod of a sandbox. RestorePod of the CRI makes sandboxes
+// that no Pod stands behind; those have no events.
+func (o *observer) event(sandbox nodeapi.Sandbox, kind, reason, message string) {
+	if o.recorder == nil || sandbox.UID == "" || from(sandbox) == "" {
+		return
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: sandbox.Namespace, Name: sandbox.Name, UID: types.UID(sandbox.UID)}}
+	o.recorder.Eventf(pod, nil, kind, reason, actionRestore, "%s", cut(message, maxEventBytes))
+}
+
+func from(sandbox nodeapi.Sandbox) string {
+	return sandbox.Annotations[v1alpha1.AnnotationRestoreFrom]
+}
+
+func about(sandbox nodeapi.Sandbox) []any {
+	return []any{"sandbox", sandbox.ID, "namespace", sandbox.Namespace, "pod", sandbox.Name, "podUID", sandbox.UID, "podcheckpoint", from(sandbox)}
+}
