@@ -36,6 +36,8 @@ type PodCheckpoint struct {
 	// status tells what was observed. The agent of spec.nodeName writes it; the
 	// controller finalises what no agent owns.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!has(self.conditions) || !self.conditions.exists(c, c.type == 'Ready' && c.status == 'True') || (has(self.nodeName) && size(self.nodeName) > 0 && has(self.sourcePodUID) && size(self.sourcePodUID) > 0 && has(self.checkpointLocation) && has(self.manifestDigest) && has(self.completionTime) && has(self.checkpointedPodTemplate))",message="a checkpoint that is Ready has nodeName, sourcePodUID, checkpointLocation, manifestDigest, completionTime and checkpointedPodTemplate"
+	// +kubebuilder:validation:XValidation:rule="!has(oldSelf.conditions) || !oldSelf.conditions.exists(c, c.type == 'Ready' && c.status == 'True') || (self.nodeName == oldSelf.nodeName && self.sourcePodUID == oldSelf.sourcePodUID && self.checkpointLocation == oldSelf.checkpointLocation && self.manifestDigest == oldSelf.manifestDigest)",message="what a Ready checkpoint is restored by does not change any more"
 	Status PodCheckpointStatus `json:"status,omitempty"`
 }
 
@@ -54,6 +56,7 @@ type PodCheckpointSpec struct {
 	// sourcePodName names the running Pod to checkpoint, in this object's namespace (P2).
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
 	SourcePodName string `json:"sourcePodName"`
 
 	// sourcePodUID, if set, pins one instance of the Pod: when the live Pod has
