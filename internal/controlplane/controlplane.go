@@ -1,0 +1,151 @@
+// Package controlplane assembles stasis-controller: reconcilers, webhooks and
+// their certificate in one manager.
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net/http"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
+
+	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/admission"
+	"podstasis.dev/stasis/internal/admission/certs"
+	"podstasis.dev/stasis/internal/controller"
+)
+
+// WebhookConfiguration is the name of both webhook configurations (config/admission).
+const WebhookConfiguration = "stasis-admission"
+
+// Options are what an administrator chooses.
+type Options struct {
+	Namespace       string
+	WebhookHost     string
+	WebhookPort     int
+	WebhookService  string
+	WebhookHosts    []string // further names that the webhooks are called by
+	WebhookCertDir  string
+	MetricsAddress  string
+	HealthAddress   string
+	LeaderElection  bool
+	CertificateName string
+}
+
+// AddFlags adds the options to a flag set, with their defaults.
+func (o *Options) AddFlags(flags *flag.FlagSet) {
+	flags.StringVar(&o.Namespace, "namespace", "stasis-system", "namespace that Stasis is installed in")
+	flags.IntVar(&o.WebhookPort, "webhook-port", 9443, "port of the webhook server")
+	flags.StringVar(&o.WebhookService, "webhook-service", "stasis-webhook", "Service that the webhooks are called by")
+	flags.StringVar(&o.WebhookCertDir, "webhook-cert-dir", "", "directory with tls.crt and tls.key that something else keeps, such as cert-manager; empty: make and rotate the certificate here")
+	flags.StringVar(&o.CertificateName, "webhook-secret", "stasis-webhook-cert", "Secret for the certificate that is made here")
+	flags.StringVar(&o.MetricsAddress, "metrics-bind-address", ":8080", "address of the metrics server; 0 turns it off")
+	flags.StringVar(&o.HealthAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz")
+	flags.BoolVar(&o.LeaderElection, "leader-elect", true, "let one replica reconcile; all of them answer webhooks")
+}
+
+// New assembles the manager. It needs the CRD to be installed before it starts.
+func New(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) (ctrl.Manager, error) {
+	scheme := runtime.NewScheme()
+	if err := clientgoscheme.AddToScheme(scheme); err != nil {
+		return nil, fmt.Errorf("assemble the scheme: %w", err)
+	}
+	if err := checkpointv1alpha1.AddToScheme(scheme); err != nil {
+		return nil, fmt.Errorf("assemble the scheme: %w", err)
+	}
+	keeper, tlsOptions, err := certificate(config, scheme, o, log)
+	if err != nil {
+		return nil, err
+	}
+	server := webhook.NewServer(webhook.Options{Host: o.WebhookHost, Port: o.WebhookPort, CertDir: o.WebhookCertDir, TLSOpts: tlsOptions})
+	mgr, err := ctrl.NewManager(config, ctrl.Options{
+		Scheme:                        scheme,
+		Logger:                        logr.FromSlogHandler(log.Handler()),
+		WebhookServer:                 server,
+		Metrics:                       metricsserver.Options{BindAddress: o.MetricsAddress},
+		HealthProbeBindAddress:        o.HealthAddress,
+		LeaderElection:                o.LeaderElection,
+		LeaderElectionID:              "stasis-controller",
+		LeaderElectionNamespace:       o.Namespace,
+		LeaderElectionReleaseOnCancel: true,
+		Cache: cache.Options{
+			DefaultTransform: cache.TransformStripManagedFields(),
+			ByObject: map[client.Object]cache.ByObject{
+				// A Pod that a gate holds back is on no node: that leaves out all
+				// Pods that run.
+				&corev1.Pod{}: {Field: fields.OneTermEqualSelector("spec.nodeName", "")},
+			},
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make the manager: %w", err)
+	}
+	admission.Register(server, admission.Config{Reader: mgr.GetAPIReader(), Reviews: mgr.GetClient(), Scheme: scheme, Log: log})
+	if err := controller.Add(ctx, mgr, controller.Config{Namespace: o.Namespace, Clock: clock.RealClock{}, Log: log}); err != nil {
+		return nil, err
+	}
+	ready := server.StartedChecker()
+	if keeper != nil {
+		if err := mgr.Add(keeper); err != nil {
+			return nil, fmt.Errorf("add the keeper of the webhook certificate: %w", err)
+		}
+		ready = both(keeper.Ready, ready)
+	}
+	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
+		return nil, fmt.Errorf("add the health check: %w", err)
+	}
+	if err := mgr.AddReadyzCheck("webhooks", ready); err != nil {
+		return nil, fmt.Errorf("add the readiness check: %w", err)
+	}
+	return mgr, nil
+}
+
+// certificate says where the webhook server's certificate comes from: files that
+// somebody else keeps, read again when they change, or a keeper of our own.
+func certificate(config *rest.Config, scheme *runtime.Scheme, o Options, log *slog.Logger) (*certs.Keeper, []func(*tls.Config), error) {
+	modern := func(c *tls.Config) { c.MinVersion = tls.VersionTLS13 }
+	if o.WebhookCertDir != "" {
+		return nil, []func(*tls.Config){modern}, nil
+	}
+	direct, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a client for the webhook certificate: %w", err)
+	}
+	service := o.WebhookService + "." + o.Namespace + ".svc"
+	keeper := certs.New(certs.Config{
+		Client:     direct,
+		Secret:     types.NamespacedName{Namespace: o.Namespace, Name: o.CertificateName},
+		Hosts:      append([]string{service}, o.WebhookHosts...),
+		Mutating:   []string{WebhookConfiguration},
+		Validating: []string{WebhookConfiguration},
+		Clock:      clock.RealClock{},
+		Log:        log,
+	})
+	return keeper, []func(*tls.Config){modern, func(c *tls.Config) { c.GetCertificate = keeper.GetCertificate }}, nil
+}
+
+// both passes if both checks pass.
+func both(first, second healthz.Checker) healthz.Checker {
+	return func(r *http.Request) error {
+		if err := first(r); err != nil {
+			return err
+		}
+		return second(r)
+	}
+}
