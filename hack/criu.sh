@@ -15,8 +15,10 @@
 # database of its own, in a temporary directory: the system's are not touched.
 set -eu
 
-# The first Debian release whose CRIU knows current kernels (older ones fail on the vDSO).
-suite=trixie
+# The first Debian release whose CRIU knows current kernels: bookworm's 3.17 fails on the
+# vDSO, and trixie's 4.1 cannot dump a process that has an internet socket since Linux 6.16
+# (SO_PASSCRED of such a socket is an error there); 4.2 can.
+suite=forky
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 fail() { echo "criu: $*" >&2; exit 1; }
@@ -85,8 +87,11 @@ build() {
 	(cd "$work/unpacked" && find . \( -type f -o -type l \) -name '*.so*' \
 		! -path '*/gconv/*' ! -path '*/audit/*' ! -path '*/criu/*') >"$work/libraries"
 	while read -r library; do
-		# Names that libraries are looked up by are often links: what counts is their content.
-		if [ -f "$work/unpacked/$library" ]; then cp -L "$work/unpacked/$library" "$tree/lib/$(basename "$library")"; fi
+		# A link to a file beside it stays one; a link elsewhere would lead nowhere.
+		case $(readlink "$work/unpacked/$library") in
+		*/*) ;;
+		*) cp -P "$work/unpacked/$library" "$tree/lib/" ;;
+		esac
 	done <"$work/libraries"
 	cp "$work/unpacked/usr/sbin/criu" "$tree/libexec/criu"
 	linker=$(cd "$tree/lib" && ls -d ld-linux*.so.* 2>/dev/null | head -n1)
@@ -94,6 +99,9 @@ build() {
 	chmod 0755 "$tree/lib/$linker" "$tree/libexec/criu"
 
 	# CRIU_LIBS_DIR: plugins of another CRIU that the host may have must not be loaded.
+	# The directory must exist, and an empty one gets lost on the way through archives.
+	mkdir -p "$tree/lib/plugins"
+	echo "No plugins are shipped." >"$tree/lib/plugins/README"
 	cat >"$tree/bin/criu" <<-EOF
 		#!/bin/sh
 		# Starts CRIU with the libraries beside it instead of the host's.

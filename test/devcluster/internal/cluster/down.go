@@ -1,0 +1,124 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"podstasis.dev/stasis/test/devcluster/internal/cgroup"
+	"podstasis.dev/stasis/test/devcluster/internal/cri"
+	"podstasis.dev/stasis/test/devcluster/internal/kube"
+	"podstasis.dev/stasis/test/devcluster/internal/network"
+	"podstasis.dev/stasis/test/devcluster/internal/node"
+	"podstasis.dev/stasis/test/devcluster/internal/plan"
+	"podstasis.dev/stasis/test/devcluster/internal/supervise"
+)
+
+// Down ends the cluster whose state is in dir, an absolute path, and leaves nothing of it
+// but the logs; whatever state it is in, and also when it has been brought up only in part.
+func Down(ctx context.Context, dir string) error {
+	if os.Geteuid() != 0 {
+		return errors.New("not root: a cluster's processes and mounts are root's; run this with sudo")
+	}
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	unlock, err := lockState(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return clear(ctx, dir)
+}
+
+func clear(ctx context.Context, dir string) error {
+	c, err := plan.Load(dir)
+	if err != nil {
+		// Names follow from the directory alone: all can be found without a description.
+		c = plan.Cluster{ID: plan.ID(dir), Dir: dir}
+	}
+	r := Running{c}
+	groups, err := cgroup.Find()
+	if err != nil {
+		return err
+	}
+	// In good order as far as that goes; what does not is ended the hard way below.
+	r.stopOrderly(ctx)
+
+	if err := groups.Kill(c.Cgroup(), 30*time.Second); err != nil {
+		return err
+	}
+	if err := network.Disconnect(c); err != nil {
+		return err
+	}
+	if err := node.Remove(dir); err != nil {
+		return err
+	}
+	if err := groups.Remove(c.Cgroup()); err != nil {
+		return err
+	}
+	if c.RuntimeGroup {
+		if pids, err := groups.Processes(plan.RuntimeCgroup); err == nil && len(pids) == 0 {
+			if err := groups.Remove(plan.RuntimeCgroup); err != nil {
+				return err
+			}
+		}
+	}
+	for _, name := range []string{"nodes", "ns", "pki", "kubeconfig", "kubeconfig.tmp", "cluster.json.tmp", "cluster.json"} {
+		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("removing the cluster's files: %w", err)
+		}
+	}
+	return nil
+}
+
+// stopOrderly ends Pods through the container runtime, and then all programs.
+func (r Running) stopOrderly(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
+	defer cancel()
+	places, err := os.ReadDir(filepath.Join(r.Dir, "nodes"))
+	if err != nil {
+		return
+	}
+	var group errgroup.Group
+	for _, place := range places {
+		group.Go(func() error {
+			client := r.client(place.Name())
+			components, err := client.Status(ctx)
+			if err != nil {
+				return nil
+			}
+			r.stopPods(ctx, client, components)
+			_ = client.Shutdown(ctx) // what it leaves is killed
+			return nil
+		})
+	}
+	_ = group.Wait()
+}
+
+func (r Running) stopPods(ctx context.Context, client supervise.Client, components []supervise.Status) {
+	for _, c := range components {
+		// It would start Pods again.
+		if c.Name == "kubelet" {
+			_ = client.Kill(ctx, c.Name, true) // it may be down already
+		}
+	}
+	for _, c := range components {
+		if c.Name != "containerd" || c.PID == 0 {
+			continue
+		}
+		runtime, err := cri.Dial(cri.Socket(c.PID, kube.ContainerdSocket))
+		if err != nil {
+			return
+		}
+		defer runtime.Close()
+		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+		defer cancel()
+		_ = runtime.StopPods(ctx) // what is left of them is killed
+	}
+}
