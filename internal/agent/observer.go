@@ -52,6 +52,9 @@ func (o *observer) Began(_ context.Context, sandbox nodeapi.Sandbox) {
 
 // Failed implements restoring.Observer.
 func (o *observer) Failed(_ context.Context, sandbox nodeapi.Sandbox, container, message string) {
+	o.mu.Lock()
+	delete(o.begun, sandbox.ID)
+	o.mu.Unlock()
 	o.metrics.restores.WithLabelValues(resultFailure).Inc()
 	o.log.Error("restore failed", append(about(sandbox), "container", container, "message", message)...)
 	what := "Container " + container + " could not be restored"
@@ -73,7 +76,7 @@ func (o *observer) Succeeded(_ context.Context, sandbox nodeapi.Sandbox) {
 		took = o.now().Sub(begun)
 		o.metrics.restoreDuration.Observe(took.Seconds())
 	}
-	if sandbox.UID != "" {
+	if sandbox.UID != "" && from(sandbox) != "" {
 		if err := o.store.markRestored(types.UID(sandbox.UID)); err != nil {
 			o.log.Error("a later sandbox of the Pod would be restored again", append(about(sandbox), "error", err)...)
 		}

@@ -25,7 +25,7 @@ const fieldNodeName = "spec.nodeName"
 
 const (
 	defaultTimeout = 120 * time.Second
-	busyRetry      = time.Second // while another operation has the Pod, or restores use the data
+	busyRetry      = time.Second            // while another operation has the Pod, or restores use the data
 	soon           = 300 * time.Millisecond // until the cache has caught up, or a cancelled operation has ended
 )
 

@@ -1,0 +1,187 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"podstasis.dev/stasis/internal/engine/criu"
+	"podstasis.dev/stasis/internal/nodeinstall"
+)
+
+const (
+	defaultEndpoint = "unix:///run/containerd/containerd.sock"
+	defaultRoot     = "/var/lib/stasis"
+	defaultRunDir   = "/run/stasis"
+	// uninstallRetry is how often an uninstall that waits looks again.
+	uninstallRetry = 10 * time.Second
+)
+
+// NewCommand is the command line of stasis-agent.
+func NewCommand(out io.Writer) *cobra.Command {
+	o := Options{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	slog.SetDefault(o.Log)
+	root := &cobra.Command{
+		Use:   "stasis-agent",
+		Short: "Checkpoints and restores the Pods of its node",
+		Long: "stasis-agent checkpoints this node's Pods as PodCheckpoint objects ask for, serves CheckpointPod and RestorePod\n" +
+			"of the CRI, and tells the node's OCI runtime which Pods to restore from what. It runs as root, as a DaemonSet\n" +
+			"(config/agent) or beside containerd.",
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return Run(cmd.Context(), o) },
+	}
+	root.PersistentFlags().StringVar(&o.RuntimeEndpoint, "runtime-endpoint", defaultEndpoint, "the container runtime's CRI socket")
+	root.PersistentFlags().StringVar(&o.Root, "root", defaultRoot, "directory of the checkpoints, the same path here and on the host")
+	root.PersistentFlags().StringVar(&o.RunDir, "run-dir", defaultRunDir, "directory of the agent's sockets, the same path here and on the host")
+	flags := root.Flags()
+	flags.StringVar(&o.NodeName, "node-name", os.Getenv("NODE_NAME"), "the name of this node's Node object; $NODE_NAME by default")
+	flags.BoolVar(&o.NoKubernetes, "no-kubernetes", false, "serve the CRI alone, for use beside a container runtime without Kubernetes")
+	flags.StringVar(&o.MetricsAddress, "metrics-address", ":8080", "address of /metrics, /healthz and /readyz; empty for none")
+	flags.IntVar(&o.MaxConcurrent, "max-concurrent-checkpoints", 4, "how many Pods are checkpointed at a time")
+	root.AddCommand(installCommand(&o), uninstallCommand(&o), preflightCommand(&o, out))
+	return root
+}
+
+// installFlags are common to install and uninstall.
+func installFlags(cmd *cobra.Command, o *Options, c *nodeinstall.Config) {
+	cmd.Flags().StringVar(&c.Prefix, "prefix", nodeinstall.HostPrefix, "where the host's "+nodeinstall.HostPrefix+" is reached from here")
+	cmd.Flags().StringVar(&c.ContainerdConfig, "containerd-config", "", "containerd's main configuration file on the host; by default the one that it was started with")
+	cmd.Flags().StringVar(&c.Restart, "containerd-restart", nodeinstall.RestartAuto, "how to restart containerd when its configuration changed: auto, systemd, signal or none")
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		switch c.Restart {
+		case nodeinstall.RestartAuto, nodeinstall.RestartSystemd, nodeinstall.RestartSignal, nodeinstall.RestartNone:
+		default:
+			return fmt.Errorf("--containerd-restart=%s: choose auto, systemd, signal or none", c.Restart)
+		}
+		c.Socket, c.Log = o.RuntimeEndpoint, o.Log
+		if f := checkRoot(os.Geteuid()); f.err {
+			return errors.New("stasis-agent " + f.says)
+		}
+		return nil
+	}
+}
+
+func installCommand(o *Options) *cobra.Command {
+	var c nodeinstall.Config
+	cmd := &cobra.Command{
+		Use:   "install",
+		Short: "Install runtime, CRIU and containerd's handler on this node",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			installer, done, err := nodeinstall.New(c)
+			if err != nil {
+				return err
+			}
+			defer done()
+			return installer.Install(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVar(&c.Payload, "payload", "/payload", "directory with what is to be installed")
+	installFlags(cmd, o, &c)
+	return cmd
+}
+
+func uninstallCommand(o *Options) *cobra.Command {
+	var c nodeinstall.Config
+	var removal nodeinstall.Removal
+	var wait bool
+	var stay string
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Take runtime, CRIU and containerd's handler off this node",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			installer, done, err := nodeinstall.New(c)
+			if err != nil {
+				return err
+			}
+			defer done()
+			removal.RunDir, removal.StateDir = o.RunDir, o.Root
+			for {
+				err := installer.Uninstall(cmd.Context(), removal)
+				if err == nil {
+					break
+				}
+				if !wait || !errors.Is(err, nodeinstall.ErrInUse) {
+					return err
+				}
+				o.Log.Info("waiting until this node can be uninstalled", "reason", err)
+				select {
+				case <-cmd.Context().Done():
+					return err
+				case <-time.After(uninstallRetry):
+				}
+			}
+			if stay == "" {
+				return nil
+			}
+			if err := os.WriteFile(stay, nil, 0o600); err != nil {
+				return err
+			}
+			<-cmd.Context().Done()
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&removal.Force, "force", false, "uninstall although restored Pods exist on this node")
+	cmd.Flags().BoolVar(&removal.Purge, "purge", false, "remove the checkpoints too")
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait while the agent runs or restored Pods exist, instead of failing")
+	cmd.Flags().StringVar(&stay, "then-stay", "", "when done, make this file and stay until stopped: for a DaemonSet, whose readiness then says so")
+	installFlags(cmd, o, &c)
+	return cmd
+}
+
+func preflightCommand(o *Options, out io.Writer) *cobra.Command {
+	return &cobra.Command{
+		Use:   "preflight",
+		Short: "Check that this node can checkpoint and restore, one line a check",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f := checkRoot(os.Geteuid()); f.err {
+				fmt.Fprintln(out, f)
+				return errors.New("this node cannot be checked by an ordinary user")
+			}
+			conn, err := dial(o.RuntimeEndpoint)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			failed := false
+			show := func(f finding) {
+				failed = failed || f.err
+				fmt.Fprintln(out, f)
+			}
+			findings, host := checkRuntime(cmd.Context(), conn, o.RuntimeEndpoint)
+			for _, f := range findings {
+				show(f)
+			}
+			if host != nil {
+				defer host.Close()
+				engine := criu.New(criu.Config{Host: host, RunDir: o.RunDir, Log: o.Log})
+				for _, f := range preflight(cmd.Context(), host, engine) {
+					show(f)
+				}
+			}
+			if failed {
+				return errors.New("this node is not ready for Stasis")
+			}
+			return nil
+		},
+	}
+}
+
+// Context ends with SIGINT or SIGTERM; a second one ends the process.
+func Context() (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}

@@ -1,0 +1,361 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"podstasis.dev/stasis/internal/criservice"
+	"podstasis.dev/stasis/internal/engine/criu"
+	"podstasis.dev/stasis/internal/hostns"
+	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/nodeinstall"
+	"podstasis.dev/stasis/internal/restoring"
+)
+
+// Names of the agent's sockets in its run directory.
+const (
+	criSocket   = "cri.sock"   // CheckpointPod and RestorePod
+	agentSocket = "agent.sock" // what stasis-runtime asks; nodeapi.SocketPath
+)
+
+const (
+	// runtimePatience is how long a starting agent waits for a container runtime
+	// that does not answer: it may be being restarted.
+	runtimePatience = 2 * time.Minute
+	// stopPatience is how long a stopping agent waits for the CRI service to have
+	// thawed what it froze.
+	stopPatience = 30 * time.Second
+)
+
+// Options say how the agent runs.
+type Options struct {
+	NodeName        string
+	RuntimeEndpoint string // unix:// URL of the container runtime's CRI
+	Root            string // state, kept across reboots
+	RunDir          string // sockets and what lives as long as the node is up
+	MetricsAddress  string // of metrics and health; empty: none
+	NoKubernetes    bool   // the CRI layer alone
+	MaxConcurrent   int    // checkpoints at a time on this node
+	Log             *slog.Logger
+}
+
+// daemon is a running agent's parts.
+type daemon struct {
+	Options
+	runtime  runtimeapi.RuntimeServiceClient // the container runtime's
+	host     *hostns.Host
+	engine   *criu.Engine
+	store    *store
+	metrics  *Metrics
+	calls    *Calls
+	sessions *restoring.Sessions
+	kube     *kubernetes // nil without Kubernetes
+}
+
+// Run runs the agent until ctx ends. When it returns no Pod is frozen and no
+// operation is under way.
+func Run(ctx context.Context, o Options) error {
+	ctrl.SetLogger(logr.FromSlogHandler(o.Log.Handler()))
+	if f := checkRoot(os.Geteuid()); f.err {
+		return errors.New("stasis-agent " + f.says)
+	}
+	s, err := openStore(o.Root)
+	if err != nil {
+		return err
+	}
+	unlock, err := lock(ctx, filepath.Join(o.Root, "agent.lock"), o.Log)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	runtimeConn, err := dial(o.RuntimeEndpoint)
+	if err != nil {
+		return err
+	}
+	defer runtimeConn.Close()
+	d := &daemon{
+		Options: o, store: s, calls: &Calls{}, metrics: NewMetrics(ctrlmetrics.Registry),
+		runtime: runtimeapi.NewRuntimeServiceClient(runtimeConn),
+	}
+	if d.host, err = awaitRuntime(ctx, d.runtime, o.RuntimeEndpoint); err != nil {
+		return err
+	}
+	defer d.host.Close()
+	if err := d.prepareEngine(ctx); err != nil {
+		return err
+	}
+	return d.run(ctx)
+}
+
+// prepareEngine makes the engine, thaws what an agent before this one may have
+// left frozen, and only then looks at whether the node is fit.
+func (d *daemon) prepareEngine(ctx context.Context) error {
+	d.engine = criu.New(criu.Config{Host: d.host, RunDir: d.RunDir, Log: d.Log})
+	if err := d.engine.ThawLeftovers(ctx); err != nil {
+		d.Log.Error("a Pod that an earlier agent froze could not be thawed", "error", err)
+	}
+	var unfit []error
+	for _, f := range preflight(ctx, d.host, d.engine) {
+		switch {
+		case f.fatal:
+			unfit = append(unfit, fmt.Errorf("%s: %s", f.name, f.says))
+		case f.err:
+			d.Log.Warn("this node lacks something", "check", f.name, "message", f.says)
+		default:
+			d.Log.Info("preflight", "check", f.name, "found", f.says)
+		}
+	}
+	if err := errors.Join(unfit...); err != nil {
+		return fmt.Errorf("this node cannot checkpoint or restore: %w", err)
+	}
+	return nil
+}
+
+func (d *daemon) run(ctx context.Context) error {
+	removed, err := d.store.removeLeftovers()
+	if err != nil {
+		return err
+	}
+	if len(removed) > 0 {
+		d.Log.Info("leftovers of interrupted work removed", "names", removed)
+	}
+	var resolver restoring.Resolver = noKubernetes{}
+	watcher := &observer{store: d.store, metrics: d.metrics, log: d.Log, now: time.Now}
+	if !d.NoKubernetes {
+		if d.kube, err = newKubernetes(d); err != nil {
+			return err
+		}
+		resolver = d.kube.resolver
+		watcher.recorder = d.kube.recorder
+	}
+	d.sessions, err = restoring.New(restoring.Config{
+		StateDir:      filepath.Join(d.RunDir, "restore"),
+		FreezeHook:    filepath.Join(nodeinstall.HostPrefix, "bin", "stasis-freeze-hook"),
+		Path:          d.host.SearchPath(),
+		Resolver:      resolver,
+		Observer:      watcher,
+		Compatibility: d.engine,
+		Log:           d.Log,
+	})
+	if err != nil {
+		return err
+	}
+	return d.serve(ctx)
+}
+
+// serve opens the sockets and works until ctx ends. The order of ending is that
+// of dependence: no new work, operations to their end, then what they use.
+func (d *daemon) serve(ctx context.Context) error {
+	criListener, err := listen(filepath.Join(d.RunDir, criSocket))
+	if err != nil {
+		return err
+	}
+	agentListener, err := listen(filepath.Join(d.RunDir, agentSocket))
+	if err != nil {
+		criListener.Close()
+		return err
+	}
+	server := grpc.NewServer(grpc.UnaryInterceptor(d.calls.Intercept))
+	runtimeapi.RegisterRuntimeServiceServer(server, criservice.New(criservice.Config{
+		Runtime: d.runtime, Engine: d.engine, Tickets: d.sessions, Host: d.host,
+		Handler: nodeinstall.HandlerName, Log: d.Log,
+	}))
+
+	// What serves is not ended by ctx, what works is; the first to fail ends both.
+	working, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	var servers sync.WaitGroup
+	part := func(name string, run func() error) {
+		servers.Go(func() {
+			if err := run(); err != nil {
+				fail(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	part("serve "+criSocket, func() error { return server.Serve(criListener) })
+	part("serve "+agentSocket, func() error { return nodeapi.Serve(serving, agentListener, d.sessions, d.Log) })
+	if d.MetricsAddress != "" {
+		part("serve metrics and health", func() error { return serveHTTP(serving, d.MetricsAddress, d.ready) })
+	}
+	d.Log.Info("the agent is up", "node", d.NodeName, "kubernetes", d.kube != nil, "cri", criListener.Addr().String())
+
+	var workErr error
+	if d.kube != nil {
+		workErr = d.kube.start(working, filepath.Join(d.RunDir, criSocket))
+	} else {
+		<-working.Done()
+	}
+	stopGracefully(server, stopPatience)
+	stopServing()
+	servers.Wait()
+	d.Log.Info("the agent has ended")
+	if cause := context.Cause(working); cause != nil && !errors.Is(cause, context.Canceled) && ctx.Err() == nil {
+		return errors.Join(workErr, cause)
+	}
+	return workErr
+}
+
+// ready says whether a Pod could be restored here now: the container runtime
+// knows the handler, and the agent has seen its objects.
+func (d *daemon) ready(ctx context.Context) error {
+	status, err := d.runtime.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
+	if err != nil {
+		return fmt.Errorf("the container runtime does not answer: %w", err)
+	}
+	known, err := nodeinstall.HandlerKnown(status)
+	if err != nil {
+		return err
+	}
+	if !known {
+		return fmt.Errorf("the container runtime does not know the handler %s: run stasis-agent install on this node", nodeinstall.HandlerName)
+	}
+	if d.kube != nil && !d.kube.synced() {
+		return errors.New("the node's PodCheckpoints have not been read yet")
+	}
+	return nil
+}
+
+// lock makes sure that one agent works on a state directory: a new one waits
+// until the old one, which may be thawing a Pod, has ended.
+func lock(ctx context.Context, name string, log *slog.Logger) (unlock func(), err error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the state directory: %w", err)
+	}
+	told := false
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			f.Close()
+			return nil, fmt.Errorf("lock the state directory: %w", err)
+		}
+		if !told {
+			log.Warn("another agent of this node still runs, waiting for it to end", "lock", name)
+			told = true
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("lock the state directory: another agent holds %s: %w", name, context.Cause(ctx))
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func dial(endpoint string) (*grpc.ClientConn, error) {
+	if !strings.Contains(endpoint, "://") {
+		endpoint = "unix://" + endpoint
+	}
+	conn, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, MaxDelay: 3 * time.Second}}))
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", endpoint, err)
+	}
+	return conn, nil
+}
+
+// awaitRuntime waits until the container runtime answers, and opens its mount
+// namespace.
+func awaitRuntime(ctx context.Context, runtime runtimeapi.RuntimeServiceClient, endpoint string) (*hostns.Host, error) {
+	waiting, cancel := context.WithTimeout(ctx, runtimePatience)
+	defer cancel()
+	if _, err := runtime.Version(waiting, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true)); err != nil {
+		return nil, fmt.Errorf("the container runtime does not answer on %s (is it running, and is that its socket?): %w", endpoint, err)
+	}
+	return hostns.FromSocket(endpoint)
+}
+
+// listen opens a socket that only root may use, in place of one that an earlier
+// agent left.
+func listen(name string) (*net.UnixListener, error) {
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return nil, fmt.Errorf("open %s: %w", name, err)
+	}
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open %s: %w", name, err)
+	}
+	// The mode is right from the first moment: nobody else enters the directory.
+	if err := os.Chmod(filepath.Dir(name), 0o700); err != nil {
+		return nil, fmt.Errorf("open %s: %w", name, err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: name})
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", name, err)
+	}
+	if err := os.Chmod(name, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("open %s: %w", name, err)
+	}
+	return l, nil
+}
+
+// stopGracefully lets the calls under way come to their end, within limits.
+func stopGracefully(server *grpc.Server, patience time.Duration) {
+	done := make(chan struct{})
+	go func() {
+		server.GracefulStop()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		server.Stop() // cancels their contexts, upon which they thaw
+		<-done
+	}
+}
+
+// serveHTTP serves metrics and health until ctx ends.
+func serveHTTP(ctx context.Context, address string, ready func(context.Context) error) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(ctrlmetrics.Registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+		defer cancel()
+		if err := ready(ctx); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// noKubernetes resolves nothing: without an API server only RestorePod restores.
+type noKubernetes struct{}
+
+func (noKubernetes) Resolve(context.Context, nodeapi.Sandbox) (restoring.Source, error) {
+	return restoring.Source{}, deny("RestoreFailed", "this agent runs without Kubernetes and knows no PodCheckpoints; restore with RestorePod of the CRI")
+}

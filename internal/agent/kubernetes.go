@@ -1,0 +1,147 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/events"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"podstasis.dev/stasis/api/v1alpha1"
+)
+
+const (
+	// componentName is who events are from.
+	componentName = "stasis-agent"
+	// stopLimit bounds the end of the operations of a stopping agent: the CRI
+	// service's patience, and the last attempt to write an outcome.
+	stopLimit = serverPatience + 2*farewell
+	// sweepInterval is how often data without an object are looked for. Deleting an
+	// object removes its data at once: this is for finalizers taken off by force.
+	sweepInterval = 10 * time.Minute
+	sweepRetry    = 10 * time.Second
+)
+
+// kubernetes is the part of the agent that talks to the API server.
+type kubernetes struct {
+	manager    manager.Manager
+	recorder   events.EventRecorder
+	resolver   *resolver
+	reconciler *reconciler
+	log        *slog.Logger
+	isSynced   atomic.Bool
+}
+
+func newScheme() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, err
+		}
+	}
+	return scheme, nil
+}
+
+// newKubernetes connects to the API server. Of all objects only this node's
+// PodCheckpoints are cached; Pods are read when they are needed.
+func newKubernetes(d *daemon) (*kubernetes, error) {
+	if d.NodeName == "" {
+		return nil, fmt.Errorf("the node's name is not known: set --node-name")
+	}
+	scheme, err := newScheme()
+	if err != nil {
+		return nil, err
+	}
+	config, err := ctrl.GetConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find the API server: %w", err)
+	}
+	config.UserAgent = componentName
+	grace := stopLimit
+	m, err := ctrl.NewManager(config, ctrl.Options{
+		Scheme: scheme,
+		Cache: cache.Options{ByObject: map[client.Object]cache.ByObject{
+			&v1alpha1.PodCheckpoint{}: {Field: fields.OneTermEqualSelector(fieldNodeName, d.NodeName)},
+		}},
+		Metrics:                 metricsserver.Options{BindAddress: "0"},
+		HealthProbeBindAddress:  "0",
+		GracefulShutdownTimeout: &grace,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server: %w", err)
+	}
+	k := &kubernetes{manager: m, recorder: m.GetEventRecorder(componentName), log: d.Log}
+	k.resolver = &resolver{nodeName: d.NodeName, live: m.GetAPIReader(), store: d.store}
+	guard := newFlights(d.MaxConcurrent)
+	ops := &operations{
+		nodeName: d.NodeName, client: m.GetClient(), live: m.GetAPIReader(), wait: d.calls.Wait,
+		store: d.store, flights: guard, recorder: k.recorder, metrics: d.metrics, log: d.Log, now: time.Now,
+		queue: make(chan operation),
+	}
+	k.reconciler = &reconciler{
+		nodeName: d.NodeName, client: m.GetClient(), live: m.GetAPIReader(), runtime: d.runtime, store: d.store,
+		flights: guard, ops: ops, metrics: d.metrics, log: d.Log, now: time.Now,
+		inUse: func() ([]string, error) { return d.sessions.InUse() },
+	}
+	err = ctrl.NewControllerManagedBy(m).For(&v1alpha1.PodCheckpoint{}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).Complete(k.reconciler)
+	if err != nil {
+		return nil, fmt.Errorf("set the controller up: %w", err)
+	}
+	for _, r := range []manager.Runnable{ops, manager.RunnableFunc(k.sweep)} {
+		if err := m.Add(r); err != nil {
+			return nil, fmt.Errorf("set the agent up: %w", err)
+		}
+	}
+	return k, nil
+}
+
+// start works until ctx ends and every operation has. criPath is the agent's own
+// CRI socket.
+func (k *kubernetes) start(ctx context.Context, criPath string) error {
+	conn, err := dial(criPath)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	k.reconciler.ops.cri = runtimeapi.NewRuntimeServiceClient(conn)
+	return k.manager.Start(ctx)
+}
+
+func (k *kubernetes) synced() bool { return k.isSynced.Load() }
+
+// sweep removes, at start and now and then, what belongs to nothing.
+func (k *kubernetes) sweep(ctx context.Context) error {
+	if !k.manager.GetCache().WaitForCacheSync(ctx) {
+		return nil
+	}
+	k.isSynced.Store(true)
+	for {
+		wait := sweepInterval
+		if err := k.reconciler.removeOrphans(ctx); err != nil {
+			k.log.Warn("looking for data that belong to no PodCheckpoint failed", "error", err)
+			wait = sweepRetry
+		}
+		if err := k.reconciler.forgetPods(ctx); err != nil {
+			k.log.Warn("looking for restored Pods that are gone failed", "error", err)
+			wait = sweepRetry
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}

@@ -1,0 +1,135 @@
+package nodeinstall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ErrInUse says that uninstalling would break what still runs.
+var ErrInUse = errors.New("Stasis is still in use on this node")
+
+// Removal says how far to uninstall.
+type Removal struct {
+	// Force uninstalls also while Pods of the handler exist. They run on; stopping
+	// them may then need them to be ended by hand.
+	Force bool
+	// RunDir and StateDir are the agent's directories, as this process reaches
+	// them.
+	RunDir, StateDir string
+	// Purge removes StateDir with the checkpoints in it.
+	Purge bool
+}
+
+// Uninstall takes back what Install did, in the order that lets it be done again
+// when it is interrupted: first the handler, so that nothing new uses it, then
+// the programs. It refuses (ErrInUse) while Pods of the handler exist (P33).
+func (i *Installer) Uninstall(ctx context.Context, r Removal) error {
+	if err := agentRuns(filepath.Join(r.RunDir, "agent.sock")); err != nil {
+		return err
+	}
+	p, h, err := i.daemon.find()
+	if err != nil {
+		return err
+	}
+	running, _, err := i.look(ctx)
+	if err != nil {
+		return err
+	}
+	if err := i.unused(ctx); err != nil {
+		if !r.Force || !errors.Is(err, ErrInUse) {
+			return err
+		}
+		i.Log.Warn("uninstalling although the handler is in use", "reason", err)
+	}
+	err = i.configure(ctx, p, h, running, func(files configFiles, mainPath string) (configFiles, error) {
+		return withoutHandler(files, mainPath), nil
+	}, func(e effective) error {
+		if _, ok := e.handlers[HandlerName]; ok {
+			return fmt.Errorf("containerd still knows the runtime handler %s", HandlerName)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{i.Prefix, r.RunDir} {
+		if err := empty(dir); err != nil {
+			return err
+		}
+	}
+	gone := []string{HostPrefix}
+	if r.Purge {
+		if err := empty(r.StateDir); err != nil {
+			return err
+		}
+		gone = append(gone, "/var/lib/stasis")
+	}
+	// The directories themselves: mount points here, ordinary ones there.
+	if err := h.Do(func() error {
+		for _, dir := range gone {
+			os.Remove(dir) // one that somebody else put something into stays
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	i.Log.Info("uninstalled", "prefix", HostPrefix, "checkpointsRemoved", r.Purge)
+	return nil
+}
+
+// agentRuns fails while an agent answers: it would go on using what is removed.
+func agentRuns(socket string) error {
+	conn, err := net.DialTimeout("unix", socket, time.Second)
+	if err != nil {
+		return nil
+	}
+	conn.Close()
+	return fmt.Errorf("%w: its agent runs; delete the agent's DaemonSet first", ErrInUse)
+}
+
+// unused fails while a sandbox of the handler exists, ready or not: containerd
+// needs the runtime to remove it.
+func (i *Installer) unused(ctx context.Context) error {
+	list, err := i.daemon.cri().ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return fmt.Errorf("look for Pods of the handler %s: %w", HandlerName, err)
+	}
+	var names []string
+	for _, s := range list.GetItems() {
+		if s.RuntimeHandler == HandlerName {
+			names = append(names, s.GetMetadata().GetNamespace()+"/"+s.GetMetadata().GetName())
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	const most = 5
+	more := ""
+	if len(names) > most {
+		more = fmt.Sprintf(" and %d more", len(names)-most)
+		names = names[:most]
+	}
+	return fmt.Errorf("%w: Pods that were restored exist (%s%s); delete them first", ErrInUse, strings.Join(names, ", "), more)
+}
+
+// empty removes what is in a directory; the directory may be a mount point.
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return ignoreNotExist(err)
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("remove what was installed: %w", err)
+		}
+	}
+	return nil
+}
