@@ -51,38 +51,41 @@ type outcome struct {
 	restore    time.Duration
 }
 
-// Run does everything, and takes the cluster down again.
-func (d *Demo) Run(ctx context.Context) (err error) {
+// Run does everything, takes the cluster down again and ends with the line that
+// tells the outcome.
+func (d *Demo) Run(ctx context.Context) error {
 	d.start = time.Now()
-	d.say("Start a Kubernetes cluster of %d node(s) on this machine", d.Nodes)
-	// Taking down does not depend on ctx: an interrupt must not leave a cluster.
-	defer func() {
-		if d.Keep {
-			d.explain()
-			return
-		}
+	result, err := d.onCluster(ctx)
+	if d.Keep {
+		d.explain()
+	} else {
 		d.say("Take the cluster down")
+		// Also after an interrupt: nothing is left running.
 		if _, downErr := d.run(context.WithoutCancel(ctx), "bin/devcluster", "--state", d.State, "down"); downErr != nil {
 			err = errors.Join(err, downErr)
 		}
-	}()
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(d.Out, result.line())
+	return err
+}
+
+func (d *Demo) onCluster(ctx context.Context) (*outcome, error) {
+	d.say("Start a Kubernetes cluster of %d node(s) on this machine", d.Nodes)
 	if _, err := d.run(ctx, "bin/devcluster", "--state", d.State, "up", "--nodes", fmt.Sprint(d.Nodes)); err != nil {
-		return err
+		return nil, err
 	}
-	if err := d.install(ctx); err != nil {
-		return err
+	err := d.install(ctx)
+	var result *outcome
+	if err == nil {
+		result, err = d.mainJob(ctx)
 	}
-	result, err := d.mainJob(ctx)
 	if err != nil {
 		d.diagnose(context.WithoutCancel(ctx))
-		return err
 	}
-	defer func() {
-		if err == nil {
-			fmt.Fprintln(d.Out, result.line())
-		}
-	}()
-	return nil
+	return result, err
 }
 
 func (o outcome) line() string {
