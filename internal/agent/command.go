@@ -125,17 +125,13 @@ func uninstallCommand(o *Options) *cobra.Command {
 			if stay == "" {
 				return nil
 			}
-			if err := os.WriteFile(stay, nil, 0o600); err != nil {
-				return err
-			}
-			<-cmd.Context().Done()
-			return nil
+			return serveHTTP(cmd.Context(), stay, func(context.Context) error { return nil })
 		},
 	}
 	cmd.Flags().BoolVar(&removal.Force, "force", false, "uninstall although restored Pods exist on this node")
 	cmd.Flags().BoolVar(&removal.Purge, "purge", false, "remove the checkpoints too")
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait while the agent runs or restored Pods exist, instead of failing")
-	cmd.Flags().StringVar(&stay, "then-stay", "", "when done, make this file and stay until stopped: for a DaemonSet, whose readiness then says so")
+	cmd.Flags().StringVar(&stay, "then-stay", "", "when done, answer /readyz on this address until stopped: for a DaemonSet, whose readiness then says so")
 	installFlags(cmd, o, &c)
 	return cmd
 }

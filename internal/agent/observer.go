@@ -77,7 +77,7 @@ func (o *observer) Succeeded(_ context.Context, sandbox nodeapi.Sandbox) {
 		o.metrics.restoreDuration.Observe(took.Seconds())
 	}
 	if sandbox.UID != "" && from(sandbox) != "" {
-		if err := o.store.markRestored(types.UID(sandbox.UID)); err != nil {
+		if err := o.store.markRestored(types.NamespacedName{Namespace: sandbox.Namespace, Name: sandbox.Name}, types.UID(sandbox.UID)); err != nil {
 			o.log.Error("a later sandbox of the Pod would be restored again", append(about(sandbox), "error", err)...)
 		}
 	}

@@ -315,13 +315,22 @@ func (r *reconciler) reallyGone(ctx context.Context, uid types.UID, data string)
 
 // forgetPods drops what is remembered of restored Pods that no longer exist.
 func (r *reconciler) forgetPods(ctx context.Context) error {
-	var pods corev1.PodList
-	if err := r.live.List(ctx, &pods, client.MatchingFields{fieldNodeName: r.nodeName}); err != nil {
-		return fmt.Errorf("list this node's Pods: %w", err)
+	pods, err := r.store.restoredPods()
+	if err != nil {
+		return err
 	}
-	keep := make(map[types.UID]bool, len(pods.Items))
-	for i := range pods.Items {
-		keep[pods.Items[i].UID] = true
+	for uid, name := range pods {
+		var pod corev1.Pod
+		err := r.live.Get(ctx, name, &pod)
+		if err == nil && pod.UID == uid {
+			continue
+		}
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("look for restored Pod %s: %w", name, err)
+		}
+		if err := r.store.forgetRestored(uid); err != nil {
+			return fmt.Errorf("forget restored Pod %s: %w", name, err)
+		}
 	}
-	return r.store.forgetRestored(keep)
+	return nil
 }

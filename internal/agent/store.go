@@ -19,7 +19,7 @@ import (
 const (
 	checkpointsDir = "checkpoints" // the checkpoint root that status.checkpointLocation is relative to
 	recordsDir     = "records"     // outcomes that may not be in the API yet, by UID of the PodCheckpoint
-	restoredDir    = "restored"    // one empty file for each Pod that has been restored, by its UID
+	restoredDir    = "restored"    // which Pods have been restored, by their UID
 
 	partialPrefix  = ".partial-"  // of a checkpoint being taken, followed by the object's UID
 	removingPrefix = ".removing-" // of data being removed
@@ -288,41 +288,49 @@ func (s *store) leftover(name string) bool {
 
 // markRestored remembers that a Pod has been restored: a later sandbox of the
 // same Pod starts ordinarily.
-func (s *store) markRestored(pod types.UID) error {
-	if err := validUID(pod); err != nil {
+func (s *store) markRestored(pod types.NamespacedName, uid types.UID) error {
+	if err := validUID(uid); err != nil {
 		return err
 	}
-	if err := checkpoint.WriteFile(filepath.Join(s.dir, restoredDir, string(pod)), nil, 0o600); err != nil {
+	if err := checkpoint.WriteFile(filepath.Join(s.dir, restoredDir, string(uid)), []byte(pod.String()+"\n"), 0o600); err != nil {
 		return fmt.Errorf("remember that the Pod has been restored: %w", err)
 	}
 	return nil
 }
 
-func (s *store) wasRestored(pod types.UID) (bool, error) {
-	if err := validUID(pod); err != nil {
+func (s *store) wasRestored(uid types.UID) (bool, error) {
+	if err := validUID(uid); err != nil {
 		return false, err
 	}
-	_, err := os.Lstat(filepath.Join(s.dir, restoredDir, string(pod)))
+	_, err := os.Lstat(filepath.Join(s.dir, restoredDir, string(uid)))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// forgetRestored drops what is remembered of Pods that keep does not hold.
-func (s *store) forgetRestored(keep map[types.UID]bool) error {
+// restoredPods lists the Pods that are remembered, by UID.
+func (s *store) restoredPods() (map[types.UID]types.NamespacedName, error) {
 	entries, err := os.ReadDir(filepath.Join(s.dir, restoredDir))
 	if err != nil {
-		return fmt.Errorf("list restored Pods: %w", err)
+		return nil, fmt.Errorf("list restored Pods: %w", err)
 	}
+	pods := map[types.UID]types.NamespacedName{}
 	for _, e := range entries {
-		if !keep[types.UID(e.Name())] {
-			if err := os.Remove(filepath.Join(s.dir, restoredDir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return fmt.Errorf("forget a restored Pod: %w", err)
-			}
+		data, err := os.ReadFile(filepath.Join(s.dir, restoredDir, e.Name()))
+		if err != nil {
+			return nil, fmt.Errorf("list restored Pods: %w", err)
+		}
+		namespace, name, ok := strings.Cut(strings.TrimSpace(string(data)), "/")
+		if ok && validUID(types.UID(e.Name())) == nil {
+			pods[types.UID(e.Name())] = types.NamespacedName{Namespace: namespace, Name: name}
 		}
 	}
-	return nil
+	return pods, nil
+}
+
+func (s *store) forgetRestored(uid types.UID) error {
+	return os.Remove(filepath.Join(s.dir, restoredDir, string(uid)))
 }
 
 // syncTree makes a directory's files durable. The CRI does not promise that the

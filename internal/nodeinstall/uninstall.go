@@ -65,24 +65,44 @@ func (i *Installer) Uninstall(ctx context.Context, r Removal) error {
 			return err
 		}
 	}
-	gone := []string{HostPrefix}
-	if r.Purge {
+	kept, err := checkpointsIn(r.StateDir)
+	if err != nil {
+		return err
+	}
+	if kept == 0 || r.Purge {
 		if err := empty(r.StateDir); err != nil {
 			return err
 		}
-		gone = append(gone, "/var/lib/stasis")
 	}
 	// The directories themselves: mount points here, ordinary ones there.
 	if err := h.Do(func() error {
-		for _, dir := range gone {
-			os.Remove(dir) // one that somebody else put something into stays
+		for _, dir := range []string{HostPrefix, r.RunDir, r.StateDir} {
+			os.Remove(dir) // one that still has something in it stays
 		}
 		return nil
 	}); err != nil {
 		return err
 	}
-	i.Log.Info("uninstalled", "prefix", HostPrefix, "checkpointsRemoved", r.Purge)
+	if kept > 0 && !r.Purge {
+		i.Log.Warn("checkpoints were left on this node, --purge removes them", "directory", r.StateDir, "checkpoints", kept)
+	}
+	i.Log.Info("uninstalled", "prefix", HostPrefix)
 	return nil
+}
+
+// checkpointsIn counts the checkpoints in the agent's state directory.
+func checkpointsIn(dir string) (int, error) {
+	entries, err := os.ReadDir(filepath.Join(dir, "checkpoints"))
+	if err := ignoreNotExist(err); err != nil {
+		return 0, fmt.Errorf("look for checkpoints: %w", err)
+	}
+	n := 0
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".") {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // agentRuns fails while an agent answers: it would go on using what is removed.
