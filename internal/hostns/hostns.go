@@ -34,16 +34,26 @@ type Host struct {
 }
 
 // PeerPID returns the process that listens on a Unix socket, as this process'
-// PID namespace numbers it (SO_PEERCRED, unix(7)).
+// PID namespace numbers it.
 func PeerPID(socket string) (int, error) {
 	conn, err := net.DialTimeout("unix", socket, 5*time.Second)
 	if err != nil {
 		return 0, fmt.Errorf("find the process behind %s: %w", socket, err)
 	}
 	defer conn.Close()
-	raw, err := conn.(*net.UnixConn).SyscallConn()
+	pid, err := Peer(conn.(*net.UnixConn))
 	if err != nil {
 		return 0, fmt.Errorf("find the process behind %s: %w", socket, err)
+	}
+	return pid, nil
+}
+
+// Peer returns the process at the other end of a connection, as this process'
+// PID namespace numbers it (SO_PEERCRED, unix(7)).
+func Peer(conn *net.UnixConn) (int, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
 	}
 	var cred *unix.Ucred
 	var credErr error
@@ -53,10 +63,10 @@ func PeerPID(socket string) (int, error) {
 		credErr = err
 	}
 	if credErr != nil {
-		return 0, fmt.Errorf("find the process behind %s: %w", socket, credErr)
+		return 0, fmt.Errorf("who is the peer: %w", credErr)
 	}
 	if cred.Pid <= 0 {
-		return 0, fmt.Errorf("the process behind %s is not visible from here: run in the host's PID namespace (hostPID: true)", socket)
+		return 0, errors.New("the peer's process is not visible from here: run in the host's PID namespace (hostPID: true)")
 	}
 	return int(cred.Pid), nil
 }

@@ -11,6 +11,7 @@ type invocation struct {
 	global  []string // arguments before the command
 	root    string   // --root
 	log     string   // --log
+	others  []string // what is before the command besides --root, --log and --log-format
 	command string   // "create", "start", …; empty if there is none
 	bundle  string   // --bundle of create
 	pidFile string   // --pid-file of create
@@ -33,6 +34,12 @@ func parse(args []string) invocation {
 			in.root = value
 		case "log":
 			in.log = value
+		case "log-format":
+		default:
+			in.others = append(in.others, "--"+name)
+			if value != "" {
+				in.others = append(in.others, value)
+			}
 		}
 	})
 	in.global = args[:i]

@@ -65,7 +65,7 @@ func ReadConfig(executable string) (Config, error) {
 func Main(ctx context.Context, executable string, args []string) error {
 	switch filepath.Base(args[0]) {
 	case FreezeHookName:
-		return criu.FreezeHook(os.Getenv, os.Getppid())
+		return criu.FreezeHook(os.Getenv)
 	case CompletedName:
 		return nil
 	}
@@ -261,9 +261,10 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		return err
 	}
 	return criu.Restore(ctx, criu.RestoreRequest{
-		Runtime: c.Runtime, Global: c.global, ID: c.id, Bundle: c.bundle,
+		Runtime: c.Runtime, Root: c.root, Global: c.others, ID: c.id, Bundle: c.bundle,
 		PIDFile: c.pidFile, ConsoleSocket: c.console,
-		ImageDir: from.ImageDir, WorkDir: from.WorkDir, Path: from.Path, UTSNamespace: uts,
+		ImageDir: from.ImageDir, WorkDir: from.WorkDir, RunDir: filepath.Dir(c.Socket),
+		Path: from.Path, UTSNamespace: uts,
 	})
 }
 

@@ -215,7 +215,7 @@ func (e *Engine) captureFrozen(ctx context.Context, dir string, targets []target
 
 // dump lets CRIU write a frozen container's processes.
 func (e *Engine) dump(ctx context.Context, t target) error {
-	_, err := e.runtime(ctx, t.Runtime, "checkpoint",
+	out, err := e.runtime(ctx, t.Runtime, "checkpoint",
 		"--leave-running", "--tcp-established", "--file-locks",
 		"--image-path", filepath.Join(t.dir, imagesDir),
 		"--work-path", t.workDir,
@@ -223,16 +223,17 @@ func (e *Engine) dump(ctx context.Context, t target) error {
 	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("capture the processes of container %s: %w", t.Name, err)
-	var lines []string
+	var reason string
 	e.host.Do(func() error {
-		lines = LastErrors(filepath.Join(t.workDir, "dump.log"))
+		reason = lastErrors(filepath.Join(t.workDir, "dump.log"))
 		return nil
 	})
-	if len(lines) > 0 {
-		err = fmt.Errorf("%w; CRIU's last errors: %s", err, strings.Join(lines, " | "))
+	if ctx.Err() != nil || reason == "" {
+		return fmt.Errorf("capture the processes of container %s: %w", t.Name, err)
 	}
-	return err
+	// The runtime's own message quotes the same log at length.
+	e.log.WarnContext(ctx, "CRIU failed", "container", t.ID, "runtime", out.Stderr)
+	return fmt.Errorf("capture the processes of container %s: CRIU failed: %s", t.Name, reason)
 }
 
 // archive writes a directory of the host as a tar into a file of the host.
@@ -391,18 +392,20 @@ func (p *phases) end(name string) {
 	p.last = now
 }
 
-// LastErrors returns the last few error lines of a CRIU log, without their
-// time stamps; none when there is no such log.
-func LastErrors(log string) []string {
+// lastErrors returns the last few error lines of a CRIU log, without their time
+// stamps and without those that mean nothing; empty when there are none.
+func lastErrors(log string) string {
 	data, err := os.ReadFile(log)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return []string{err.Error()}
+		return err.Error()
 	}
 	var lines []string
 	for line := range strings.Lines(string(data)) {
-		if i := strings.Index(line, "Error ("); i >= 0 {
-			lines = append(lines, strings.TrimSpace(line[i:]))
+		i := strings.Index(line, "Error (")
+		if i < 0 || strings.Contains(line, "Can't setup RLIMIT_NOFILE for self") || strings.Contains(line, "Dumping FAILED") {
+			continue
 		}
+		lines = append(lines, strings.TrimSpace(line[i:]))
 	}
-	return lines[max(0, len(lines)-5):]
+	return strings.Join(lines[max(0, len(lines)-5):], " | ")
 }

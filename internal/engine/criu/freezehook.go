@@ -1,0 +1,260 @@
+package criu
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"podstasis.dev/stasis/internal/hostns"
+)
+
+// A restored container must not run before it is started. CRIU calls an action
+// script at stage pre-resume, when the processes are complete and stopped and
+// none has run; there the container is frozen. CRIU itself, which the OCI runtime
+// has put into the container's cgroup, is taken out of it first, or it would
+// freeze too and never return.
+//
+// The script does none of this itself: where the Pod's containers share a PID
+// namespace CRIU runs it inside that namespace, where it can name no process
+// outside. It only tells the restoring process, which waits at a socket, and
+// holds CRIU until that has done it.
+
+// hookSocketEnv names the socket; CRIU's scripts inherit it through the OCI
+// runtime and CRIU.
+const hookSocketEnv = "STASIS_FREEZE_SOCKET"
+
+// hookTimeout bounds each side's wait for the other.
+const hookTimeout = 30 * time.Second
+
+// FreezeHook is what CRIU calls as its action script (criu(8), --action-script).
+func FreezeHook(getenv func(string) string) error {
+	if getenv("CRTOOLS_SCRIPT_ACTION") != "pre-resume" {
+		return nil
+	}
+	conn, err := net.DialTimeout("unix", getenv(hookSocketEnv), hookTimeout)
+	if err != nil {
+		return fmt.Errorf("tell the restoring process: %w", err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(hookTimeout)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(conn, getenv("CRTOOLS_INIT_PID")); err != nil {
+		return fmt.Errorf("tell the restoring process: %w", err)
+	}
+	answer, err := io.ReadAll(io.LimitReader(conn, 4096))
+	if err != nil {
+		return fmt.Errorf("wait for the restoring process: %w", err)
+	}
+	if string(answer) != "frozen\n" {
+		return fmt.Errorf("the restoring process could not freeze the container: %s", strings.TrimSpace(string(answer)))
+	}
+	return nil
+}
+
+// hookListener waits for the freeze hook and freezes the container when it calls.
+// It may call several times: CRIU lists a script once for each time that it reads
+// the file of options.
+type hookListener struct {
+	path     string
+	listener *net.UnixListener
+	calls    chan hookCall // closed when the listener is
+}
+
+type hookCall struct {
+	freezer freezer
+	err     error
+}
+
+// listenForHook makes a socket below runDir. Its path is short: a Unix socket's
+// may have 107 bytes (unix(7)), and the bundle's is longer than that.
+func listenForHook(runDir string) (*hookListener, error) {
+	dir, err := os.MkdirTemp(runDir, "freeze-")
+	if err != nil {
+		return nil, fmt.Errorf("wait for the freeze hook: %w", err)
+	}
+	path := filepath.Join(dir, "socket")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("wait for the freeze hook: %w", err), os.RemoveAll(dir))
+	}
+	h := &hookListener{path: path, listener: l, calls: make(chan hookCall, 16)}
+	go h.serve()
+	return h, nil
+}
+
+func (h *hookListener) close() error {
+	err := h.listener.Close()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil
+	}
+	return errors.Join(err, os.RemoveAll(filepath.Dir(h.path)))
+}
+
+// frozen stops listening and returns when all processes of the container stand
+// still. It is called when the OCI runtime has returned, so CRIU has called its
+// hook or never will.
+func (h *hookListener) frozen() error {
+	if err := h.listener.Close(); err != nil {
+		return err
+	}
+	called := false
+	for c := range h.calls {
+		if c.err != nil {
+			return c.err
+		}
+		called = true
+		if err := c.freezer.wait(hookTimeout); err != nil {
+			return err
+		}
+	}
+	if !called {
+		return errors.New("CRIU did not call the freeze hook: the container may have run before its start")
+	}
+	return nil
+}
+
+func (h *hookListener) serve() {
+	defer close(h.calls)
+	for {
+		conn, err := h.listener.AcceptUnix()
+		if err != nil {
+			return // closed
+		}
+		h.calls <- h.answer(conn)
+	}
+}
+
+func (h *hookListener) answer(conn *net.UnixConn) hookCall {
+	defer conn.Close()
+	f, err := h.freeze(conn)
+	answer := "frozen"
+	if err != nil {
+		answer = err.Error()
+	}
+	if _, writeErr := fmt.Fprintln(conn, answer); err == nil {
+		err = writeErr
+	}
+	return hookCall{f, err}
+}
+
+func (h *hookListener) freeze(conn *net.UnixConn) (freezer, error) {
+	hook, err := hostns.Peer(conn)
+	if err != nil {
+		return freezer{}, err
+	}
+	if err := conn.SetDeadline(time.Now().Add(hookTimeout)); err != nil {
+		return freezer{}, err
+	}
+	var initPID int
+	if _, err := fmt.Fscanln(conn, &initPID); err != nil {
+		return freezer{}, fmt.Errorf("read what the freeze hook says: %w", err)
+	}
+	f, err := freezerOf(initPID)
+	if err != nil {
+		return freezer{}, err
+	}
+	if err := f.leave(hook); err != nil {
+		return freezer{}, err
+	}
+	return f, f.freeze()
+}
+
+// freezer is a container's freezer cgroup.
+type freezer struct {
+	mount, path string
+	unified     bool
+}
+
+func freezerOf(pid int) (freezer, error) {
+	path, unified, err := cgroupOf(pid, "freezer")
+	if err != nil {
+		return freezer{}, fmt.Errorf("find the freezer of process %d: %w", pid, err)
+	}
+	mount, err := cgroupMount("freezer", unified)
+	if err != nil {
+		return freezer{}, err
+	}
+	if path == "/" {
+		return freezer{}, fmt.Errorf("process %d is in no freezer cgroup of its own", pid)
+	}
+	return freezer{mount: mount, path: path, unified: unified}, nil
+}
+
+// leave moves a process out of the container's cgroup, and its ancestors as far as
+// they are in it: the hook, CRIU, and what may stand between CRIU and the runtime.
+func (f freezer) leave(pid int) error {
+	for {
+		path, _, err := cgroupOf(pid, "freezer")
+		if err != nil || path != f.path {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(f.mount, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+			return fmt.Errorf("move process %d out of the container's cgroup: %w", pid, err)
+		}
+		if pid, err = parentOf(pid); err != nil {
+			return err
+		}
+	}
+}
+
+// parentOf reads the fourth field of /proc/PID/stat (proc(5)); the second, the
+// program's name, may hold spaces and parentheses.
+func parentOf(pid int) (int, error) {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(fields) < 2 {
+		return 0, fmt.Errorf("/proc/%d/stat cannot be read", pid)
+	}
+	return strconv.Atoi(fields[1])
+}
+
+// freeze asks for the freeze. Processes that a tracer holds, as CRIU's do at
+// that point, stop at once when they are let go.
+func (f freezer) freeze() error {
+	name, value := "freezer.state", "FROZEN"
+	if f.unified {
+		name, value = "cgroup.freeze", "1"
+	}
+	if err := os.WriteFile(filepath.Join(f.mount, f.path, name), []byte(value), 0); err != nil {
+		return fmt.Errorf("freeze the restored container: %w", err)
+	}
+	return nil
+}
+
+func (f freezer) frozen() (bool, error) {
+	if f.unified {
+		data, err := os.ReadFile(filepath.Join(f.mount, f.path, "cgroup.events"))
+		return strings.Contains(string(data), "frozen 1"), err
+	}
+	data, err := os.ReadFile(filepath.Join(f.mount, f.path, "freezer.state"))
+	return strings.TrimSpace(string(data)) == "FROZEN", err
+}
+
+// wait waits until all processes of the container stand still.
+func (f freezer) wait(limit time.Duration) error {
+	for end := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
+		frozen, err := f.frozen()
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return errors.New("the restored container ended before it was started")
+		case err != nil:
+			return fmt.Errorf("look whether the restored container is frozen: %w", err)
+		case frozen:
+			return nil
+		case time.Now().After(end):
+			return fmt.Errorf("the restored container did not freeze within %v", limit)
+		}
+	}
+}
