@@ -96,7 +96,8 @@ func New(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) 
 	if err != nil {
 		return nil, fmt.Errorf("make the manager: %w", err)
 	}
-	admission.Register(server, admission.Config{Reader: mgr.GetAPIReader(), Reviews: mgr.GetClient(), Scheme: scheme, Log: log})
+	// Asking the manager for the server is what makes it run it.
+	admission.Register(mgr.GetWebhookServer(), admission.Config{Reader: mgr.GetAPIReader(), Reviews: mgr.GetClient(), Scheme: scheme, Log: log})
 	if err := controller.Add(ctx, mgr, controller.Config{Namespace: o.Namespace, Clock: clock.RealClock{}, Log: log}); err != nil {
 		return nil, err
 	}
