@@ -210,26 +210,38 @@ func (h Hierarchies) Processes(group string) ([]int, error) {
 	return slices.Compact(pids), nil
 }
 
-// Kill ends every process of the group and of those below it, and returns when none is
-// left or the time is over. Frozen groups are thawed: a frozen process does not die.
+// Kill ends every process of the group and of those below it, and what descends from them
+// elsewhere (a container runtime puts containers into other groups), and returns when none
+// is left or the time is over. Frozen processes are thawed: they do not die otherwise.
 func (h Hierarchies) Kill(group string, within time.Duration) error {
+	doomed := map[int]string{} // process → when it started, so that a number used again is left alone
 	for deadline := time.Now().Add(within); ; time.Sleep(20 * time.Millisecond) {
 		pids, err := h.Processes(group)
 		if err != nil {
 			return err
 		}
-		if len(pids) == 0 {
+		for _, pid := range withDescendants(pids) {
+			if s, ok := readStat(pid); ok {
+				doomed[pid] = s.started
+			}
+		}
+		left := 0
+		for pid, started := range doomed {
+			s, ok := readStat(pid)
+			if !ok || s.started != started || s.zombie {
+				delete(doomed, pid)
+				continue
+			}
+			left = pid
+			_ = unix.Kill(pid, unix.SIGKILL) // it may have gone meanwhile
+			h.thaw(pid)
+		}
+		if left == 0 {
 			return nil
 		}
-		// A container may have been put into a group elsewhere: it is still a descendant.
-		pids = withDescendants(pids)
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%d processes do not end, the first is pid %d (%s): look at /proc/%d/stack, then run devcluster down again", len(pids), pids[0], command(pids[0]), pids[0])
+			return fmt.Errorf("%d processes do not end, among them pid %d (%s): look at /proc/%d/stack, then run devcluster down again", len(doomed), left, command(left), left)
 		}
-		for _, pid := range pids {
-			_ = unix.Kill(pid, unix.SIGKILL) // it may have gone meanwhile
-		}
-		h.thaw(group)
 	}
 }
 
@@ -245,8 +257,8 @@ func withDescendants(pids []int) []int {
 		if err != nil {
 			continue
 		}
-		if parent := parent(pid); parent > 0 {
-			children[parent] = append(children[parent], pid)
+		if s, ok := readStat(pid); ok && s.parent > 0 {
+			children[s.parent] = append(children[s.parent], pid)
 		}
 	}
 	seen := map[int]bool{os.Getpid(): true}
@@ -263,38 +275,87 @@ func withDescendants(pids []int) []int {
 	return out
 }
 
-// parent returns the process's parent, 0 when it has gone.
-func parent(pid int) int {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	// The command, in parentheses, may hold anything.
-	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-	if len(fields) < 2 {
-		return 0
-	}
-	parent, err := strconv.Atoi(fields[1])
-	if err != nil {
-		return 0
-	}
-	return parent
+// stat is what counts of /proc/PID/stat.
+type stat struct {
+	parent  int
+	started string // in clock ticks since the machine started
+	zombie  bool
 }
 
-func (h Hierarchies) thaw(group string) {
-	for _, m := range h.controlled() {
-		file, value := "freezer.state", "THAWED"
-		if m.v2 {
-			file, value = "cgroup.freeze", "0"
-		} else if !slices.Contains(m.controllers, "freezer") {
-			continue
+func readStat(pid int) (s stat, ok bool) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return stat{}, false
+	}
+	// The command, in parentheses, may hold anything. Fields after it are numbered from 3.
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if len(fields) < 20 {
+		return stat{}, false
+	}
+	parent, err := strconv.Atoi(fields[1])
+	return stat{parent, fields[19], fields[0] == "Z" || fields[0] == "X"}, err == nil
+}
+
+// member is a group that a process is in.
+type member struct {
+	controllers []string // none: version 2
+	path        string
+}
+
+func groupsOf(pid int) []member {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return nil // it has gone
+	}
+	var all []member
+	for line := range strings.Lines(string(text)) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) == 3 {
+			all = append(all, member{strings.FieldsFunc(parts[1], func(r rune) bool { return r == ',' }), filepath.Clean(parts[2])})
 		}
-		_ = filepath.WalkDir(filepath.Join(m.dir, group), func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				_ = os.WriteFile(filepath.Join(path, file), []byte(value), 0o644) // the loop above looks at the result
+	}
+	return all
+}
+
+// thaw thaws the group that process pid is in, and those above it.
+func (h Hierarchies) thaw(pid int) {
+	for _, in := range groupsOf(pid) {
+		for _, m := range h.controlled() {
+			file, value := "cgroup.freeze", "0"
+			if !m.v2 {
+				file, value = "freezer.state", "THAWED"
 			}
-			return nil
-		})
+			if m.v2 != (len(in.controllers) == 0) || !m.v2 && !(slices.Contains(in.controllers, "freezer") && slices.Contains(m.controllers, "freezer")) {
+				continue
+			}
+			for group := in.path; group != "/" && group != "."; group = filepath.Dir(group) {
+				_ = os.WriteFile(filepath.Join(m.dir, group, file), []byte(value), 0o644) // the caller sees whether the process dies
+			}
+		}
+	}
+}
+
+// Elsewhere returns the groups below prefix that hold descendants of the group's processes.
+func (h Hierarchies) Elsewhere(group, prefix string) ([]string, error) {
+	pids, err := h.Processes(group)
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, pid := range withDescendants(pids) {
+		for _, in := range groupsOf(pid) {
+			if strings.HasPrefix(in.path, prefix+"/") && !slices.Contains(found, in.path) {
+				found = append(found, in.path)
+			}
+		}
+	}
+	return found, nil
+}
+
+// RemoveEmpty removes the group itself where no other group is below it.
+func (h Hierarchies) RemoveEmpty(group string) {
+	for _, m := range h.mounts {
+		_ = unix.Rmdir(filepath.Join(m.dir, group)) // it stays where it is in use
 	}
 }
 

@@ -302,7 +302,12 @@ func setupCommand() *cobra.Command {
 
 func probeCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: host.ProbeCommand, Args: cobra.NoArgs, Hidden: true,
-		RunE: func(*cobra.Command, []string) error { return host.Probe() },
+		Use: host.ProbeCommand + " [CRIU]", Args: cobra.MaximumNArgs(1), Hidden: true,
+		RunE: func(_ *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return host.ProbeCRIU(args[0])
+			}
+			return host.Probe()
+		},
 	}
 }

@@ -50,8 +50,20 @@ func clear(ctx context.Context, dir string) error {
 	// In good order as far as that goes; what does not is ended the hard way below.
 	r.stopOrderly(ctx)
 
+	containers, err := groups.Elsewhere(c.Cgroup(), plan.RuntimeCgroup)
+	if err != nil {
+		return err
+	}
 	if err := groups.Kill(c.Cgroup(), 30*time.Second); err != nil {
 		return err
+	}
+	for _, group := range containers {
+		if err := groups.Remove(group); err != nil {
+			return err
+		}
+	}
+	if c.RuntimeGroup {
+		groups.RemoveEmpty(plan.RuntimeCgroup)
 	}
 	if err := network.Disconnect(c); err != nil {
 		return err
@@ -59,18 +71,27 @@ func clear(ctx context.Context, dir string) error {
 	if err := node.Remove(dir); err != nil {
 		return err
 	}
-	if err := groups.Remove(c.Cgroup()); err != nil {
-		return err
-	}
-	if c.RuntimeGroup {
-		if pids, err := groups.Processes(plan.RuntimeCgroup); err == nil && len(pids) == 0 {
-			if err := groups.Remove(plan.RuntimeCgroup); err != nil {
-				return err
-			}
+	// A process that an interrupted up has just started may come into a group late. It finds
+	// no namespace to enter any more.
+	for try := 0; ; try++ {
+		err := groups.Remove(c.Cgroup())
+		if err == nil {
+			break
+		}
+		if try == 10 {
+			return err
+		}
+		if err := groups.Kill(c.Cgroup(), 30*time.Second); err != nil {
+			return err
 		}
 	}
 	for _, name := range []string{"nodes", "ns", "pki", "kubeconfig", "kubeconfig.tmp", "cluster.json.tmp", "cluster.json"} {
-		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
+		err := os.RemoveAll(filepath.Join(dir, name))
+		for try := 0; err != nil && try < 20; try++ { // a process that was just killed may still have written
+			time.Sleep(50 * time.Millisecond)
+			err = os.RemoveAll(filepath.Join(dir, name))
+		}
+		if err != nil {
 			return fmt.Errorf("removing the cluster's files: %w", err)
 		}
 	}
@@ -94,7 +115,8 @@ func (r Running) stopOrderly(ctx context.Context) {
 				return nil
 			}
 			r.stopPods(ctx, client, components)
-			_ = client.Shutdown(ctx) // what it leaves is killed
+			// What they would save at their end is thrown away: no need to wait for it.
+			_ = client.Shutdown(ctx, time.Second)
 			return nil
 		})
 	}

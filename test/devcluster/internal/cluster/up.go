@@ -499,6 +499,7 @@ func (u *up) awaitNamespace(ctx context.Context) error {
 			}
 		}
 	}
+	u.say("Pods can be created")
 	return nil
 }
 

@@ -21,7 +21,7 @@ import (
 )
 
 // ProbeCommand is the hidden command that tries the kernel's features in namespaces of its
-// own; it calls Probe.
+// own; it calls Probe, or ProbeCRIU when it is given CRIU's directory.
 const ProbeCommand = "internal-probe"
 
 // Check returns everything that stands in the way of a cluster, except CRIU (see CheckCRIU).
@@ -83,9 +83,9 @@ func staticBusybox(path string) error {
 	return nil
 }
 
-// probe runs Probe in new namespaces, which end with it.
-func probe(ctx context.Context) error {
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", ProbeCommand)
+// probe runs Probe, or ProbeCRIU when it gets an argument, in new namespaces, which end with it.
+func probe(ctx context.Context, args ...string) error {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{ProbeCommand}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET}
 	output, err := cmd.CombinedOutput()
 	if errors.Is(err, unix.EPERM) {
@@ -93,7 +93,7 @@ func probe(ctx context.Context) error {
 	}
 	if err != nil {
 		if message := strings.TrimSpace(string(output)); message != "" {
-			return errors.New(message)
+			return errors.New(strings.TrimPrefix(message, "devcluster: "))
 		}
 		return fmt.Errorf("trying the kernel's features: %w", err)
 	}
@@ -102,8 +102,8 @@ func probe(ctx context.Context) error {
 
 // Probe tries what a cluster needs of the kernel. The process must be in namespaces of its own.
 func Probe() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("mounts cannot be changed here: in a container, run it privileged: %w", err)
+	if err := isolate(); err != nil {
+		return err
 	}
 	if err := network.Probe(); err != nil {
 		return err
@@ -118,8 +118,21 @@ func Probe() error {
 }
 
 // CheckCRIU says whether the CRIU at prefix works on this kernel.
-func CheckCRIU(ctx context.Context, prefix string) error {
-	output, err := exec.CommandContext(ctx, filepath.Join(prefix, "bin", "criu"), "check").CombinedOutput()
+func CheckCRIU(ctx context.Context, prefix string) error { return probe(ctx, prefix) }
+
+// ProbeCRIU runs CRIU's own check. The process must be in namespaces of its own: CRIU keeps
+// what it finds out in /run, which would be a trace on the machine.
+func ProbeCRIU(prefix string) error {
+	if err := isolate(); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, ""); err != nil {
+		return fmt.Errorf("mounting a temporary /run: %w", err)
+	}
+	if err := network.UpLoopback(); err != nil {
+		return err
+	}
+	output, err := exec.Command(filepath.Join(prefix, "bin", "criu"), "check").CombinedOutput()
 	if err == nil {
 		return nil
 	}
@@ -132,7 +145,15 @@ func CheckCRIU(ctx context.Context, prefix string) error {
 	if len(reasons) == 0 {
 		reasons = append(reasons, err.Error())
 	}
-	return fmt.Errorf("CRIU does not work on this kernel: %s; nothing can be checkpointed here", strings.Join(reasons, "; "))
+	return fmt.Errorf("CRIU does not work on this kernel, nothing could be checkpointed: %s", strings.Join(reasons, "; "))
+}
+
+// isolate keeps mounts of this process, which is in a mount namespace of its own, from the machine.
+func isolate() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("mounts cannot be changed here: in a container, run it privileged: %w", err)
+	}
+	return nil
 }
 
 // Limited says whether the machine withholds CAP_SYS_RESOURCE from root.

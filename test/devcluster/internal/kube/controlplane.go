@@ -83,8 +83,12 @@ func ControlPlaneFiles(c plan.Cluster, a Authorities, now time.Time) (map[string
 		}
 		files[pkiDir+"/"+name+".crt"], files[pkiDir+"/"+name+".key"] = pair.Cert, pair.Key
 	}
+	// exec control-plane -- kubectl works.
+	if files["/root/.kube/config"], err = AdminKubeconfig(c, a, now); err != nil {
+		return nil, err
+	}
 	for name, user := range map[string]string{"controller-manager": "system:kube-controller-manager", "scheduler": "system:kube-scheduler"} {
-		if files[path.Join(configDir, "pki", name+".conf")], err = kubeconfig(c, a, pki.Identity{CommonName: user, Client: true}, now); err != nil {
+		if files[path.Join(pkiDir, name+".conf")], err = kubeconfig(c, a, pki.Identity{CommonName: user, Client: true}, now); err != nil {
 			return nil, err
 		}
 	}
@@ -148,6 +152,8 @@ func ControlPlane(c plan.Cluster) []supervise.Component {
 			"--bind-address=127.0.0.1", "--leader-elect=false", "--use-service-account-credentials=true",
 			"--root-ca-file="+pkiDir+"/ca.crt", "--service-account-private-key-file="+pkiDir+"/sa.key",
 			"--cluster-signing-cert-file="+pkiDir+"/ca.crt", "--cluster-signing-key-file="+pkiDir+"/ca.key",
+			// It makes some 50 service accounts before the controllers start: 5 seconds at its default rate.
+			"--kube-api-qps=200", "--kube-api-burst=400",
 			"--allocate-node-cidrs=false", "--profiling=false"),
 		component(c, plan.ControlPlane, "kube-scheduler",
 			"--kubeconfig="+pkiDir+"/scheduler.conf",

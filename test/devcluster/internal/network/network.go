@@ -257,6 +257,16 @@ func Connected(c plan.Cluster) bool {
 	return err == nil
 }
 
+// UpLoopback switches on the loopback interface of this process's network namespace.
+func UpLoopback() error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("opening netlink: %w", err)
+	}
+	defer h.Close()
+	return up(h, "lo")
+}
+
 // Probe makes, in the network namespace of the calling thread, one of each kind of
 // interface that a cluster needs, and takes them away again.
 func Probe() error {

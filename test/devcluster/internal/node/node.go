@@ -83,8 +83,48 @@ func Create(spec Spec) error {
 	if err != nil {
 		return fmt.Errorf("making %s: %w", spec.Name, err)
 	}
-	child := exec.Command("/proc/self/exe", SetupCommand, string(description))
-	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET}
+	// A mount namespace can only be kept (mounted) in one with a lower number. Newer kernels
+	// give each CPU a block of numbers, so that only the CPU on which this process's own
+	// namespace was made is sure to give a higher one. In the machine's first namespace any does.
+	err = createOnce(spec, string(description))
+	if !errors.Is(err, errOrder) {
+		return err
+	}
+	runtime.LockOSThread()
+	var all unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		return fmt.Errorf("making %s: %w", spec.Name, err)
+	}
+	defer func() {
+		// A thread that cannot get its CPUs back stays locked, and ends with its goroutine.
+		if unix.SchedSetaffinity(0, &all) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	for cpu := 0; cpu < len(all)*64 && errors.Is(err, errOrder); cpu++ {
+		if !all.IsSet(cpu) {
+			continue
+		}
+		var one unix.CPUSet
+		one.Set(cpu)
+		if err := unix.SchedSetaffinity(0, &one); err != nil {
+			return fmt.Errorf("making %s: %w", spec.Name, err)
+		}
+		err = createOnce(spec, string(description))
+	}
+	return err
+}
+
+// errOrder says that the new mount namespace got a lower number than this process's.
+var errOrder = errors.New("the kernel does not let a mount namespace be kept in a newer one")
+
+func createOnce(spec Spec, description string) error {
+	child := exec.Command("/proc/self/exe", SetupCommand, description)
+	// It must not go on when this process is killed: devcluster down would race with it. The
+	// signal comes when the thread that started it ends.
+	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET, Pdeathsig: unix.SIGKILL}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	release, err := child.StdinPipe()
 	if err != nil {
 		return fmt.Errorf("making %s: %w", spec.Name, err)
@@ -111,13 +151,13 @@ func Create(spec Spec) error {
 		}
 		return fmt.Errorf("making %s: its set-up ended without a result", spec.Name)
 	}
-	err = errors.Join(
-		keep(child.Process.Pid, "mnt", MountNamespace(spec.Keep, spec.Name)),
-		keep(child.Process.Pid, "net", NetworkNamespace(spec.Keep, spec.Name)))
-	if finished := finish(); finished != nil || err != nil {
-		return errors.Join(finished, err)
+	err = keep(child.Process.Pid, "mnt", MountNamespace(spec.Keep, spec.Name))
+	if err == nil {
+		err = keep(child.Process.Pid, "net", NetworkNamespace(spec.Keep, spec.Name))
+	} else if errors.Is(err, unix.EINVAL) {
+		err = fmt.Errorf("%w: %w", errOrder, err)
 	}
-	return nil
+	return errors.Join(err, finish())
 }
 
 const readyLine = "ready\n"

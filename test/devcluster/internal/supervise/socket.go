@@ -37,8 +37,12 @@ func (s *Supervisor) serve(ctx context.Context, socket string) error {
 	ctx, shutdown := context.WithCancelCause(ctx)
 	defer shutdown(nil)
 	context.AfterFunc(ctx, func() { listener.Close() })
-	var last *net.UnixConn // waits for the shutdown to be complete
-	done := make(chan *net.UnixConn, 1)
+	grace := 10 * time.Second
+	type asked struct {
+		conn  *net.UnixConn // waits for the shutdown to be complete
+		grace time.Duration
+	}
+	done := make(chan asked, 1)
 	for {
 		conn, err := listener.AcceptUnix()
 		if ctx.Err() != nil {
@@ -48,9 +52,9 @@ func (s *Supervisor) serve(ctx context.Context, socket string) error {
 			return fmt.Errorf("accepting a request: %w", err)
 		}
 		go func() {
-			if s.answer(conn) {
+			if within, shut := s.answer(conn); shut {
 				select {
-				case done <- conn:
+				case done <- asked{conn, within}:
 					shutdown(nil)
 				default:
 					conn.Close()
@@ -60,18 +64,23 @@ func (s *Supervisor) serve(ctx context.Context, socket string) error {
 			conn.Close()
 		}()
 	}
-	s.Close(10 * time.Second)
+	var last *net.UnixConn
 	select {
-	case last = <-done:
+	case a := <-done:
+		last, grace = a.conn, a.grace
+	default: // a signal
+	}
+	s.Close(grace)
+	if last != nil {
 		_ = json.NewEncoder(last).Encode(response{}) // its peer may have gone
 		last.Close()
-	default:
 	}
 	return nil
 }
 
-// answer handles the one request of a connection. A shutdown is answered later: it returns true.
-func (s *Supervisor) answer(conn *net.UnixConn) (shutdown bool) {
+// answer handles the one request of a connection. A shutdown is answered later: it returns
+// true and the time that components get.
+func (s *Supervisor) answer(conn *net.UnixConn) (grace time.Duration, shutdown bool) {
 	var reply response
 	var r request
 	err := checkPeer(conn)
@@ -93,7 +102,7 @@ func (s *Supervisor) answer(conn *net.UnixConn) (shutdown bool) {
 			err = s.Kill(r.Name, r.Down)
 		case "status":
 		case "shutdown":
-			return true
+			return r.Grace, true
 		default:
 			err = fmt.Errorf("unknown request %q", r.Op)
 		}
@@ -105,7 +114,7 @@ func (s *Supervisor) answer(conn *net.UnixConn) (shutdown bool) {
 	if err := json.NewEncoder(conn).Encode(reply); err != nil {
 		s.log.Warn("answer not delivered", "error", err)
 	}
-	return false
+	return 0, false
 }
 
 // checkPeer refuses everybody but the user that the supervisor runs as: an abstract socket
@@ -170,9 +179,10 @@ func (c Client) Status(ctx context.Context) ([]Status, error) {
 	return r.Components, err
 }
 
-// Shutdown stops all components and the supervisor; it returns when that is done.
-func (c Client) Shutdown(ctx context.Context) error {
-	_, err := c.do(ctx, request{Op: "shutdown"})
+// Shutdown stops all components, by SIGKILL after the grace time, and the supervisor; it
+// returns when that is done.
+func (c Client) Shutdown(ctx context.Context, grace time.Duration) error {
+	_, err := c.do(ctx, request{Op: "shutdown", Grace: grace})
 	return err
 }
 
