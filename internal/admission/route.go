@@ -8,6 +8,7 @@ import (
 	"gomodules.xyz/jsonpatch/v2"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
@@ -28,13 +29,10 @@ func (r *router) Handle(ctx context.Context, req admission.Request) admission.Re
 	if err := r.decoder.Decode(req, &checkpoint); err != nil {
 		return admission.Errored(http.StatusBadRequest, err)
 	}
-	var source corev1.Pod
-	err := r.reader.Get(ctx, client.ObjectKey{Namespace: req.Namespace, Name: checkpoint.Spec.SourcePodName}, &source)
-	if err != nil && !apierrors.IsNotFound(err) {
-		return admission.Errored(http.StatusInternalServerError,
-			fmt.Errorf("read source Pod %s/%s: %w", req.Namespace, checkpoint.Spec.SourcePodName, err))
+	node, err := r.nodeOf(ctx, req.Namespace, checkpoint.Spec.SourcePodName)
+	if err != nil {
+		return admission.Errored(http.StatusInternalServerError, err)
 	}
-	node := source.Spec.NodeName // empty if there is no such Pod
 	switch {
 	case node == checkpoint.Spec.NodeName:
 		return admission.Allowed("")
@@ -43,4 +41,19 @@ func (r *router) Handle(ctx context.Context, req admission.Request) admission.Re
 	default:
 		return admission.Patched("", jsonpatch.NewOperation("add", "/spec/nodeName", node))
 	}
+}
+
+// nodeOf returns the node of a Pod; empty if it has none, or if there is no such
+// Pod. What cannot be a Pod's name is left for the schema to refuse, which looks
+// at the object after the webhooks.
+func (r *router) nodeOf(ctx context.Context, namespace, name string) (string, error) {
+	if len(validation.IsDNS1123Subdomain(name)) > 0 {
+		return "", nil
+	}
+	var pod corev1.Pod
+	err := r.reader.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &pod)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return "", fmt.Errorf("read source Pod %s/%s: %w", namespace, name, err)
+	}
+	return pod.Spec.NodeName, nil
 }

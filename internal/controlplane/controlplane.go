@@ -21,6 +21,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
@@ -36,16 +37,24 @@ const WebhookConfiguration = "stasis-admission"
 
 // Options are what an administrator chooses.
 type Options struct {
-	Namespace       string
-	WebhookHost     string
-	WebhookPort     int
-	WebhookService  string
-	WebhookHosts    []string // further names that the webhooks are called by
+	// Namespace is where Stasis is installed.
+	Namespace string
+	// WebhookHost and WebhookPort are where the webhook server listens.
+	WebhookHost string
+	WebhookPort int
+	// WebhookService is the Service that the webhooks are called by, and
+	// WebhookHosts are further names.
+	WebhookService string
+	WebhookHosts   []string
+	// WebhookCertDir holds the certificate where something else keeps it; else it
+	// is kept here, in the Secret CertificateName.
 	WebhookCertDir  string
+	CertificateName string
 	MetricsAddress  string
 	HealthAddress   string
 	LeaderElection  bool
-	CertificateName string
+	// Repeatable lets several control planes be made in one process, as tests do.
+	Repeatable bool
 }
 
 // AddFlags adds the options to a flag set, with their defaults.
@@ -84,6 +93,7 @@ func New(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) 
 		LeaderElectionID:              "stasis-controller",
 		LeaderElectionNamespace:       o.Namespace,
 		LeaderElectionReleaseOnCancel: true,
+		Controller:                    ctrlconfig.Controller{SkipNameValidation: &o.Repeatable},
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{
