@@ -1,0 +1,193 @@
+// Package cri_test tests the CRI layer on a real node without Kubernetes:
+// containerd, runc and CRIU, and Stasis as a user of containerd alone has it,
+// installed by "stasis-agent install" and run as "stasis-agent --no-kubernetes".
+//
+// The node comes from bin/devcluster; "make test-cri" builds what is needed.
+package cri_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstasis.dev/stasis/internal/hostns"
+)
+
+// theNode is the one that all tests share.
+var theNode *node
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) (code int) {
+	n, err := newNode()
+	if err == nil {
+		theNode = n
+		code = m.Run()
+	}
+	if downErr := n.down(); downErr != nil || err != nil {
+		fmt.Fprintf(os.Stderr, "test/cri: %v\n", errors.Join(err, downErr))
+		return 1
+	}
+	return code
+}
+
+// node is a host with containerd, and Stasis' CRI layer beside it.
+type node struct {
+	root, state, payload string
+	host                 *hostns.Host
+	agent                *exec.Cmd
+	agentLog             string
+	runtime              runtimeapi.RuntimeServiceClient // containerd's CRI
+	stasis               runtimeapi.RuntimeServiceClient // the CRI service of Stasis
+}
+
+func newNode() (n *node, err error) {
+	n = &node{}
+	if n.root, err = filepath.Abs("../.."); err != nil {
+		return n, err
+	}
+	for _, name := range []string{"bin/devcluster", "dist/bin/stasis-agent", "dist/bin/stasis-runtime", "dist/criu/VERSION"} {
+		if _, err := os.Stat(filepath.Join(n.root, name)); err != nil {
+			return n, fmt.Errorf("%s is not built: run \"make test-cri\": %w", name, err)
+		}
+	}
+	n.state = filepath.Join(n.root, ".devcluster-cri")
+	if err := n.devcluster("down"); err != nil {
+		return n, err
+	}
+	if err := n.devcluster("up", "--no-kubernetes"); err != nil {
+		return n, err
+	}
+	if n.payload, err = os.MkdirTemp(filepath.Join(n.root, "dist"), "payload-"); err != nil {
+		return n, err
+	}
+	for _, args := range [][]string{
+		{"install", "-D", n.root + "/dist/bin/stasis-runtime", n.payload + "/bin/stasis-runtime"},
+		{"cp", "-a", n.root + "/dist/criu", n.payload + "/criu"},
+	} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			return n, fmt.Errorf("%v: %w: %s", args, err, out)
+		}
+	}
+	if err := n.devcluster("exec", "node-1", "--", n.root+"/dist/bin/stasis-agent", "install", "--payload", n.payload); err != nil {
+		return n, err
+	}
+	if err := n.connect(); err != nil {
+		return n, err
+	}
+	return n, n.startAgent()
+}
+
+// devcluster runs bin/devcluster on the node's state directory.
+func (n *node) devcluster(args ...string) error {
+	_, err := n.devclusterOutput(args...)
+	return err
+}
+
+func (n *node) devclusterOutput(args ...string) ([]byte, error) {
+	cmd := exec.Command(n.root+"/bin/devcluster", append([]string{"--state", n.state}, args...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("devcluster %v: %w: %s%s", args, err, out, stderr.Bytes())
+	}
+	return out, nil
+}
+
+// connect finds the node's mount namespace and containerd's socket in it.
+func (n *node) connect() error {
+	out, err := n.devclusterOutput("status", "-o", "json")
+	if err != nil {
+		return err
+	}
+	var places []struct{ RuntimeSocket string }
+	if err := json.Unmarshal(out, &places); err != nil || len(places) != 1 {
+		return fmt.Errorf("devcluster status: %w: %s", err, out)
+	}
+	if n.host, err = hostns.FromSocket(places[0].RuntimeSocket); err != nil {
+		return err
+	}
+	n.runtime, err = n.dial("/run/containerd/containerd.sock")
+	return err
+}
+
+func (n *node) dial(socket string) (runtimeapi.RuntimeServiceClient, error) {
+	conn, err := grpc.NewClient("unix://"+n.host.Path(socket), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, err
+	}
+	return runtimeapi.NewRuntimeServiceClient(conn), nil
+}
+
+// startAgent starts the agent on the node and waits until it answers.
+func (n *node) startAgent() error {
+	n.agentLog = n.state + "/log/stasis-agent.log"
+	log, err := os.OpenFile(n.agentLog, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	n.agent = exec.Command(n.root+"/bin/devcluster", "--state", n.state, "exec", "node-1", "--",
+		n.root+"/dist/bin/stasis-agent", "--no-kubernetes", "--metrics-address=")
+	n.agent.Stdout, n.agent.Stderr = log, log
+	if err := n.agent.Start(); err != nil {
+		return err
+	}
+	if n.stasis, err = n.dial("/run/stasis/cri.sock"); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if _, err := n.stasis.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true)); err != nil {
+		text, _ := os.ReadFile(n.agentLog)
+		return fmt.Errorf("the agent does not answer: %w\n%s", err, text)
+	}
+	return nil
+}
+
+// agentPID is the agent's own process.
+func (n *node) agentPID() (int, error) { return hostns.PeerPID(n.host.Path("/run/stasis/agent.sock")) }
+
+// stopAgent ends the agent with a signal and waits for its end.
+func (n *node) stopAgent(signal syscall.Signal) error {
+	pid, err := n.agentPID()
+	if err != nil {
+		return err
+	}
+	if err := syscall.Kill(pid, signal); err != nil {
+		return err
+	}
+	n.agent.Wait() // its exit code is the signal's
+	n.agent = nil
+	return nil
+}
+
+func (n *node) down() error {
+	var errs []error
+	if n.agent != nil {
+		errs = append(errs, n.stopAgent(syscall.SIGTERM))
+	}
+	if n.host != nil {
+		errs = append(errs, n.host.Close())
+	}
+	if n.payload != "" {
+		errs = append(errs, os.RemoveAll(n.payload))
+	}
+	if n.state != "" {
+		errs = append(errs, n.devcluster("down"))
+	}
+	return errors.Join(errs...)
+}
