@@ -49,11 +49,16 @@ build() {
 	mkdir -p "$work/etc" "$work/lists/partial" "$work/archives/partial" "$work/tree" "$work/unpacked"
 	: >"$work/status"
 
-	# The machine's own mirror serves the other release too.
-	targets=$(apt-get indextargets --format '$(LABEL)|$(COMPONENT)|$(REPO_URI)|$(CODENAME)' 'Created-By: Packages' 2>/dev/null || true)
-	main=$(echo "$targets" | sed -n 's#^Debian|main|\([^|]*\)|[^|-]*$#\1#p' | head -n1)
-	security=$(echo "$targets" | sed -n 's#^Debian-Security|main|\([^|]*\)|.*#\1#p' | head -n1)
-	[ -n "$main" ] || fail "apt knows no Debian mirror on this machine: check /etc/apt/sources.list*, then run apt-get update"
+	# The machine's own mirror serves other releases too. It is the source of this machine's
+	# release; of several, the one that also has its updates.
+	# shellcheck source=/dev/null
+	release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+	[ -n "$release" ] || fail "/etc/os-release names no release: this needs a Debian machine (or container)"
+	sources=$(apt-get -q -o Debug::NoLocking=1 update --print-uris 2>/dev/null | sed -n "s#^'\(.*\)/dists/\(.*\)/InRelease'.*#\2 \1#p")
+	main=$(echo "$sources" | sed -n "s#^$release-updates ##p" | head -n1)
+	[ -n "$main" ] || main=$(echo "$sources" | sed -n "s#^$release ##p" | head -n1)
+	security=$(echo "$sources" | sed -n "s#^$release-security ##p" | head -n1)
+	[ -n "$main" ] || fail "apt has no Debian mirror of $release on this machine: check /etc/apt/sources.list and /etc/apt/sources.list.d"
 	echo "deb [signed-by=$keyring] $main $suite main" >"$work/etc/sources.list"
 	[ -z "$security" ] || echo "deb [signed-by=$keyring] $security $suite-security main" >>"$work/etc/sources.list"
 
