@@ -149,6 +149,9 @@ func (e *Engine) capture(ctx context.Context, sandboxID, dir string, targets []t
 	defer func() {
 		thawCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), thawTimeout)
 		defer cancel()
+		if err != nil {
+			err = errors.Join(err, endCapture(thawCtx, sandboxID))
+		}
 		err = errors.Join(err, e.thaw(thawCtx, entry))
 		m.FreezeDuration = time.Since(began)
 		clock.end("thaw")
@@ -159,7 +162,7 @@ func (e *Engine) capture(ctx context.Context, sandboxID, dir string, targets []t
 	}
 	m.CutTime = time.Now().UTC()
 	clock.end("freeze")
-	if err := e.captureFrozen(ctx, dir, targets, volumes); err != nil {
+	if err := e.captureFrozen(ctx, sandboxID, dir, targets, volumes); err != nil {
 		return err
 	}
 	clock.end("capture")
@@ -188,13 +191,13 @@ func (e *Engine) freeze(ctx context.Context, entry frozen, targets []target) err
 }
 
 // captureFrozen captures all containers and volumes at the same time.
-func (e *Engine) captureFrozen(ctx context.Context, dir string, targets []target, volumes []volume) error {
+func (e *Engine) captureFrozen(ctx context.Context, sandboxID, dir string, targets []target, volumes []volume) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var jobs []func() error
 	for _, t := range targets {
 		jobs = append(jobs,
-			func() error { return e.dump(ctx, t) },
+			func() error { return e.dump(ctx, sandboxID, t) },
 			func() error {
 				return e.archive(ctx, t.upperDir, filepath.Join(t.dir, rootfsArchive))
 			})
@@ -214,8 +217,8 @@ func (e *Engine) captureFrozen(ctx context.Context, dir string, targets []target
 }
 
 // dump lets CRIU write a frozen container's processes.
-func (e *Engine) dump(ctx context.Context, t target) error {
-	out, err := e.runtime(ctx, t.Runtime, "checkpoint",
+func (e *Engine) dump(ctx context.Context, sandboxID string, t target) error {
+	out, err := e.runtimeWith(ctx, []string{captureEnv + "=" + sandboxID}, t.Runtime, "checkpoint",
 		"--leave-running", "--tcp-established", "--file-locks",
 		"--image-path", filepath.Join(t.dir, imagesDir),
 		"--work-path", t.workDir,

@@ -158,9 +158,7 @@ func (e *Engine) ThawLeftovers(ctx context.Context) error {
 	var errs []error
 	for _, entry := range entries {
 		e.log.WarnContext(ctx, "thawing a sandbox that an earlier run left frozen", "sandbox", entry.SandboxID)
-		if err := e.thaw(ctx, entry); err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, endCapture(ctx, entry.SandboxID), e.thaw(ctx, entry))
 	}
 	return errors.Join(errs...)
 }

@@ -20,11 +20,16 @@ var errNoContainer = errors.New("no such container")
 
 // runtime calls the OCI runtime's command line on the host.
 func (e *Engine) runtime(ctx context.Context, r engine.Runtime, args ...string) (hostns.Output, error) {
+	return e.runtimeWith(ctx, nil, r, args...)
+}
+
+// runtimeWith does so with an environment, which CRIU inherits.
+func (e *Engine) runtimeWith(ctx context.Context, env []string, r engine.Runtime, args ...string) (hostns.Output, error) {
 	full := args
 	if r.Root != "" {
 		full = append([]string{"--root", r.Root}, args...)
 	}
-	out, err := e.host.Run(ctx, hostns.Command{Name: r.Binary, Args: full})
+	out, err := e.host.Run(ctx, hostns.Command{Name: r.Binary, Args: full, Env: env})
 	if err != nil {
 		return out, fmt.Errorf("%s: %w", args[0], err)
 	}
