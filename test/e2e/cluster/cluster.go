@@ -1,0 +1,194 @@
+// Package cluster gives tests a Kubernetes cluster with Stasis in it, and ways to
+// act on it: as a user (kubectl and the plugins, as programs), through the API,
+// and on the nodes.
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
+)
+
+// Cluster is one devcluster.
+type Cluster struct {
+	root, state string
+	config      *rest.Config
+	client.WithWatch
+}
+
+// Images are the archives that a node needs, below dist/images of the checkout.
+var Images = []string{"stasis-agent", "stasis-controller", "stasis-demo", "stasis-e2e"}
+
+// Root finds the checkout: the directory with go.mod above the working directory.
+func Root() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", errors.New("no go.mod in any directory above")
+		}
+		dir = parent
+	}
+}
+
+// Attach uses the devcluster whose state is in the directory state.
+func Attach(root, state string) (*Cluster, error) {
+	state, err := filepath.Abs(state)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{root: root, state: state}
+	if c.config, err = clientcmd.BuildConfigFromFlags("", c.Kubeconfig()); err != nil {
+		return nil, err
+	}
+	// Tests wait by asking often; the client's own brake would make them slow.
+	c.config.QPS, c.config.Burst = 200, 400
+	c.config.WarningHandler = rest.NoWarnings{}
+	c.WithWatch, err = connect(c.config)
+	return c, err
+}
+
+func connect(config *rest.Config) (client.WithWatch, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, rbacv1.AddToScheme, checkpointv1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, err
+		}
+	}
+	return client.NewWithWatch(config, client.Options{Scheme: scheme})
+}
+
+// Up starts a devcluster. The Cluster is there, to be taken down, also after an
+// error.
+func Up(ctx context.Context, root, state string, nodes int) (*Cluster, error) {
+	c := &Cluster{root: root, state: state}
+	if out, err := c.Devcluster(ctx, "up", "--nodes", fmt.Sprint(nodes)); err != nil {
+		return c, fmt.Errorf("%w\n%s", err, out)
+	}
+	attached, err := Attach(root, state)
+	if err != nil {
+		return c, err
+	}
+	return attached, nil
+}
+
+// Down takes the devcluster away.
+func (c *Cluster) Down(ctx context.Context) error {
+	if out, err := c.Devcluster(ctx, "down"); err != nil {
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	return nil
+}
+
+// Install puts Stasis into the cluster as the README tells users to.
+func (c *Cluster) Install(ctx context.Context) error {
+	for _, image := range Images {
+		if out, err := c.Devcluster(ctx, "load", filepath.Join(c.root, "dist/images", image+".tar")); err != nil {
+			return fmt.Errorf("%w (is it built? make images images-e2e)\n%s", err, out)
+		}
+	}
+	for _, args := range [][]string{
+		{"apply", "-k", "config/default"},
+		{"-n", "stasis-system", "rollout", "status", "deployment", "--timeout=120s"},
+		{"-n", "stasis-system", "rollout", "status", "daemonset", "--timeout=120s"},
+	} {
+		if _, err := c.Kubectl(ctx, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Kubeconfig is the file to reach the cluster with.
+func (c *Cluster) Kubeconfig() string { return filepath.Join(c.state, "kubeconfig") }
+
+// As is the API as another user sees it.
+func (c *Cluster) As(user string) (client.WithWatch, error) {
+	config := rest.CopyConfig(c.config)
+	config.Impersonate = rest.ImpersonationConfig{UserName: user, Groups: []string{"system:authenticated"}}
+	return connect(config)
+}
+
+// Devcluster runs a command of devcluster and returns what it printed.
+func (c *Cluster) Devcluster(ctx context.Context, args ...string) (string, error) {
+	return c.run(ctx, "bin/devcluster", append([]string{"--state", c.state}, args...)...)
+}
+
+// OnNode runs a shell command on a node.
+func (c *Cluster) OnNode(ctx context.Context, node, script string) (string, error) {
+	return c.Devcluster(ctx, "exec", node, "--", "/bin/sh", "-euc", script)
+}
+
+// Kubectl runs kubectl and returns its standard output; what it says on standard
+// error is in the error.
+func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
+	return c.run(ctx, "bin/kubectl", append([]string{"--kubeconfig", c.Kubeconfig()}, args...)...)
+}
+
+// Plugin runs kubectl-NAME.
+func (c *Cluster) Plugin(ctx context.Context, name string, args ...string) (string, error) {
+	return c.run(ctx, "bin/kubectl-"+name, append(args, "--kubeconfig", c.Kubeconfig())...)
+}
+
+func (c *Cluster) run(ctx context.Context, program string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.root, program), args...)
+	cmd.Dir = c.root
+	var out, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, strings.TrimSpace(complaint.String()))
+	}
+	return out.String(), nil
+}
+
+// Follow starts kubectl and returns what it prints, as it comes, and a function
+// that waits for its end.
+func (c *Cluster) Follow(ctx context.Context, args ...string) (io.Reader, func() error, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.root, "bin/kubectl"), append([]string{"--kubeconfig", c.Kubeconfig()}, args...)...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, nil, err
+	}
+	return out, cmd.Wait, nil
+}
+
+// Diagnose writes what a person would look at first.
+func (c *Cluster) Diagnose(ctx context.Context, w io.Writer) {
+	for _, args := range [][]string{
+		{"get", "pods", "-A", "-o", "wide"},
+		{"get", "podcheckpoints", "-A"},
+		{"-n", "stasis-system", "get", "events"},
+		{"-n", "stasis-system", "logs", "deployment/stasis-controller", "--tail=20"},
+		{"-n", "stasis-system", "logs", "daemonset/stasis-agent", "--tail=40", "--all-pods"},
+	} {
+		out, err := c.Kubectl(ctx, args...)
+		fmt.Fprintf(w, "$ kubectl %s\n%s", strings.Join(args, " "), out)
+		if err != nil {
+			fmt.Fprintln(w, err)
+		}
+	}
+}

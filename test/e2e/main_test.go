@@ -1,0 +1,66 @@
+//go:build e2e
+
+// Package e2e tests Stasis on a real Kubernetes of two nodes, installed as users
+// install it. Tests are named by sentences; comments give the requirements'
+// numbers.
+//
+//	make test-e2e                                          a cluster of its own
+//	go test -tags e2e ./test/e2e -run TestTheMainJob       one test, likewise
+//	STASIS_KUBECONFIG=.devcluster/kubeconfig go test …     on a running devcluster
+//
+// With STASIS_KUBECONFIG the devcluster that it belongs to is used as it is and
+// left running: Stasis must be installed in it and its images loaded.
+package e2e
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"podstasis.dev/stasis/test/e2e/cluster"
+)
+
+// shared is the cluster that tests use which disturb nobody.
+var shared *cluster.Cluster
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code, err := run(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (code int, err error) {
+	root, err := cluster.Root()
+	if err != nil {
+		return 1, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	if kubeconfig := os.Getenv("STASIS_KUBECONFIG"); kubeconfig != "" {
+		if shared, err = cluster.Attach(root, filepath.Dir(kubeconfig)); err != nil {
+			return 1, err
+		}
+		return m.Run(), nil
+	}
+	shared, err = cluster.Up(ctx, root, filepath.Join(root, ".devcluster-e2e"), 2)
+	defer func() { err = errors.Join(err, shared.Down(context.Background())) }()
+	if err != nil {
+		return 1, err
+	}
+	if err := shared.Install(ctx); err != nil {
+		shared.Diagnose(ctx, os.Stderr)
+		return 1, err
+	}
+	slog.Info("cluster is ready", "kubeconfig", shared.Kubeconfig())
+	return m.Run(), nil
+}

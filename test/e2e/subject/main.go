@@ -1,0 +1,35 @@
+// subject is what the e2e tests checkpoint: a program with as much state as can be
+// told apart from a fresh start. It serves HTTP on port 8080.
+//
+//	subject              build the state up and serve
+//	subject get PATH     ask the subject in this Pod, print the answer
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	var err error
+	switch {
+	case len(os.Args) == 3 && os.Args[1] == "get":
+		err = get(os.Args[2])
+	case len(os.Args) == 2 && os.Args[1] == "child":
+		err = child()
+	case len(os.Args) == 1:
+		// As process 1 of a container it must ask for the signal to get it.
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		err = serve(ctx)
+	default:
+		err = fmt.Errorf("usage: subject [get PATH]")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "subject:", err)
+		os.Exit(1)
+	}
+}
