@@ -3,7 +3,6 @@ package cri_test
 import (
 	"slices"
 	"testing"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -18,36 +17,176 @@ func TestARestoredPodContinuesWhereItsSourceWasCaptured(t *testing.T) {
 	dir, m := source.checkpoint(t)
 	t.Logf("frozen for %v, phases %v, %d bytes", m.FreezeDuration, m.Phases, m.LogicalBytes())
 
-	copied := n.prepareRestore(t, dir, a, b)
-	for _, name := range []string{"a", "b"} {
-		if s := copied.state(t, name); s != runtimeapi.ContainerState_CONTAINER_CREATED {
-			t.Errorf("restored container %s is %v before its start", name, s)
-		}
-	}
-	began := time.Now()
-	copied.start(t)
-	t.Logf("started both in %v", time.Since(began))
+	restored := n.restore(t, dir, a, b)
 	for name, first := range map[string]int{"a": 1, "b": 1001} {
-		restored := copied.numbers(t, name, 20)
-		sourced := source.numbers(t, name, 20)
-		if restored[0] < first+20 {
-			t.Errorf("container %s began anew: %v", name, restored[:3])
+		numbers := restored.numbers(t, name, 20)
+		if numbers[0] < first+20 {
+			t.Errorf("container %s began anew: %v", name, numbers[:3])
 		}
-		for i, v := range restored {
-			if v != restored[0]+i {
-				t.Fatalf("container %s skipped or repeated: %v", name, restored)
+		for i, v := range numbers {
+			if v != numbers[0]+i {
+				t.Fatalf("container %s went from %d to %d", name, numbers[i-1], v)
 			}
 		}
-		if !slices.Contains(sourced, restored[0]) {
-			t.Errorf("container %s: the source never printed %d", name, restored[0])
+		if !slices.Contains(source.numbers(t, name, 20), numbers[0]) {
+			t.Errorf("container %s: the source never printed %d", name, numbers[0])
 		}
-		for i, v := range sourced {
-			if v != first+i {
-				t.Fatalf("the source's container %s was disturbed: %v", name, sourced)
-			}
+		source.goesOn(t, name)
+	}
+	if got := restored.exec(t, "a", "hostname"); got != restored.name {
+		t.Errorf("the restored Pod calls itself %q, not %q", got, restored.name)
+	}
+}
+
+func TestAPodOfTheRestoringHandlerCanBeCapturedLikeAnyOther(t *testing.T) {
+	a := container("a", counting)
+	source := theNode.run(t, handler, a)
+	source.numbers(t, "a", 5)
+	dir, _ := source.checkpoint(t)
+	theNode.restore(t, dir, a).goesOn(t, "a")
+}
+
+func TestARestoredPodCanBeCapturedAndRestoredAgain(t *testing.T) {
+	a := container("a", counting)
+	dir := checkpointOf(t, a)
+	for range 3 {
+		p := theNode.restore(t, dir, a)
+		p.goesOn(t, "a")
+		dir, _ = p.checkpoint(t)
+		p.goesOn(t, "a")
+	}
+}
+
+func TestTheWritableLayerComesBack(t *testing.T) {
+	script := `echo text > /root/new; chmod 640 /root/new; chown 12:34 /root/new; ln /root/new /root/hard
+rm /etc/group; mkdir /var/run/dir; ln -s /root/new /root/sym; mkfifo /root/fifo; head -c 3000000 /dev/zero > /root/big
+` + counting
+	a := container("a", script)
+	p := theNode.restore(t, checkpointOf(t, a), a)
+	p.goesOn(t, "a")
+	for command, want := range map[string]string{
+		"cat /root/sym":                                        "text",
+		"stat -c %a:%u:%g:%h /root/new":                        "640:12:34:2",
+		"[ /root/new -ef /root/hard ] && echo same":            "same",
+		"ls /etc/group 2>/dev/null || echo gone":               "gone",
+		"[ -d /var/run/dir ] && [ -p /root/fifo ] && echo yes": "yes",
+		"stat -c %s /root/big":                                 "3000000",
+	} {
+		if got := p.exec(t, "a", command); got != want {
+			t.Errorf("%s: %q, want %q", command, got, want)
 		}
 	}
-	if got := copied.exec(t, "a", "hostname"); got != copied.name {
-		t.Errorf("the restored Pod calls itself %q", got)
+}
+
+func TestOpenFilesPipesAndChildrenComeBack(t *testing.T) {
+	// A pipeline of three processes over two pipes, with a file open for writing
+	// at its offset and another one for reading at its own.
+	script := `exec 3>/root/out 4</etc/passwd; read -r x <&4
+{ i=0; while :; do i=$((i+1)); echo $i; usleep 10000; done; } | sed -u 's/$/0/' | while read -r n; do echo "$n" >&3; echo "$n"; done`
+	a := container("a", script)
+	source := theNode.run(t, "", a)
+	source.numbers(t, "a", 20)
+	dir, _ := source.checkpoint(t)
+	p := theNode.restore(t, dir, a)
+	numbers := p.numbers(t, "a", 20)
+	for i, v := range numbers {
+		if v != numbers[0]+10*i || v < 200 {
+			t.Fatalf("the pipeline lost or repeated something: %v", numbers)
+		}
 	}
+	if got := p.exec(t, "a", `i=0; while read -r n; do i=$((i+10)); [ $n = $i ] || { echo $n after $i; break; }; done < /root/out; echo ok`); got != "ok" {
+		t.Errorf("the open file: %s", got)
+	}
+}
+
+func TestContainersThatShareAPIDNamespaceComeBack(t *testing.T) {
+	a, b := container("a", counting), container("b", counting)
+	for _, c := range []*runtimeapi.ContainerConfig{a, b} {
+		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+	}
+	p := theNode.restore(t, checkpointOf(t, a, b), a, b)
+	p.goesOn(t, "a")
+	p.goesOn(t, "b")
+}
+
+func TestAContainerWithTCPConnectionsIsCapturedAndItsListenerComesBack(t *testing.T) {
+	a := container("a", `nc -lk -p 7000 -e cat & sleep 1; { while :; do echo ping; sleep 1; done; } | nc 127.0.0.1 7000 > /dev/null & `+counting)
+	source := theNode.run(t, "", a)
+	eventually(t, "the connection is there", func() bool {
+		return source.exec(t, "a", "grep -c ' 01 ' /proc/net/tcp || true") >= "2"
+	})
+	dir, _ := source.checkpoint(t)
+	source.goesOn(t, "a")
+	if got := source.exec(t, "a", "grep -c ' 01 ' /proc/net/tcp || true"); got < "2" {
+		t.Errorf("the source has %s ends of connections left", got)
+	}
+	p := theNode.restore(t, dir, a)
+	p.goesOn(t, "a")
+	if got := p.exec(t, "a", "echo hello | timeout 5 nc 127.0.0.1 7000"); got != "hello" {
+		t.Errorf("the restored listener answered %q", got)
+	}
+}
+
+func TestARestoredContainerEndsWithItsExitCodeAndByItsSignal(t *testing.T) {
+	a := container("a", `trap 'exit 42' TERM; `+counting)
+	p := theNode.restore(t, checkpointOf(t, a), a)
+	p.goesOn(t, "a")
+	_, err := theNode.runtime.StopContainer(testContext(t), &runtimeapi.StopContainerRequest{ContainerId: p.containers["a"], Timeout: 10})
+	must(t, err)
+	answer, err := theNode.runtime.ContainerStatus(testContext(t), &runtimeapi.ContainerStatusRequest{ContainerId: p.containers["a"]})
+	must(t, err)
+	if answer.Status.State != runtimeapi.ContainerState_CONTAINER_EXITED || answer.Status.ExitCode != 42 {
+		t.Errorf("it is %v with exit code %d", answer.Status.State, answer.Status.ExitCode)
+	}
+}
+
+func TestAContainerStartedAgainAfterItsRestoreIsAnOrdinaryStart(t *testing.T) {
+	a := container("a", counting)
+	p := theNode.restore(t, checkpointOf(t, a), a)
+	p.goesOn(t, "a")
+	_, err := theNode.runtime.StopContainer(testContext(t), &runtimeapi.StopContainerRequest{ContainerId: p.containers["a"]})
+	must(t, err)
+	again := container("a", counting)
+	again.Metadata.Attempt = 1
+	again.LogPath = "a-1.log"
+	created, err := theNode.runtime.CreateContainer(testContext(t), &runtimeapi.CreateContainerRequest{PodSandboxId: p.sandbox, Config: again, SandboxConfig: p.config})
+	must(t, err)
+	_, err = theNode.runtime.StartContainer(testContext(t), &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId})
+	must(t, err)
+	if first := p.numbers(t, "a-1", 3)[0]; first != 1 {
+		t.Errorf("it went on at %d", first)
+	}
+}
+
+func TestARestoredContainerThatWasNeverStartedCanBeRemoved(t *testing.T) {
+	a := container("a", counting)
+	p := theNode.prepareRestore(t, checkpointOf(t, a), a)
+	_, err := theNode.runtime.RemoveContainer(testContext(t), &runtimeapi.RemoveContainerRequest{ContainerId: p.containers["a"]})
+	must(t, err)
+}
+
+func TestANonRootContainerWithDroppedCapabilitiesAndSeccompComesBackAsItWas(t *testing.T) {
+	a := container("a", counting)
+	a.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1234}
+	a.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 4321}
+	a.Linux.SecurityContext.NoNewPrivs = true
+	a.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}}
+	a.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+	status := `grep -E '^(Uid|Gid|Cap...|NoNewPrivs|Seccomp):' /proc/1/status | tr -s '\t\n' ' '`
+	source := theNode.run(t, "", a)
+	source.numbers(t, "a", 5)
+	want := source.exec(t, "a", status)
+	dir, _ := source.checkpoint(t)
+	p := theNode.restore(t, dir, a)
+	p.goesOn(t, "a")
+	if got := p.exec(t, "a", status); got != want {
+		t.Errorf("it has %q, the source %q", got, want)
+	}
+}
+
+func TestAStoppedProcessIsRefusedBeforeTheFreezeAndNamed(t *testing.T) {
+	p := theNode.run(t, "", container("a", `sleep 1000 & kill -STOP $!; `+counting))
+	p.numbers(t, "a", 5)
+	p.refused(t, p.checkpointRequest(t), 9 /* FailedPrecondition */, "sleep")
+	p.goesOn(t, "a")
 }
