@@ -8,6 +8,7 @@ CONFIG_TOOL := go tool -modfile=config/tools/go.mod
 generate: ## regenerate code, CRD and API reference from the types
 	$(CONFIG_TOOL) controller-gen object paths=./api/...
 	$(CONFIG_TOOL) controller-gen crd paths=./api/... output:crd:dir=config/crd
+	go run -C config/tools ./apidoc -package ../../api/v1alpha1 -out ../../docs/api.md
 
 .PHONY: verify-generate
 verify-generate: generate ## fail if what is generated differs from what is committed

@@ -45,26 +45,26 @@ const (
 
 // Condition types on Pods.
 const (
-	PodConditionCheckpointing = GroupName + "/Checkpointing"
-	PodConditionRestoring     = GroupName + "/Restoring"
+	PodConditionCheckpointing = GroupName + "/Checkpointing" // True while the Pod is being checkpointed, gone after
+	PodConditionRestoring     = GroupName + "/Restoring"     // True while the Pod is being restored
 )
 
 // Reasons of events on the PodCheckpoint and on its source Pod.
 const (
-	EventCheckpointingPod    = "CheckpointingPod"
-	EventCheckpointStarted   = "CheckpointStarted"
-	EventCheckpointSucceeded = "CheckpointSucceeded"
-	EventCheckpointFailed    = "CheckpointFailed"
+	EventCheckpointingPod    = "CheckpointingPod"    // on the Pod: a checkpoint of it begins
+	EventCheckpointStarted   = "CheckpointStarted"   // the agent is at work
+	EventCheckpointSucceeded = "CheckpointSucceeded" // the checkpoint is Ready
+	EventCheckpointFailed    = "CheckpointFailed"    // the checkpoint ended without data; the message says why
 )
 
 // Reasons of events on a restoring Pod (P23).
 const (
-	EventCheckpointNotReady    = "CheckpointNotReady"
-	EventCheckpointWrongNode   = "CheckpointWrongNode"
-	EventPodSpecMismatch       = "PodSpecMismatch"
-	EventCheckpointDataMissing = "CheckpointDataMissing"
-	EventCheckpointDataCorrupt = "CheckpointDataCorrupt"
-	EventRestoreInProgress     = "RestoreInProgress"
-	EventRestoreFailed         = "RestoreFailed"
-	EventRestoreSucceeded      = "RestoreSucceeded"
+	EventCheckpointNotReady    = "CheckpointNotReady"    // there is no such checkpoint, or it is not Ready: the Pod waits
+	EventCheckpointWrongNode   = "CheckpointWrongNode"   // the Pod is on a node that does not hold the data
+	EventPodSpecMismatch       = "PodSpecMismatch"       // the Pod differs from the one that was checkpointed; the message says where
+	EventCheckpointDataMissing = "CheckpointDataMissing" // files of the checkpoint are not there
+	EventCheckpointDataCorrupt = "CheckpointDataCorrupt" // files of the checkpoint are not as they were written
+	EventRestoreInProgress     = "RestoreInProgress"     // the data are whole and the restore begins
+	EventRestoreFailed         = "RestoreFailed"         // a container could not be restored
+	EventRestoreSucceeded      = "RestoreSucceeded"      // all containers go on
 )
