@@ -59,18 +59,18 @@ func TestARestoredPodCanBeCapturedAndRestoredAgain(t *testing.T) {
 
 func TestTheWritableLayerComesBack(t *testing.T) {
 	script := `echo text > /root/new; chmod 640 /root/new; chown 12:34 /root/new; ln /root/new /root/hard
-rm /etc/group; mkdir /var/run/dir; ln -s /root/new /root/sym; mkfifo /root/fifo; head -c 3000000 /dev/zero > /root/big
+rm /etc/group; mkdir /root/dir; ln -s /root/new /root/sym; mkfifo /root/fifo; head -c 3000000 /dev/zero > /root/big
 ` + counting
 	a := container("a", script)
 	p := theNode.restore(t, checkpointOf(t, a), a)
 	p.goesOn(t, "a")
 	for command, want := range map[string]string{
-		"cat /root/sym":                                        "text",
-		"stat -c %a:%u:%g:%h /root/new":                        "640:12:34:2",
-		"[ /root/new -ef /root/hard ] && echo same":            "same",
-		"ls /etc/group 2>/dev/null || echo gone":               "gone",
-		"[ -d /var/run/dir ] && [ -p /root/fifo ] && echo yes": "yes",
-		"stat -c %s /root/big":                                 "3000000",
+		"cat /root/sym":                                     "text",
+		"stat -c %a:%u:%g:%h /root/new":                     "640:12:34:2",
+		"[ /root/new -ef /root/hard ] && echo same":         "same",
+		"ls /etc/group 2>/dev/null || echo gone":            "gone",
+		"[ -d /root/dir ] && [ -p /root/fifo ] && echo yes": "yes",
+		"stat -c %s /root/big":                              "3000000",
 	} {
 		if got := p.exec(t, "a", command); got != want {
 			t.Errorf("%s: %q, want %q", command, got, want)
@@ -82,7 +82,7 @@ func TestOpenFilesPipesAndChildrenComeBack(t *testing.T) {
 	// A pipeline of three processes over two pipes, with a file open for writing
 	// at its offset and another one for reading at its own.
 	script := `exec 3>/root/out 4</etc/passwd; read -r x <&4
-{ i=0; while :; do i=$((i+1)); echo $i; usleep 10000; done; } | sed -u 's/$/0/' | while read -r n; do echo "$n" >&3; echo "$n"; done`
+{ i=0; while :; do i=$((i+1)); echo $i; usleep 10000; done; } | while read -r n; do echo ${n}0; done | while read -r n; do echo "$n" >&3; echo "$n"; done`
 	a := container("a", script)
 	source := theNode.run(t, "", a)
 	source.numbers(t, "a", 20)
@@ -109,15 +109,18 @@ func TestContainersThatShareAPIDNamespaceComeBack(t *testing.T) {
 	p.goesOn(t, "b")
 }
 
+// established counts the ends of TCP connections of a network namespace.
+const established = `cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 01 0' || true`
+
 func TestAContainerWithTCPConnectionsIsCapturedAndItsListenerComesBack(t *testing.T) {
-	a := container("a", `nc -lk -p 7000 -e cat & sleep 1; { while :; do echo ping; sleep 1; done; } | nc 127.0.0.1 7000 > /dev/null & `+counting)
+	a := container("a", `nc -ll -p 7000 -e cat & sleep 1; { while :; do echo ping; sleep 1; done; } | nc 127.0.0.1 7000 > /dev/null & `+counting)
 	source := theNode.run(t, "", a)
 	eventually(t, "the connection is there", func() bool {
-		return source.exec(t, "a", "grep -c ' 01 ' /proc/net/tcp || true") >= "2"
+		return source.exec(t, "a", established) >= "2"
 	})
 	dir, _ := source.checkpoint(t)
 	source.goesOn(t, "a")
-	if got := source.exec(t, "a", "grep -c ' 01 ' /proc/net/tcp || true"); got < "2" {
+	if got := source.exec(t, "a", established); got < "2" {
 		t.Errorf("the source has %s ends of connections left", got)
 	}
 	p := theNode.restore(t, dir, a)
@@ -185,7 +188,7 @@ func TestANonRootContainerWithDroppedCapabilitiesAndSeccompComesBackAsItWas(t *t
 }
 
 func TestAStoppedProcessIsRefusedBeforeTheFreezeAndNamed(t *testing.T) {
-	p := theNode.run(t, "", container("a", `sleep 1000 & kill -STOP $!; `+counting))
+	p := theNode.run(t, "", container("a", `sleep 1000 & sleep 1; kill -STOP $!; `+counting))
 	p.numbers(t, "a", 5)
 	p.refused(t, p.checkpointRequest(t), 9 /* FailedPrecondition */, "sleep")
 	p.goesOn(t, "a")
