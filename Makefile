@@ -23,18 +23,28 @@ help: ## list the targets
 programs: deps bin/devcluster bin/kubectl-checkpoint bin/kubectl-restore ## build what a user calls
 
 bin/kubectl-checkpoint bin/kubectl-restore: bin/%: FORCE
-	CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/$*
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./cmd/$*
 
 up: programs images ## bring up the development cluster with Stasis on it; NODES=2 for two nodes
 	bin/devcluster up --nodes $(NODES)
 	hack/install.sh
+	@echo; echo "export KUBECONFIG=$(CURDIR)/.devcluster/kubeconfig PATH=$(CURDIR)/bin:\$$PATH"
 
-test: deps lint test-unit test-images test-control test-devcluster test-cri test-e2e ## all tests
+test: deps lint test-unit test-images test-devcluster test-control test-cri test-e2e ## all tests
 
-lint: ## formatting, vet, import rules
+lint: ## formatting, vet, static analysis
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet ./...
 	go tool -modfile=config/tools/go.mod staticcheck ./...
 
 test-unit: ## tests that need nothing but this checkout
-	go test $$(go list ./... | grep -v /test/)
+	go test $$(go list ./... | grep -v '/test/')
+
+test-control: deps bin/devcluster ## the control plane against a real API server
+	STASIS_KUBE_BIN=$$(dirname $$(bin/devcluster build)) go test -count=1 ./test/control
+
+test-cri: deps bin/devcluster image-files ## the CRI layer on a node without Kubernetes
+	go test -count=1 -timeout 15m ./test/cri
+
+test-e2e: programs images images-e2e ## everything, on a cluster of two nodes
+	go test -count=1 -timeout 30m ./test/e2e

@@ -60,7 +60,7 @@ func New() *cobra.Command {
 	root.AddCommand(
 		upCommand(&state), downCommand(&state), statusCommand(&state), loadCommand(&state), execCommand(&state, "exec", false),
 		killCommand(&state), startCommand(&state), stopCommand(&state), logsCommand(&state),
-		execCommand(&state, cluster.ExecCommand, true), superviseCommand(&state), setupCommand(), probeCommand(),
+		execCommand(&state, cluster.ExecCommand, true), superviseCommand(&state), setupCommand(), probeCommand(), buildCommand(),
 	)
 	return root
 }
