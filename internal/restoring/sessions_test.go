@@ -1,0 +1,236 @@
+package restoring_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/restoring"
+)
+
+// fakes stand for the agent and the engine; the records and the checkpoint data
+// are real files.
+type fakes struct {
+	source     restoring.Source
+	refusal    error
+	incompat   error
+	told       []string
+	resolvedBy []string
+}
+
+func (f *fakes) Resolve(_ context.Context, s nodeapi.Sandbox) (restoring.Source, error) {
+	f.resolvedBy = append(f.resolvedBy, s.ID)
+	return f.source, f.refusal
+}
+func (f *fakes) CheckRestore(context.Context, *checkpoint.Manifest) error { return f.incompat }
+func (f *fakes) Refused(_ context.Context, _ nodeapi.Sandbox, e *nodeapi.Error) {
+	f.told = append(f.told, "refused "+e.Reason)
+}
+func (f *fakes) Began(context.Context, nodeapi.Sandbox) { f.told = append(f.told, "began") }
+func (f *fakes) Failed(_ context.Context, _ nodeapi.Sandbox, c, m string) {
+	f.told = append(f.told, "failed "+c+" "+m)
+}
+func (f *fakes) Succeeded(context.Context, nodeapi.Sandbox) { f.told = append(f.told, "succeeded") }
+
+func newSessions(t *testing.T, f *fakes, state string) *restoring.Sessions {
+	t.Helper()
+	s, err := restoring.New(restoring.Config{
+		StateDir: state, FreezeHook: "/hook", Path: "/bin", Resolver: f, Observer: f, Compatibility: f,
+		Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// data is a checkpoint of containers a and b that share a volume.
+func data(t *testing.T) restoring.Source {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"containers/a/rootfs.tar", "containers/b/rootfs.tar", "volumes/v.tar"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	digest, err := checkpoint.Seal(context.Background(), dir, &checkpoint.Manifest{
+		Containers: []checkpoint.Container{{Name: "a", Rootfs: "containers/a/rootfs.tar"}, {Name: "b", Rootfs: "containers/b/rootfs.tar"}},
+		Volumes:    []checkpoint.Volume{{Name: "v", Archive: "volumes/v.tar", Mounts: []checkpoint.VolumeMount{{Container: "a", Destination: "/va"}, {Container: "b", Destination: "/vb"}}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return restoring.Source{Dir: dir, ManifestDigest: digest}
+}
+
+func sandbox(annotations ...string) nodeapi.Sandbox {
+	s := nodeapi.Sandbox{ID: "s1", Namespace: "ns", Name: "pod", UID: "u", Annotations: map[string]string{}}
+	for i := 0; i < len(annotations); i += 2 {
+		s.Annotations["checkpoint.podstasis.dev/"+annotations[i]] = annotations[i+1]
+	}
+	return s
+}
+
+var fromC1 = sandbox("restore-from", "c1")
+
+func create(s *restoring.Sessions, sandbox nodeapi.Sandbox) nodeapi.Response {
+	return s.Handle(context.Background(), nodeapi.Request{CreateSandbox: &nodeapi.CreateSandbox{Sandbox: sandbox}})
+}
+
+func container(s *restoring.Sessions, name string) nodeapi.Response {
+	return s.Handle(context.Background(), nodeapi.Request{CreateContainer: &nodeapi.CreateContainer{Sandbox: fromC1, Container: name}})
+}
+
+func report(t *testing.T, s *restoring.Sessions, name string, stage nodeapi.ReportStage) {
+	t.Helper()
+	r := s.Handle(context.Background(), nodeapi.Request{Report: &nodeapi.Report{Sandbox: fromC1, Container: name, Stage: stage, Message: "why"}})
+	if r.Error != nil {
+		t.Fatal(r.Error)
+	}
+}
+
+func TestARestoreGoesFromSandboxOverContainersToItsEnd(t *testing.T) {
+	f := &fakes{source: data(t)}
+	state := t.TempDir()
+	s := newSessions(t, f, state)
+	if r := create(s, fromC1); r.Action != nodeapi.ActionRestore {
+		t.Fatalf("sandbox: %+v", r)
+	}
+	a := container(s, "a")
+	if a.Action != nodeapi.ActionRestore || a.Container.ImageDir != f.source.Dir+"/containers/a/criu" ||
+		a.Container.RootfsArchive != f.source.Dir+"/containers/a/rootfs.tar" {
+		t.Fatalf("container a: %+v %+v", a, a.Container)
+	}
+	if want := []nodeapi.VolumeRestore{{Archive: f.source.Dir + "/volumes/v.tar", Destination: "/va"}}; !slices.Equal(a.Container.Volumes, want) {
+		t.Errorf("container a fills %+v", a.Container.Volumes)
+	}
+	report(t, s, "a", nodeapi.StageCreated)
+	report(t, s, "a", nodeapi.StageStarted)
+
+	// The agent is another process from here on.
+	s = newSessions(t, f, state)
+	b := container(s, "b")
+	if b.Action != nodeapi.ActionRestore || len(b.Container.Volumes) != 0 {
+		t.Errorf("container b, whose volume a has filled: %+v %+v", b, b.Container)
+	}
+	if dirs, err := s.InUse(); err != nil || !slices.Equal(dirs, []string{f.source.Dir}) {
+		t.Errorf("in use are %v, %v", dirs, err)
+	}
+	report(t, s, "b", nodeapi.StageCreated)
+	if slices.Contains(f.told, "succeeded") {
+		t.Error("it succeeded before container b was started")
+	}
+	report(t, s, "b", nodeapi.StageStarted)
+	if !slices.Equal(f.told, []string{"began", "succeeded"}) {
+		t.Errorf("the observer was told %v", f.told)
+	}
+	if dirs, err := s.InUse(); err != nil || len(dirs) != 0 {
+		t.Errorf("in use are %v, %v", dirs, err)
+	}
+	if r := container(s, "a"); r.Action != nodeapi.ActionOrdinary {
+		t.Errorf("a later start of container a: %+v", r)
+	}
+	report(t, s, "", nodeapi.StageDeleted)
+	if left, _ := os.ReadDir(state); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestAContainerWhoseRestoreFailedIsRestoredAgainAndItsVolumeFilledAgain(t *testing.T) {
+	f := &fakes{source: data(t)}
+	s := newSessions(t, f, t.TempDir())
+	create(s, fromC1)
+	container(s, "a")
+	report(t, s, "a", nodeapi.StageFailed)
+	if r := container(s, "a"); r.Action != nodeapi.ActionRestore || len(r.Container.Volumes) != 1 {
+		t.Errorf("the second try: %+v", r)
+	}
+	if !slices.Contains(f.told, "failed a why") {
+		t.Errorf("the observer was told %v", f.told)
+	}
+}
+
+func TestNothingIsStartedOnAnythingButAGoodAnswer(t *testing.T) {
+	good := data(t)
+	for name, c := range map[string]struct {
+		f       fakes
+		sandbox nodeapi.Sandbox
+		spoil   func(dir string)
+		reason  string
+	}{
+		"the resolver's refusal":       {fakes{refusal: &nodeapi.Error{Reason: "CheckpointNotReady", Message: "m"}}, fromC1, nil, "CheckpointNotReady"},
+		"the resolver's failure":       {fakes{refusal: errors.New("no API server")}, fromC1, nil, "RestoreFailed"},
+		"data that are gone":           {fakes{source: restoring.Source{Dir: "/no/such", ManifestDigest: "x"}}, fromC1, nil, "CheckpointDataMissing"},
+		"data of another digest":       {fakes{source: restoring.Source{Dir: good.Dir, ManifestDigest: "sha256:other"}}, fromC1, nil, "CheckpointDataCorrupt"},
+		"an engine that cannot":        {fakes{source: good, incompat: errors.New("older")}, fromC1, nil, "RestoreFailed"},
+		"no wish to be restored":       {fakes{source: good}, sandbox(), nil, "RestoreFailed"},
+		"a ticket that was not issued": {fakes{source: good}, sandbox("restore-ticket", "guess", "restore-from", "c1"), nil, "RestoreFailed"},
+		"an ID that leads out":         {fakes{source: good}, nodeapi.Sandbox{ID: "../x", Annotations: fromC1.Annotations}, nil, "RestoreFailed"},
+		"an empty ID":                  {fakes{source: good}, nodeapi.Sandbox{Annotations: fromC1.Annotations}, nil, "RestoreFailed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSessions(t, &c.f, t.TempDir())
+			r := create(s, c.sandbox)
+			if r.Error == nil || r.Error.Reason != c.reason || r.Action != "" {
+				t.Errorf("got %+v", r)
+			}
+			if r := container(s, "a"); r.Error == nil || r.Action != "" {
+				t.Errorf("a container all the same: %+v", r)
+			}
+		})
+	}
+}
+
+func TestATicketWorksOnceAndForItsDirectory(t *testing.T) {
+	f := &fakes{refusal: errors.New("not to be asked")}
+	s := newSessions(t, f, t.TempDir())
+	dir := data(t).Dir
+	ticket := s.Issue(dir)
+	if r := create(s, sandbox("restore-ticket", ticket)); r.Action != nodeapi.ActionRestore {
+		t.Fatalf("first use: %+v", r)
+	}
+	if r := container(s, "a"); !strings.HasPrefix(r.Container.ImageDir, dir) {
+		t.Errorf("it restores from %s", r.Container.ImageDir)
+	}
+	if r := create(s, sandbox("restore-ticket", ticket)); r.Error == nil {
+		t.Errorf("second use: %+v", r)
+	}
+	revoked := s.Issue(dir)
+	s.Revoke(revoked)
+	if r := create(s, sandbox("restore-ticket", revoked)); r.Error == nil {
+		t.Errorf("revoked: %+v", r)
+	}
+	if len(f.resolvedBy) != 0 {
+		t.Error("the resolver was asked about a ticket")
+	}
+}
+
+func TestALaterSandboxOfARestoredPodAndCompletedInitContainersAreNotRestored(t *testing.T) {
+	f := &fakes{source: restoring.Source{Ordinary: true}}
+	s := newSessions(t, f, t.TempDir())
+	if r := create(s, fromC1); r.Action != nodeapi.ActionOrdinary {
+		t.Errorf("sandbox: %+v", r)
+	}
+	if r := container(s, "a"); r.Action != nodeapi.ActionOrdinary {
+		t.Errorf("container: %+v", r)
+	}
+	f.source = data(t)
+	f.source.CompletedInit = []string{"setup"}
+	create(s, fromC1)
+	if r := container(s, "setup"); r.Action != nodeapi.ActionCompleted {
+		t.Errorf("completed init container: %+v", r)
+	}
+	if r := container(s, "unknown"); r.Error == nil || r.Error.Reason != "PodSpecMismatch" {
+		t.Errorf("a container that is not in the checkpoint: %+v", r)
+	}
+}
