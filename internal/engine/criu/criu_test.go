@@ -1,0 +1,127 @@
+package criu
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"podstasis.dev/stasis/internal/engine"
+)
+
+func TestVersionsAreReadFromWhatCRIUPrints(t *testing.T) {
+	for out, want := range map[string]string{
+		"Version: 4.2.1\nGitID: v4.2\n": "4.2.1",
+		"Version: 3.17\n":               "3.17",
+		"":                              "",
+		"Version: unknown\n":            "",
+	} {
+		got, err := parseVersion(out)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: got %q, %v", out, got, err)
+		}
+	}
+}
+
+func TestOlderVersionsAreToldFromNewer(t *testing.T) {
+	for version, want := range map[string]bool{"3.17.1": true, "4.0": true, "4.1": false, "4.1.1": false, "4.2.1": false, "10.0": false, "x": true} {
+		if got := older(version, [2]int{4, 1}); got != want {
+			t.Errorf("older(%q) is %v", version, got)
+		}
+	}
+}
+
+func TestUnknownOptionsAreRefused(t *testing.T) {
+	e := &Engine{}
+	if err := e.CheckOptions(nil); err != nil {
+		t.Error(err)
+	}
+	if err := e.CheckOptions(map[string]string{"x": "y"}); !errors.Is(err, engine.ErrOption) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestTheCgroupOfAProcessIsFoundInEitherHierarchy(t *testing.T) {
+	v1 := "6:freezer:/kubepods/pod1/c1\n3:cpu,cpuacct:/kubepods/cpu\n0::/unified\n"
+	v2 := "0::/kubepods.slice/c1\n"
+	for _, c := range []struct {
+		file, controller, path string
+		unified                bool
+	}{
+		{v1, "freezer", "/kubepods/pod1/c1", false},
+		{v1, "cpu", "/kubepods/cpu", false},
+		{v2, "freezer", "/kubepods.slice/c1", true},
+	} {
+		path, unified, err := parseCgroup(strings.NewReader(c.file), c.controller)
+		if err != nil || path != c.path || unified != c.unified {
+			t.Errorf("%s: got %q, %v, %v", c.controller, path, unified, err)
+		}
+	}
+	if _, _, err := parseCgroup(strings.NewReader("1:name=systemd:/\n"), "cpu"); err == nil {
+		t.Error("a process without the controller: no error")
+	}
+}
+
+func TestAQuotaIsLiftedAndPutBackAndACgroupThatIsGoneNeedsNeither(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "cpu.cfs_quota_us")
+	if err := os.WriteFile(file, []byte("5000\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	q := liftedQuota{File: file, Old: "5000"}
+	if err := q.lift(); err != nil {
+		t.Fatal(err)
+	}
+	if data, _ := os.ReadFile(file); !strings.HasPrefix(string(data), "-1") {
+		t.Errorf("lifted to %q", data)
+	}
+	if err := q.putBack(); err != nil {
+		t.Fatal(err)
+	}
+	if data, _ := os.ReadFile(file); string(data) != "5000" {
+		t.Errorf("put back to %q", data)
+	}
+}
+
+func TestVolumesThatBelongToThePodAreFoundOnceEach(t *testing.T) {
+	mounts := func(m ...specs.Mount) *specs.Spec { return &specs.Spec{Mounts: m} }
+	bind := func(source, destination string) specs.Mount {
+		return specs.Mount{Type: "bind", Source: source, Destination: destination}
+	}
+	empty := "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/cache"
+	volumes := volumesOf([]engine.Container{
+		{Name: "a", Spec: mounts(bind(empty, "/cache"), bind("/run/shm", "/dev/shm"), bind("/data", "/data"))},
+		{Name: "b", Spec: mounts(bind(empty, "/c"), bind("/run/shm", "/dev/shm"),
+			bind("/var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/x", "/x"), specs.Mount{Type: "tmpfs", Destination: "/dev/shm"})},
+	})
+	if len(volumes) != 2 || volumes[0].name != "emptydir-cache" || len(volumes[0].mounts) != 2 || volumes[1].name != "dev-shm" || len(volumes[1].mounts) != 2 {
+		t.Errorf("found %+v", volumes)
+	}
+}
+
+func TestOnlyErrorsThatMeanSomethingAreQuotedFromCRIUsLog(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "dump.log")
+	text := "(00.1) ok\n(00.2) Error (criu/util.c:1): rlimit: Can't setup RLIMIT_NOFILE for self: no\n" +
+		"(00.3) Error (criu/sk-inet.c:1): Connected TCP socket\n(00.4) Error (criu/cr-dump.c:1): Dumping FAILED.\n"
+	if err := os.WriteFile(log, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := lastErrors(log); got != "Error (criu/sk-inet.c:1): Connected TCP socket" {
+		t.Errorf("got %q", got)
+	}
+	if got := lastErrors(log + "-nosuch"); got != "" {
+		t.Errorf("of a log that is not there: %q", got)
+	}
+}
+
+func TestProcessesOfACaptureAreFoundByTheirMark(t *testing.T) {
+	if pids, err := capturing("no-such-sandbox"); err != nil || len(pids) != 0 {
+		t.Errorf("got %v, %v", pids, err)
+	}
+	if err := endCapture(context.Background(), "no-such-sandbox"); err != nil {
+		t.Error(err)
+	}
+}
