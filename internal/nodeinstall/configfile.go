@@ -94,7 +94,7 @@ func withBlock(clean configFiles, mainPath string, head configHead, h handler) (
 	if main == nil {
 		main = []byte(createdBy + "version = 2\n")
 	}
-	return configFiles{main: slices.Concat(main, []byte(beginBlock), tables, []byte(endBlock))}, nil
+	return configFiles{main: concat(main, []byte(beginBlock), tables, []byte(endBlock))}, nil
 }
 
 // withoutHandler returns the files without what withHandler puts there.
@@ -102,13 +102,13 @@ func withoutHandler(now configFiles, mainPath string) configFiles {
 	main := now.main
 	if i := bytes.Index(main, []byte(beginBlock)); i >= 0 {
 		if j := bytes.Index(main[i:], []byte(endBlock)); j >= 0 {
-			main = slices.Concat(main[:i], main[i+j+len(endBlock):])
+			main = concat(main[:i], main[i+j+len(endBlock):])
 		}
 	}
 	main = cutOnce(main, importLine(mainPath))
 	if head, err := readHead(main); err == nil && head.open >= 0 {
 		if rest, ok := bytes.CutPrefix(main[head.open:], []byte(importEntry(mainPath))); ok {
-			main = slices.Concat(main[:head.open], rest)
+			main = concat(main[:head.open], rest)
 		}
 	}
 	if created := [][]byte{[]byte(createdBy + "version = 2\n"), []byte(createdBy + "version = 3\n")}; slices.ContainsFunc(created, func(c []byte) bool { return bytes.Equal(c, main) }) {
@@ -117,12 +117,15 @@ func withoutHandler(now configFiles, mainPath string) configFiles {
 	return configFiles{main: main}
 }
 
+// concat joins parts. Its result is never nil, which would say that there is no file.
+func concat(parts ...[]byte) []byte { return bytes.Join(parts, []byte{}) }
+
 func cutOnce(b []byte, part string) []byte {
 	i := bytes.Index(b, []byte(part))
 	if i < 0 {
 		return b
 	}
-	return slices.Concat(b[:i], b[i+len(part):])
+	return concat(b[:i], b[i+len(part):])
 }
 
 func importLine(mainPath string) string {
@@ -138,10 +141,10 @@ func addImport(main []byte, mainPath string, head configHead) []byte {
 	case main == nil:
 		return []byte(createdBy + importLine(mainPath) + "version = 3\n")
 	case head.open >= 0:
-		return slices.Concat(main[:head.open], []byte(importEntry(mainPath)), main[head.open:])
+		return concat(main[:head.open], []byte(importEntry(mainPath)), main[head.open:])
 	}
 	// The first line comes before any table's header, so this key is the file's own.
-	return slices.Concat([]byte(importLine(mainPath)), main)
+	return concat([]byte(importLine(mainPath)), main)
 }
 
 // configHead is what the top level of a main configuration file says.

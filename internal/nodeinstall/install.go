@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -308,19 +310,32 @@ func difference(path string, a, b any) string {
 		if reflect.DeepEqual(a, b) {
 			return ""
 		}
-		return fmt.Sprintf("%s (from %v to %v)", path, a, b)
+		return fmt.Sprintf("%s (from %v to %v)", strings.TrimPrefix(path, "."), a, b)
 	}
-	for key := range x {
-		if where := difference(path+"."+key, x[key], y[key]); where != "" {
-			return strings.TrimPrefix(where, ".")
+	keys := slices.Concat(slices.Collect(maps.Keys(x)), slices.Collect(maps.Keys(y)))
+	slices.Sort(keys)
+	for _, key := range slices.Compact(keys) {
+		a, hasA := x[key]
+		b, hasB := y[key]
+		// A table with nothing in it says nothing.
+		if !hasA {
+			a = emptyLike(b)
 		}
-	}
-	for key := range y {
-		if _, ok := x[key]; !ok {
-			return strings.TrimPrefix(fmt.Sprintf("%s.%s (from nothing to %v)", path, key, y[key]), ".")
+		if !hasB {
+			b = emptyLike(a)
+		}
+		if where := difference(path+"."+key, a, b); where != "" {
+			return where
 		}
 	}
 	return ""
+}
+
+func emptyLike(value any) any {
+	if _, table := value.(map[string]any); table {
+		return map[string]any{}
+	}
+	return nil
 }
 
 func readFiles(h host, mainPath string) (configFiles, error) {
