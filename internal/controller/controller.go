@@ -22,6 +22,7 @@ type Config struct {
 	// Namespace is where the agents run.
 	Namespace string
 	Clock     clock.PassiveClock
+	Metrics   *Metrics
 	Log       *slog.Logger
 }
 
@@ -34,7 +35,7 @@ type recorder interface {
 func Add(ctx context.Context, mgr ctrl.Manager, c Config) error {
 	events := mgr.GetEventRecorder("stasis-controller")
 	l := &lifecycle{client: mgr.GetClient(), live: mgr.GetAPIReader(), namespace: c.Namespace, clock: c.Clock, events: events, log: c.Log}
-	if err := l.setUp(ctx, mgr); err != nil {
+	if err := l.setUp(ctx, mgr, c.Metrics); err != nil {
 		return fmt.Errorf("set up the lifecycle of PodCheckpoints: %w", err)
 	}
 	g := &gate{client: mgr.GetClient(), events: events, log: c.Log}

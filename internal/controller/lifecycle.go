@@ -46,7 +46,7 @@ type lifecycle struct {
 	log       *slog.Logger
 }
 
-func (r *lifecycle) setUp(ctx context.Context, mgr ctrl.Manager) error {
+func (r *lifecycle) setUp(ctx context.Context, mgr ctrl.Manager, metrics *Metrics) error {
 	err := mgr.GetFieldIndexer().IndexField(ctx, &checkpointv1alpha1.PodCheckpoint{}, indexNode, func(o client.Object) []string {
 		return []string{o.(*checkpointv1alpha1.PodCheckpoint).Spec.NodeName}
 	})
@@ -55,9 +55,9 @@ func (r *lifecycle) setUp(ctx context.Context, mgr ctrl.Manager) error {
 	}
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("podcheckpoint-lifecycle").
-		For(&checkpointv1alpha1.PodCheckpoint{}).
+		For(&checkpointv1alpha1.PodCheckpoint{}, withPredicates(metrics.counting())).
 		WatchesMetadata(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.ofNode), onlyDeletes).
-		Complete(r)
+		Complete(metrics.timed(r.clock, r))
 }
 
 // ofNode lists the checkpoints of a node that is gone.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -23,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
 
@@ -53,6 +55,9 @@ type Options struct {
 	MetricsAddress  string
 	HealthAddress   string
 	LeaderElection  bool
+	// Registry is where metrics are registered; nil stands for the one that the
+	// metrics server shows.
+	Registry prometheus.Registerer
 	// Repeatable lets several control planes be made in one process, as tests do.
 	Repeatable bool
 }
@@ -71,6 +76,9 @@ func (o *Options) AddFlags(flags *flag.FlagSet) {
 
 // New assembles the manager. It needs the CRD to be installed before it starts.
 func New(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) (ctrl.Manager, error) {
+	if o.Registry == nil {
+		o.Registry = metrics.Registry
+	}
 	scheme := runtime.NewScheme()
 	if err := clientgoscheme.AddToScheme(scheme); err != nil {
 		return nil, fmt.Errorf("assemble the scheme: %w", err)
@@ -108,7 +116,11 @@ func New(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) 
 	}
 	// Asking the manager for the server is what makes it run it.
 	admission.Register(mgr.GetWebhookServer(), admission.Config{Reader: mgr.GetAPIReader(), Reviews: mgr.GetClient(), Scheme: scheme, Log: log})
-	if err := controller.Add(ctx, mgr, controller.Config{Namespace: o.Namespace, Clock: clock.RealClock{}, Log: log}); err != nil {
+	measured, err := controller.NewMetrics(o.Registry)
+	if err != nil {
+		return nil, err
+	}
+	if err := controller.Add(ctx, mgr, controller.Config{Namespace: o.Namespace, Clock: clock.RealClock{}, Metrics: measured, Log: log}); err != nil {
 		return nil, err
 	}
 	ready := server.StartedChecker()

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"podstasis.dev/stasis/internal/controlplane"
 )
 
@@ -30,7 +32,7 @@ func TestTheCertificateOfCertManagerIsServedAndReadAgainWhenItChanges(t *testing
 	ctx, stop := context.WithCancel(t.Context())
 	manager, err := controlplane.New(ctx, shared.admin, controlplane.Options{
 		Namespace: systemNamespace, WebhookHost: "127.0.0.1", WebhookPort: ports[0], WebhookCertDir: dir,
-		MetricsAddress: "0", HealthAddress: "0", Repeatable: true, LeaderElection: true, // another replica leads
+		MetricsAddress: "0", HealthAddress: "0", Repeatable: true, Registry: prometheus.NewRegistry(), LeaderElection: true, // another replica leads
 	}, slog.New(slog.DiscardHandler))
 	must(t, err)
 	done := make(chan error, 1)

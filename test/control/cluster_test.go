@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -283,6 +284,7 @@ func (c *cluster) startPlane(ctx context.Context) (*plane, error) {
 		HealthAddress:   "0",
 		LeaderElection:  true,
 		Repeatable:      true,
+		Registry:        prometheus.NewRegistry(),
 	}, log)
 	if err != nil {
 		stop()
