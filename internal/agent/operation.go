@@ -203,11 +203,10 @@ func (o *operations) explain(ctx context.Context, op operation, dir string, err 
 	}
 	switch {
 	case cause == nil:
-		return errors.Join(errors.New(said.Message()), waitErr)
+		cause = errors.New(said.Message())
 	case errors.Is(cause, context.Canceled):
 		cause = fmt.Errorf("the checkpoint was interrupted: the agent on node %s was stopped while it was being taken; nothing of it was kept, create another PodCheckpoint", o.nodeName)
-	}
-	if answer != nil {
+	case answer != nil && !errors.Is(cause, errDeleted):
 		cause = fmt.Errorf("%w (the runtime: %s)", cause, said.Message())
 	}
 	return errors.Join(cause, waitErr)
@@ -405,10 +404,10 @@ func binaryBytes(n int64) string {
 	return number + units[unit]
 }
 
-// sentence begins a message with a capital letter, as conditions have it.
+// sentence makes an error a message: one line that begins with a capital letter.
 func sentence(s string) string {
 	if s == "" {
 		return "The checkpoint failed and nothing said why"
 	}
-	return strings.ToUpper(s[:1]) + s[1:]
+	return strings.ToUpper(s[:1]) + strings.ReplaceAll(s[1:], "\n", "; ") // joined errors come in lines
 }
