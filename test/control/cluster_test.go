@@ -47,6 +47,10 @@ import (
 // of them.
 const kubeBin = "STASIS_KUBE_BIN"
 
+// configDir names the environment variable with another directory than config;
+// test/mutants uses it.
+const configDir = "STASIS_CONFIG"
+
 const systemNamespace = "stasis-system"
 
 // cluster is the API server that all tests share.
@@ -201,7 +205,11 @@ func (c *cluster) waitReady(ctx context.Context, etcdDied, apiDied <-chan error,
 // Service, which nothing routes here, to this process.
 func (c *cluster) install(ctx context.Context, kubectl string) error {
 	// kubectl reads these, but `go test` only sees what is read here.
-	err := filepath.WalkDir("../../config", func(path string, d fs.DirEntry, err error) error {
+	config := os.Getenv(configDir)
+	if config == "" {
+		config = "../../config"
+	}
+	err := filepath.WalkDir(config, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
 			_, err = os.ReadFile(path)
 		}
@@ -210,7 +218,7 @@ func (c *cluster) install(ctx context.Context, kubectl string) error {
 	if err != nil {
 		return err
 	}
-	rendered, err := exec.CommandContext(ctx, kubectl, "kustomize", "../../config/default").Output()
+	rendered, err := exec.CommandContext(ctx, kubectl, "kustomize", config+"/default").Output()
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {

@@ -46,6 +46,7 @@ func run(m *testing.M) (code int) {
 // node is a host with containerd, and Stasis' CRI layer beside it.
 type node struct {
 	root, state, payload string
+	dist                 string // what was built: programs, and CRIU
 	host                 *hostns.Host
 	agent                *exec.Cmd
 	agentLog             string
@@ -58,9 +59,12 @@ func newNode() (n *node, err error) {
 	if n.root, err = filepath.Abs("../.."); err != nil {
 		return n, err
 	}
-	for _, name := range []string{"bin/devcluster", "dist/bin/stasis-agent", "dist/bin/stasis-runtime", "dist/criu/VERSION"} {
-		if _, err := os.Stat(filepath.Join(n.root, name)); err != nil {
-			return n, fmt.Errorf("%s is not built: run \"make test-cri\": %w", name, err)
+	if n.dist = os.Getenv("STASIS_DIST"); n.dist == "" {
+		n.dist = n.root + "/dist"
+	}
+	for _, name := range []string{n.root + "/bin/devcluster", n.dist + "/bin/stasis-agent", n.dist + "/bin/stasis-runtime", n.dist + "/criu/VERSION"} {
+		if _, err := os.Stat(name); err != nil {
+			return n, fmt.Errorf("not everything is built: run \"make test-cri\": %w", err)
 		}
 	}
 	n.state = filepath.Join(n.root, ".devcluster-cri")
@@ -70,18 +74,18 @@ func newNode() (n *node, err error) {
 	if err := n.devcluster("up", "--no-kubernetes"); err != nil {
 		return n, err
 	}
-	if n.payload, err = os.MkdirTemp(filepath.Join(n.root, "dist"), "payload-"); err != nil {
+	if n.payload, err = os.MkdirTemp(n.dist, "payload-"); err != nil {
 		return n, err
 	}
 	for _, args := range [][]string{
-		{"install", "-D", n.root + "/dist/bin/stasis-runtime", n.payload + "/bin/stasis-runtime"},
-		{"cp", "-a", n.root + "/dist/criu", n.payload + "/criu"},
+		{"install", "-D", n.dist + "/bin/stasis-runtime", n.payload + "/bin/stasis-runtime"},
+		{"cp", "-a", n.dist + "/criu/.", n.payload + "/criu"},
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			return n, fmt.Errorf("%v: %w: %s", args, err, out)
 		}
 	}
-	if err := n.devcluster("exec", "node-1", "--", n.root+"/dist/bin/stasis-agent", "install", "--payload", n.payload); err != nil {
+	if err := n.devcluster("exec", "node-1", "--", n.dist+"/bin/stasis-agent", "install", "--payload", n.payload); err != nil {
 		return n, err
 	}
 	if err := n.connect(); err != nil {
@@ -141,7 +145,7 @@ func (n *node) startAgent() error {
 	}
 	defer log.Close()
 	n.agent = exec.Command(n.root+"/bin/devcluster", "--state", n.state, "exec", "node-1", "--",
-		n.root+"/dist/bin/stasis-agent", "--no-kubernetes", "--metrics-address=")
+		n.dist+"/bin/stasis-agent", "--no-kubernetes", "--metrics-address=")
 	n.agent.Stdout, n.agent.Stderr = log, log
 	if err := n.agent.Start(); err != nil {
 		return err

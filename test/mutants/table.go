@@ -1,0 +1,123 @@
+package main
+
+// The features, each with the test that is named for it. The list grows with
+// every piece of work.
+var mutants = []mutant{
+	// The main job.
+	{"plain runc instead of stasis-runtime", "internal/ociruntime/bundle.go",
+		`	return b.annotations[nodeapi.AnnotationPrefix+"restore-from"] != "" ||
+		b.annotations[nodeapi.AnnotationPrefix+"restore-ticket"] != ""`, `	return false`,
+		node, "test/cri", "TestARestoredPodContinuesWhereItsSourceWasCaptured"},
+	{"no freeze", "internal/engine/criu/checkpoint.go",
+		`if _, err := e.runtime(ctx, t.Runtime, "pause", t.ID); err != nil {`, `if err := ctx.Err(); err != nil {`,
+		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
+	{"containers frozen and captured one by one", "internal/engine/criu/checkpoint.go",
+		`	out, err := e.runtimeWith(ctx, []string{captureEnv + "=" + sandboxID}, t.Runtime, "checkpoint",`,
+		`	if _, err := e.runtime(ctx, t.Runtime, "resume", t.ID); err != nil {
+		return err
+	}
+	time.Sleep(time.Duration(1+t.Name[0]%2) * 50 * time.Millisecond)
+	if _, err := e.runtime(ctx, t.Runtime, "pause", t.ID); err != nil {
+		return err
+	}
+	out, err := e.runtimeWith(ctx, []string{captureEnv + "=" + sandboxID}, t.Runtime, "checkpoint",`,
+		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
+	{"restored containers not held before their start", "internal/engine/criu/freezehook.go",
+		`	return f, f.freeze()`, `	return f, nil`,
+		node, "test/cri", "TestARestoredContainerIsCreatedAndHasNotRunUntilItIsStarted"},
+	{"CRIU left in the cgroup that is frozen", "internal/engine/criu/freezehook.go",
+		`	if err := f.leave(hook); err != nil {`, `	if err := error(nil); err != nil {`,
+		node, "test/cri", "TestARestoredPodContinuesWhereItsSourceWasCaptured"},
+	{"writable layer not restored", "internal/ociruntime/ociruntime.go",
+		`	if from.RootfsArchive != "" {`, `	if false {`,
+		node, "test/cri", "TestTheWritableLayerComesBack"},
+	{"volumes not filled", "internal/ociruntime/ociruntime.go",
+		`	for _, v := range from.Volumes {`, `	for _, v := range from.Volumes[:0] {`,
+		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
+	{"the source's host name kept", "internal/engine/criu/restore.go",
+		`	if err == nil && hostname != "" {`, `	if false {`,
+		node, "test/cri", "TestARestoredPodContinuesWhereItsSourceWasCaptured"},
+	{"a restored container restored again when it restarts", "internal/restoring/sessions.go",
+		`	case rec.Ordinary, slices.Contains(rec.Started, in.Container):`, `	case rec.Ordinary:`,
+		node, "test/cri", "TestAContainerStartedAgainAfterItsRestoreIsAnOrdinaryStart"},
+	{"established TCP connections not closed at restore", "internal/engine/criu/restore.go",
+		`+"\ntcp-close\n"`, `+"\n"`,
+		node, "test/cri", "TestAContainerWithTCPConnectionsIsCapturedAndItsListenerComesBack"},
+
+	// Never a frozen Pod, nothing half done.
+	{"CPU limits not lifted for the freeze", "internal/engine/criu/checkpoint.go",
+		`			errs = append(errs, q.lift())`, `			errs = append(errs, nil)
+			_ = q`,
+		node, "test/cri", "TestABusyContainerUnderACPULimitFreezesAndHasItsLimitBackAfter"},
+	{"CPU limits not put back", "internal/engine/criu/checkpoint.go",
+		`			errs = append(errs, q.putBack())`, `			errs = append(errs, nil)
+			_ = q`,
+		node, "test/cri", "TestABusyContainerUnderACPULimitFreezesAndHasItsLimitBackAfter"},
+	{"no thaw after an error", "internal/engine/criu/checkpoint.go",
+		`			err = errors.Join(err, endCapture(thawCtx, sandboxID))`, `			return`,
+		node, "test/cri", "TestCheckpointPodThatOutlastsItsDeadlineThawsThePodAndLeavesAnEmptyDirectory"},
+	{"no thaw of what an earlier agent froze", "internal/engine/criu/criu.go",
+		`	for _, entry := range entries {`, `	for _, entry := range entries[:0] {`,
+		node, "test/cri", "TestAPodWhoseAgentIsKilledInTheFreezeWindowRunsOn"},
+	{"a capture that outlives its agent not ended", "internal/engine/criu/criu.go",
+		`endCapture(ctx, entry.SandboxID), e.thaw(ctx, entry)`, `e.thaw(ctx, entry)`,
+		node, "test/cri", "TestAPodWhoseAgentIsKilledInTheFreezeWindowRunsOn"},
+	{"partial files kept after an error", "internal/criservice/checkpoint.go",
+		`s.host.Do(func() error { return clear(in.OutputPath) })`, `error(nil)`,
+		node, "test/cri", "TestCheckpointPodThatOutlastsItsDeadlineThawsThePodAndLeavesAnEmptyDirectory"},
+	{"stopped processes not looked for", "internal/engine/criu/inspect.go",
+		`strings.HasPrefix(strings.TrimSpace(state), "T")`, `false`,
+		node, "test/cri", "TestAStoppedProcessIsRefusedBeforeTheFreezeAndNamed"},
+	{"a failed restore not undone", "internal/criservice/restore.go",
+		`			err = errors.Join(err, s.undo(ctx, sandbox.PodSandboxId))`, `			err = errors.Join(err, ctx.Err())`,
+		node, "test/cri", "TestRestorePodThatFailsHalfWayRemovesWhatItMade"},
+	{"an interrupted checkpoint not ended", "internal/agent/reconciler.go",
+		`	case inProgress(&pcp):
+		return ctrl.Result{}, r.interrupted(ctx, &pcp)`, `	case inProgress(&pcp):
+		return ctrl.Result{}, nil`,
+		unit, "internal/agent", "TestACrashBeforeTheRecordEndsAsInterrupted"},
+
+	// Data.
+	{"no digest check", "internal/checkpoint/directory.go",
+		`	if digest != want.Digest {`, `	if false {`,
+		node, "test/cri", "TestRestorePodRefusesDataThatWereAlteredOrRemovedAndNamesTheFile"},
+	{"no check of the manifest's digest", "internal/checkpoint/directory.go",
+		`	if digest != "" && manifestDigest != "" && digest != manifestDigest {`, `	if false {`,
+		unit, "internal/checkpoint", "TestAnotherManifestIsRefusedBeforeItIsBelieved"},
+	{"no look for files that are not listed", "internal/checkpoint/directory.go",
+		`	return m, verifyNothingElse(root, m)`, `	return m, nil`,
+		unit, "internal/checkpoint", "TestAnyChangeIsFoundAndNamed"},
+	{"names in manifests not checked", "internal/checkpoint/directory.go",
+		`		if !cleanPath(f.Path) || f.Path == ManifestName || files[f.Path] {`, `		if false {`,
+		unit, "internal/checkpoint", "TestManifestsWithNamesThatLeadElsewhereAreRefused"},
+
+	// Who may, and what.
+	{"no template comparison at admission", "internal/admission/authorize.go",
+		`	return podtemplate.Compare(checkpoint.Status.CheckpointedPodTemplate, pod)`, `	_ = podtemplate.Compare
+	return nil`,
+		control, "test/control", "TestAPodThatDiffersFromTheCheckpointIsInvalid"},
+	{"no template comparison on the node", "internal/agent/resolver.go",
+		`podtemplate.Compare(pcp.Status.CheckpointedPodTemplate, pod); len(differences) > 0`, `podtemplate.Compare(pcp.Status.CheckpointedPodTemplate, pod); false`,
+		unit, "internal/agent", "TestEveryRefusalOfARestoreHasReasonAndMessage"},
+	{"the checkpoint's UID not pinned on the node", "internal/agent/resolver.go",
+		`	case string(pcp.UID) != pin:`, `	case false:
+		_ = pin`,
+		unit, "internal/agent", "TestEveryRefusalOfARestoreHasReasonAndMessage"},
+	{"a ticket that works twice", "internal/restoring/sessions.go",
+		`		dir, ok := s.tickets[ticket]
+		delete(s.tickets, ticket)`, `		dir, ok := s.tickets[ticket]`,
+		unit, "internal/restoring", "TestATicketWorksOnceAndForItsDirectory"},
+	{"engine annotations of users passed on", "internal/ociruntime/bundle.go",
+		`			delete(b.annotations, name)
+			changed = true`, `			changed = true`,
+		unit, "internal/ociruntime", "TestAnnotationsThatReachTheEngineAreDroppedFromEveryPod"},
+	{"archives that lead out of the tree", "internal/layer/layer.go",
+		`	if !fs.ValidPath(name) {
+		return "", errors.New("the name leads out of the tree")
+	}
+	return filepath.FromSlash(name), nil`, `	return strings.TrimLeft(strings.ReplaceAll(name, "..", "dotdot"), "/"), nil`,
+		unit, "internal/layer", "TestHostileArchivesDoNotReachOutOfTheTree"},
+	{"a deadline not required", "internal/criservice/service.go",
+		`	if _, ok := ctx.Deadline(); !ok {`, `	if false {`,
+		node, "test/cri", "TestCheckpointPodRequiresADeadline"},
+}
