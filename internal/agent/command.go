@@ -65,7 +65,7 @@ func installFlags(cmd *cobra.Command, o *Options, c *nodeinstall.Config) {
 		}
 		c.Socket, c.Log = o.RuntimeEndpoint, o.Log
 		if f := checkRoot(os.Geteuid()); f.err {
-			return errors.New("stasis-agent " + f.says)
+			return errors.New(f.says)
 		}
 		return nil
 	}
@@ -107,7 +107,7 @@ func uninstallCommand(o *Options) *cobra.Command {
 			}
 			defer done()
 			removal.RunDir, removal.StateDir = o.RunDir, o.Root
-			for {
+			for told := ""; ; {
 				err := installer.Uninstall(cmd.Context(), removal)
 				if err == nil {
 					break
@@ -115,7 +115,10 @@ func uninstallCommand(o *Options) *cobra.Command {
 				if !wait || !errors.Is(err, nodeinstall.ErrInUse) {
 					return err
 				}
-				o.Log.Info("waiting until this node can be uninstalled", "reason", err)
+				if err.Error() != told {
+					told = err.Error()
+					o.Log.Info("waiting until this node can be uninstalled", "reason", told)
+				}
 				select {
 				case <-cmd.Context().Done():
 					return err

@@ -77,7 +77,7 @@ type daemon struct {
 func Run(ctx context.Context, o Options) error {
 	ctrl.SetLogger(logr.FromSlogHandler(o.Log.Handler()))
 	if f := checkRoot(os.Geteuid()); f.err {
-		return errors.New("stasis-agent " + f.says)
+		return errors.New(f.says)
 	}
 	s, err := openStore(o.Root)
 	if err != nil {
