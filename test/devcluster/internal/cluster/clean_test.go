@@ -114,10 +114,14 @@ func look(t *testing.T, state string) world {
 		w["mounts"] = append(w["mounts"], strings.Join(fields[3:5], " "))
 	}
 	id := plan.ID(state)
-	w["containers' control groups"] = list(t, "/sys/fs/cgroup/pids/k8s.io")
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*/*" + id + "*")
-	more, _ := filepath.Glob("/sys/fs/cgroup/*" + id + "*")
-	w["control groups"] = append(groups, more...)
+	// Control groups and processes have no namespace here: what is not the cluster's is left out.
+	for _, pattern := range []string{"/sys/fs/cgroup/*%s*", "/sys/fs/cgroup/*/*%s*", "/sys/fs/cgroup/*/k8s.io/*%s*"} {
+		groups, err := filepath.Glob(fmt.Sprintf(pattern, id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w["control groups"] = append(w["control groups"], groups...)
+	}
 	for _, e := range entries(t, "/proc") {
 		command, err := os.ReadFile(filepath.Join("/proc", e, "cmdline"))
 		if err == nil && (bytes.Contains(command, []byte(state)) || bytes.Contains(command, []byte(id))) {
@@ -256,17 +260,20 @@ func supervisors(t *testing.T, state string) []int {
 	return pids
 }
 
-// sandbox starts a container that nobody but containerd knows of.
-func sandbox(t *testing.T, state, node, name string) {
+// container starts a container that nobody but containerd knows of and returns its name,
+// by which look recognises its traces.
+func container(t *testing.T, state, node string) string {
 	t.Helper()
-	do(t, state, "exec", node, "--", "ctr", "-n", "k8s.io", "run", "--detach", "localhost/busybox:1", name, "sh", "-c", "sleep 1000000; echo "+plan.ID(state))
+	name := "test-" + plan.ID(state)
+	do(t, state, "exec", node, "--", "ctr", "-n", "k8s.io", "run", "--detach", "localhost/busybox:1", name, "sh", "-c", "sleep 1000000; echo "+name)
+	return name
 }
 
 func TestDownLeavesTheMachineAsItWasBeforeUp(t *testing.T) {
 	state := fresh(t)
 	before := look(t, state)
 	do(t, state, "up", "--no-kubernetes", "--nodes", "2")
-	sandbox(t, state, "node-1", "left")
+	container(t, state, "node-1")
 	do(t, state, "down")
 	same(t, before, look(t, state))
 	if left := entries(t, state); !slices.Equal(left, []string{"log"}) {
@@ -294,9 +301,9 @@ func TestDownCleansUpAfterSupervisorsWereKilled(t *testing.T) {
 	state := fresh(t)
 	before := look(t, state)
 	do(t, state, "up", "--no-kubernetes")
-	sandbox(t, state, "node-1", "left")
+	name := container(t, state, "node-1")
 	// A frozen container does not die of SIGKILL before it is thawed.
-	do(t, state, "exec", "node-1", "--", "ctr", "-n", "k8s.io", "task", "pause", "left")
+	do(t, state, "exec", "node-1", "--", "ctr", "-n", "k8s.io", "task", "pause", name)
 	found := supervisors(t, state)
 	if len(found) != 1 {
 		t.Fatalf("%d supervisors, want 1", len(found))
@@ -329,7 +336,7 @@ func TestDownCleansUpAfterUpWasKilledHalfWay(t *testing.T) {
 func TestUpRepairsWhatAKilledSupervisorLeft(t *testing.T) {
 	state := fresh(t)
 	do(t, state, "up", "--no-kubernetes")
-	sandbox(t, state, "node-1", "stays")
+	container(t, state, "node-1")
 	old := pid(t, state, "node-1", "containerd")
 	for _, pid := range supervisors(t, state) {
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
@@ -354,7 +361,7 @@ func TestUpRepairsWhatAKilledSupervisorLeft(t *testing.T) {
 func TestAKilledContainerRuntimeIsStartedAgainAndContainersLiveOn(t *testing.T) {
 	state := fresh(t)
 	do(t, state, "up", "--no-kubernetes")
-	sandbox(t, state, "node-1", "stays")
+	container(t, state, "node-1")
 	old := pid(t, state, "node-1", "containerd")
 	do(t, state, "kill", "node-1", "containerd")
 	deadline := time.Now().Add(10 * time.Second)

@@ -109,6 +109,9 @@ func (im Image) Archive() ([]byte, error) {
 func (im Image) layer() ([]byte, error) {
 	given := map[string]bool{}
 	for _, f := range im.Files {
+		if !fs.ValidPath(f.Path) || f.Path == "." {
+			return nil, fmt.Errorf("%q is no path for a file of an image", f.Path)
+		}
 		if given[f.Path] {
 			return nil, fmt.Errorf("%s is given twice", f.Path)
 		}
@@ -132,9 +135,6 @@ func pack(files []File) ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	for _, f := range files {
-		if !fs.ValidPath(f.Path) || f.Path == "." {
-			return nil, fmt.Errorf("%q is no path for a file of an image", f.Path)
-		}
 		header := &tar.Header{Name: f.Path, Mode: int64(f.Mode.Perm()), Format: tar.FormatPAX}
 		if f.Mode&fs.ModeSticky != 0 {
 			header.Mode |= 0o1000
