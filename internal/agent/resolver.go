@@ -71,7 +71,7 @@ func (r *resolver) Resolve(ctx context.Context, sandbox nodeapi.Sandbox) (restor
 	if err != nil {
 		return restoring.Source{}, err
 	}
-	return restoring.Source{Dir: dir, ManifestDigest: pcp.Status.ManifestDigest, CompletedInit: completedInit(pcp)}, nil
+	return restoring.Source{Dir: dir, ManifestDigest: pcp.Status.ManifestDigest, CompletedInit: completedInit(pcp), Together: together(pod)}, nil
 }
 
 // pod re-reads the Pod that the sandbox is for, and makes sure that admission
@@ -178,6 +178,27 @@ func completedInit(pcp *v1alpha1.PodCheckpoint) []string {
 		}
 	}
 	return names
+}
+
+// together names the containers that can be let go at the start of the last one:
+// all but those whose start the kubelet waits for before it starts the next.
+func together(pod *corev1.Pod) []string {
+	var names []string
+	for _, c := range pod.Spec.InitContainers {
+		if restartable(&c) && c.StartupProbe == nil && !hasPostStart(&c) {
+			names = append(names, c.Name)
+		}
+	}
+	for _, c := range pod.Spec.Containers {
+		if !hasPostStart(&c) {
+			names = append(names, c.Name)
+		}
+	}
+	return names
+}
+
+func hasPostStart(c *corev1.Container) bool {
+	return c.Lifecycle != nil && c.Lifecycle.PostStart != nil
 }
 
 // locate finds the checkpoint's directory beneath the root. The path in the

@@ -82,6 +82,12 @@ type Response struct {
 	Error  *Error `json:"error,omitempty"`
 	Action Action `json:"action,omitempty"`
 
+	// Together names the containers of a sandbox that are let go together, at the
+	// start of the last of them: none may change what another, still to be restored,
+	// shares with it. Containers that it does not name go at their own start. For
+	// ActionRestore of a sandbox.
+	Together []string `json:"together,omitempty"`
+
 	// Container says how to restore, for ActionRestore of a container.
 	Container *ContainerRestore `json:"container,omitempty"`
 }

@@ -1,9 +1,6 @@
 package ociruntime
 
-import (
-	"path/filepath"
-	"strings"
-)
+import "strings"
 
 // invocation is an OCI runtime's command line, as far as Stasis reads it. What
 // it does not know it leaves as it is: the real runtime judges that.
@@ -94,7 +91,3 @@ func eachOption(args []string, takesValue map[string]bool, found func(name, valu
 	}
 	return i
 }
-
-// stateDir is where the real runtime keeps the container's state. What Stasis
-// keeps there goes when the container is deleted.
-func (in invocation) stateDir() string { return filepath.Join(in.root, in.id) }

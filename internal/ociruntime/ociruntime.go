@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -185,7 +186,7 @@ func (c call) createSandbox(ctx context.Context, b *bundle, sandbox nodeapi.Sand
 		c.report(ctx, nodeapi.Report{Sandbox: sandbox, Stage: nodeapi.StageDeleted})
 		return err
 	}
-	return c.mark(marker{Sandbox: sandbox})
+	return c.mark(c.id, marker{Sandbox: sandbox, Together: response.Together})
 }
 
 func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sandbox) error {
@@ -221,7 +222,7 @@ func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sa
 		c.report(ctx, nodeapi.Report{Sandbox: sandbox, Container: name, Stage: nodeapi.StageFailed, Message: err.Error()})
 		return err
 	}
-	if err := c.mark(marker{Sandbox: sandbox, Container: name}); err != nil {
+	if err := c.mark(c.id, marker{Sandbox: sandbox, Container: name}); err != nil {
 		return err
 	}
 	c.report(ctx, nodeapi.Report{Sandbox: sandbox, Container: name, Stage: nodeapi.StageCreated, Milliseconds: time.Since(began).Milliseconds()})
@@ -277,22 +278,82 @@ func applyArchive(ctx context.Context, archive, dir string) error {
 	return layer.Apply(ctx, f, dir)
 }
 
-// start lets a restored container go; others are the real runtime's.
+// start lets a restored container go, or all that go together when it is the last
+// of them; other containers are the real runtime's.
 func (c call) start(ctx context.Context) error {
-	m, err := c.marked()
+	m, err := c.marked(c.id)
 	if err != nil {
 		return err
 	}
 	if m == nil || m.Container == "" || m.Started {
 		return c.stepAside()
 	}
-	cmd := exec.CommandContext(ctx, c.Runtime, append(append([]string{}, c.global...), "resume", c.id)...)
+	ids, err := c.arrive(*m)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		err := c.letGo(ctx, id)
+		if err != nil && id == c.id {
+			return fmt.Errorf("let the restored container go: %w", err)
+		}
+		if err != nil {
+			// The other one's affair: it may have been killed while it waited.
+			logError(c.log, fmt.Errorf("let the restored container %s go: %w", id, err))
+		}
+	}
+	return nil
+}
+
+// arrive notes that a container was asked to start, and returns the IDs of those
+// that are to be let go now: none while others are waited for.
+func (c call) arrive(m marker) (ids []string, err error) {
+	// Starts of one sandbox's containers must not miss each other.
+	lock, err := os.Open(filepath.Join(c.root, m.Sandbox.ID))
+	if err != nil {
+		return nil, fmt.Errorf("find the sandbox of the restored container: %w", err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("lock the sandbox of the restored container: %w", err)
+	}
+	sandbox, err := c.marked(m.Sandbox.ID)
+	if err != nil {
+		return nil, err
+	}
+	if sandbox == nil || !slices.Contains(sandbox.Together, m.Container) {
+		return []string{c.id}, nil
+	}
+	if sandbox.Arrived == nil {
+		sandbox.Arrived = map[string]string{}
+	}
+	sandbox.Arrived[m.Container] = c.id
+	if err := c.mark(m.Sandbox.ID, *sandbox); err != nil {
+		return nil, err
+	}
+	for _, name := range sandbox.Together {
+		id, arrived := sandbox.Arrived[name]
+		if !arrived {
+			return nil, nil
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// letGo thaws a restored container, once.
+func (c call) letGo(ctx context.Context, id string) error {
+	m, err := c.marked(id)
+	if err != nil || m == nil || m.Started {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, c.Runtime, append(append([]string{}, c.global...), "resume", id)...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("let the restored container go: %w", err)
+		return fmt.Errorf("%s resume: %w", filepath.Base(c.Runtime), err)
 	}
 	m.Started = true
-	if err := c.mark(*m); err != nil {
+	if err := c.mark(id, *m); err != nil {
 		return err
 	}
 	c.report(ctx, nodeapi.Report{Sandbox: m.Sandbox, Container: m.Container, Stage: nodeapi.StageStarted})
@@ -301,7 +362,7 @@ func (c call) start(ctx context.Context) error {
 
 // delete lets the agent forget a sandbox that is gone.
 func (c call) delete(ctx context.Context) error {
-	m, err := c.marked()
+	m, err := c.marked(c.id)
 	if err != nil {
 		return err
 	}
@@ -321,24 +382,30 @@ type marker struct {
 	Sandbox   nodeapi.Sandbox `json:"sandbox"`
 	Container string          `json:"container,omitempty"` // empty: the sandbox itself
 	Started   bool            `json:"started,omitempty"`
+
+	// Of a sandbox: the containers that are let go together, and the IDs of those
+	// that have been asked to start, by name.
+	Together []string          `json:"together,omitempty"`
+	Arrived  map[string]string `json:"arrived,omitempty"`
 }
 
 const markerName = "stasis.json"
 
-func (c call) mark(m marker) error {
+// mark writes the marker of the container or sandbox id.
+func (c call) mark(id string, m marker) error {
 	data, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
-	if err := checkpoint.WriteFile(filepath.Join(c.stateDir(), markerName), data, 0o600); err != nil {
+	if err := checkpoint.WriteFile(filepath.Join(c.root, id, markerName), data, 0o600); err != nil {
 		return fmt.Errorf("mark the restored container: %w", err)
 	}
 	return nil
 }
 
-// marked reads the marker; nil when the container was created by the real runtime.
-func (c call) marked() (*marker, error) {
-	data, err := os.ReadFile(filepath.Join(c.stateDir(), markerName))
+// marked reads the marker of id; nil when it was created by the real runtime.
+func (c call) marked(id string) (*marker, error) {
+	data, err := os.ReadFile(filepath.Join(c.root, id, markerName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {

@@ -303,3 +303,72 @@ func TestAConfigurationThatNamesNoRuntimeIsAnError(t *testing.T) {
 		t.Error("no error")
 	}
 }
+
+// restored stands for containers that were restored and wait for their start.
+func (b *bench) restored(containers map[string]string) {
+	b.t.Helper()
+	for id, name := range containers {
+		b.must(os.MkdirAll(filepath.Join(b.root, id), 0o755))
+		b.must(os.WriteFile(filepath.Join(b.root, id, "stasis.json"), []byte(`{"sandbox":{"id":"s1"},"container":"`+name+`"}`), 0o600))
+	}
+}
+
+// started lists the containers that the agent heard to be let go.
+func (b *bench) started() []string {
+	var names []string
+	for _, r := range b.asked() {
+		if r.Report != nil && r.Report.Stage == nodeapi.StageStarted {
+			names = append(names, r.Report.Container)
+		}
+	}
+	return names
+}
+
+func TestContainersThatGoTogetherAreLetGoAtTheStartOfTheLastOfThem(t *testing.T) {
+	b := newBench(t, sandboxOf("sandbox", restoreFrom, "c"))
+	b.must(os.MkdirAll(b.root+"/s1", 0o755))
+	b.answer = nodeapi.Response{Action: nodeapi.ActionRestore, Together: []string{"web", "log"}}
+	b.must(b.run("create", "--bundle", b.bundle, "s1"))
+	b.restored(map[string]string{"c1": "web", "c2": "log", "c3": "hooked"})
+
+	b.must(b.run("start", "c1"))
+	if calls := b.called()[1:]; len(calls) != 0 || len(b.started()) != 0 {
+		t.Errorf("the first was let go before the second was there: %q, started %q", calls, b.started())
+	}
+	b.must(b.run("start", "c3"))
+	if calls := b.called()[1:]; !slices.Equal(calls, []string{"resume c3"}) {
+		t.Errorf("one that goes by itself: %q", calls)
+	}
+	b.must(b.run("start", "c2"))
+	if calls := b.called()[2:]; !slices.Equal(calls, []string{"resume c1", "resume c2"}) {
+		t.Errorf("at the last one's start: %q", calls)
+	}
+	if got := b.started(); !slices.Equal(got, []string{"hooked", "web", "log"}) {
+		t.Errorf("the agent heard of %q", got)
+	}
+	// Each once: a later start of the same container is the real runtime's.
+	b.must(b.run("start", "c1"))
+	if calls := b.called()[4:]; !slices.Equal(calls, []string{"start c1"}) {
+		t.Errorf("after that: %q", calls)
+	}
+}
+
+func TestAContainerThatIsGoneDoesNotHoldUpTheOthers(t *testing.T) {
+	b := newBench(t, sandboxOf("sandbox", restoreFrom, "c"))
+	b.must(os.MkdirAll(b.root+"/s1", 0o755))
+	b.answer = nodeapi.Response{Action: nodeapi.ActionRestore, Together: []string{"web", "log"}}
+	b.must(b.run("create", "--bundle", b.bundle, "s1"))
+	b.restored(map[string]string{"c1": "web", "c2": "log"})
+	b.must(b.run("start", "c1"))
+	b.must(os.RemoveAll(b.root + "/c1")) // killed and deleted meanwhile
+	b.must(b.run("start", "c2"))
+	if calls := b.called()[1:]; !slices.Equal(calls, []string{"resume c2"}) {
+		t.Errorf("the real runtime was called as %q", calls)
+	}
+	// Restored once more under another ID, it goes at its start.
+	b.restored(map[string]string{"c4": "web"})
+	b.must(b.run("start", "c4"))
+	if calls := b.called()[2:]; !slices.Equal(calls, []string{"resume c4"}) {
+		t.Errorf("the real runtime was called as %q", calls)
+	}
+}

@@ -30,6 +30,11 @@ type Source struct {
 	ManifestDigest string
 	// CompletedInit names the init containers that had completed.
 	CompletedInit []string
+	// Together names the containers that are let go together, at the start of the
+	// last of them. One that runs earlier changes files that another has open, and
+	// CRIU does not open a file that has another size than it had. Containers whose
+	// start others wait for cannot be among them.
+	Together []string
 }
 
 // Observer is told how restores go on; the agent turns it into events,

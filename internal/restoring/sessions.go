@@ -73,6 +73,8 @@ type record struct {
 	Dir      string          `json:"dir,omitempty"`
 	// CompletedInit names the init containers that are not run again.
 	CompletedInit []string `json:"completedInit,omitempty"`
+	// Together names the containers that are let go together.
+	Together []string `json:"together,omitempty"`
 	// Created and Started name the containers that have come that far.
 	Created []string `json:"created,omitempty"`
 	Started []string `json:"started,omitempty"`
@@ -135,7 +137,7 @@ func (s *Sessions) createSandbox(ctx context.Context, sandbox nodeapi.Sandbox) (
 		return nodeapi.Response{Action: nodeapi.ActionOrdinary}, nil
 	}
 	s.Observer.Began(ctx, sandbox)
-	return nodeapi.Response{Action: nodeapi.ActionRestore}, nil
+	return nodeapi.Response{Action: nodeapi.ActionRestore, Together: rec.Together}, nil
 }
 
 // admit finds the checkpoint and checks all of it before anything is started.
@@ -144,7 +146,7 @@ func (s *Sessions) admit(ctx context.Context, sandbox nodeapi.Sandbox) (record, 
 	if err != nil {
 		return record{}, err
 	}
-	rec := record{Sandbox: sandbox, Ordinary: source.Ordinary, Dir: source.Dir, CompletedInit: source.CompletedInit}
+	rec := record{Sandbox: sandbox, Ordinary: source.Ordinary, Dir: source.Dir, CompletedInit: source.CompletedInit, Together: source.Together}
 	if source.Ordinary {
 		return rec, nil
 	}
