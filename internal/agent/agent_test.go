@@ -247,6 +247,7 @@ func (h *harness) start() {
 			}
 			return nil, nil
 		},
+		marker:   &marker{client: h.client, log: log, now: time.Now},
 		recorder: h.recorder, metrics: metrics, log: log, now: time.Now, queue: make(chan operation),
 	}
 	h.reconciler = &reconciler{
@@ -279,6 +280,21 @@ func (h *harness) run(names ...string) {
 	}
 	stop()
 	<-done
+}
+
+// condition is the status of a condition of the Pod app; empty if it has none.
+func (h *harness) condition(kind string) corev1.ConditionStatus {
+	h.Helper()
+	var pod corev1.Pod
+	if err := h.client.Get(h.Context(), types.NamespacedName{Namespace: "ns", Name: "app"}, &pod); err != nil {
+		h.Fatal(err)
+	}
+	for _, c := range pod.Status.Conditions {
+		if string(c.Type) == kind {
+			return c.Status
+		}
+	}
+	return ""
 }
 
 func (h *harness) busy() bool {
@@ -382,6 +398,40 @@ func TestACheckpointEndsReadyAndSaysEverythingAboutItself(t *testing.T) {
 		if !slices.ContainsFunc(events, func(e string) bool { return strings.HasPrefix(e, "Normal "+reason+" ") }) {
 			t.Errorf("no event %s among %q", reason, events)
 		}
+	}
+}
+
+func TestThePodSaysThatItIsBeingCheckpointedWhileItIs(t *testing.T) {
+	for _, outcome := range []error{nil, status.Error(codes.Internal, "criu said no")} {
+		h := newHarness(t, makePod(), makePCP())
+		var during corev1.ConditionStatus
+		h.cri.before = func(context.Context, *runtimeapi.CheckpointPodRequest) error {
+			during = h.condition(v1alpha1.PodConditionCheckpointing)
+			return outcome
+		}
+		h.run("cp")
+		if during != corev1.ConditionTrue {
+			t.Errorf("while it was: %q", during)
+		}
+		if after := h.condition(v1alpha1.PodConditionCheckpointing); after != "" {
+			t.Errorf("after it: %q", after)
+		}
+	}
+}
+
+func TestACrashDoesNotLeaveThePodMarked(t *testing.T) {
+	h := newHarness(t, makePod(), makePCP(withReason(v1alpha1.ReasonCheckpointInProgress), func(p *v1alpha1.PodCheckpoint) {
+		uid := podUID
+		p.Status.SourcePodUID = &uid
+	}))
+	h.ops.marker.set(t.Context(), podRef{"ns", "app", podUID}, v1alpha1.PodConditionCheckpointing, corev1.ConditionTrue, "x", "y")
+	if h.condition(v1alpha1.PodConditionCheckpointing) != corev1.ConditionTrue {
+		t.Fatal("the condition is not set")
+	}
+	h.run("cp")
+	h.expectReady("cp", v1alpha1.ReasonCheckpointFailed, "interrupted")
+	if after := h.condition(v1alpha1.PodConditionCheckpointing); after != "" {
+		t.Errorf("condition %q", after)
 	}
 }
 

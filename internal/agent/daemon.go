@@ -146,7 +146,7 @@ func (d *daemon) run(ctx context.Context) error {
 			return err
 		}
 		resolver = d.kube.resolver
-		watcher.recorder = d.kube.recorder
+		watcher.recorder, watcher.marker = d.kube.recorder, d.kube.marker
 	}
 	d.sessions, err = restoring.New(restoring.Config{
 		StateDir:      filepath.Join(d.RunDir, "restore"),

@@ -38,6 +38,7 @@ const (
 type kubernetes struct {
 	manager    manager.Manager
 	recorder   events.EventRecorder
+	marker     *marker
 	resolver   *resolver
 	reconciler *reconciler
 	log        *slog.Logger
@@ -83,11 +84,12 @@ func newKubernetes(d *daemon) (*kubernetes, error) {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
 	k := &kubernetes{manager: m, recorder: m.GetEventRecorder(componentName), log: d.Log}
+	k.marker = &marker{client: m.GetClient(), log: d.Log, now: time.Now}
 	k.resolver = &resolver{nodeName: d.NodeName, live: m.GetAPIReader(), store: d.store}
 	guard := newFlights(d.MaxConcurrent)
 	ops := &operations{
 		nodeName: d.NodeName, client: m.GetClient(), live: m.GetAPIReader(), wait: d.calls.Wait,
-		store: d.store, flights: guard, recorder: k.recorder, metrics: d.metrics, log: d.Log, now: time.Now,
+		store: d.store, flights: guard, marker: k.marker, recorder: k.recorder, metrics: d.metrics, log: d.Log, now: time.Now,
 		queue: make(chan operation),
 	}
 	k.reconciler = &reconciler{

@@ -20,6 +20,7 @@ import (
 // Pods have been restored.
 type observer struct {
 	store    *store
+	marker   *marker
 	recorder events.EventRecorder
 	metrics  *Metrics
 	log      *slog.Logger
@@ -32,14 +33,16 @@ type observer struct {
 var _ restoring.Observer = (*observer)(nil)
 
 // Refused implements restoring.Observer.
-func (o *observer) Refused(_ context.Context, sandbox nodeapi.Sandbox, reason *nodeapi.Error) {
+func (o *observer) Refused(ctx context.Context, sandbox nodeapi.Sandbox, reason *nodeapi.Error) {
 	o.metrics.restores.WithLabelValues(resultFailure).Inc()
 	o.log.Warn("restore refused", append(about(sandbox), "reason", reason.Reason, "message", reason.Message)...)
-	o.event(sandbox, corev1.EventTypeWarning, reason.Reason, "Not restored from PodCheckpoint "+from(sandbox)+": "+reason.Message)
+	message := "Not restored from PodCheckpoint " + from(sandbox) + ": " + reason.Message
+	o.event(sandbox, corev1.EventTypeWarning, reason.Reason, message)
+	o.mark(ctx, sandbox, corev1.ConditionFalse, reason.Reason, message)
 }
 
 // Began implements restoring.Observer.
-func (o *observer) Began(_ context.Context, sandbox nodeapi.Sandbox) {
+func (o *observer) Began(ctx context.Context, sandbox nodeapi.Sandbox) {
 	o.mu.Lock()
 	if o.begun == nil {
 		o.begun = map[string]time.Time{}
@@ -47,11 +50,13 @@ func (o *observer) Began(_ context.Context, sandbox nodeapi.Sandbox) {
 	o.begun[sandbox.ID] = o.now()
 	o.mu.Unlock()
 	o.log.Info("restore began", about(sandbox)...)
-	o.event(sandbox, corev1.EventTypeNormal, v1alpha1.EventRestoreInProgress, "Restoring from PodCheckpoint "+from(sandbox))
+	message := "Restoring from PodCheckpoint " + from(sandbox)
+	o.event(sandbox, corev1.EventTypeNormal, v1alpha1.EventRestoreInProgress, message)
+	o.mark(ctx, sandbox, corev1.ConditionTrue, v1alpha1.EventRestoreInProgress, message)
 }
 
 // Failed implements restoring.Observer.
-func (o *observer) Failed(_ context.Context, sandbox nodeapi.Sandbox, container, message string) {
+func (o *observer) Failed(ctx context.Context, sandbox nodeapi.Sandbox, container, message string) {
 	o.mu.Lock()
 	delete(o.begun, sandbox.ID)
 	o.mu.Unlock()
@@ -61,11 +66,13 @@ func (o *observer) Failed(_ context.Context, sandbox nodeapi.Sandbox, container,
 	if container == "" {
 		what = "The sandbox could not be restored"
 	}
-	o.event(sandbox, corev1.EventTypeWarning, v1alpha1.EventRestoreFailed, what+" from PodCheckpoint "+from(sandbox)+": "+message)
+	message = what + " from PodCheckpoint " + from(sandbox) + ": " + message
+	o.event(sandbox, corev1.EventTypeWarning, v1alpha1.EventRestoreFailed, message)
+	o.mark(ctx, sandbox, corev1.ConditionFalse, v1alpha1.EventRestoreFailed, message)
 }
 
 // Succeeded implements restoring.Observer.
-func (o *observer) Succeeded(_ context.Context, sandbox nodeapi.Sandbox) {
+func (o *observer) Succeeded(ctx context.Context, sandbox nodeapi.Sandbox) {
 	o.mu.Lock()
 	begun, known := o.begun[sandbox.ID]
 	delete(o.begun, sandbox.ID)
@@ -76,19 +83,36 @@ func (o *observer) Succeeded(_ context.Context, sandbox nodeapi.Sandbox) {
 		took = o.now().Sub(begun)
 		o.metrics.restoreDuration.Observe(took.Seconds())
 	}
-	if sandbox.UID != "" && from(sandbox) != "" {
+	if hasPod(sandbox) {
 		if err := o.store.markRestored(types.NamespacedName{Namespace: sandbox.Namespace, Name: sandbox.Name}, types.UID(sandbox.UID)); err != nil {
 			o.log.Error("a later sandbox of the Pod would be restored again", append(about(sandbox), "error", err)...)
 		}
 	}
 	o.log.Info("restored", append(about(sandbox), "took", took)...)
 	o.event(sandbox, corev1.EventTypeNormal, v1alpha1.EventRestoreSucceeded, "Restored from PodCheckpoint "+from(sandbox))
+	if hasPod(sandbox) {
+		o.marker.clear(ctx, refOf(sandbox), v1alpha1.PodConditionRestoring)
+	}
 }
 
-// event is about the Pod of a sandbox. RestorePod of the CRI makes sandboxes
-// that no Pod stands behind; those have no events.
+// mark puts the condition Restoring on the Pod of a sandbox.
+func (o *observer) mark(ctx context.Context, sandbox nodeapi.Sandbox, status corev1.ConditionStatus, reason, message string) {
+	if hasPod(sandbox) {
+		o.marker.set(ctx, refOf(sandbox), v1alpha1.PodConditionRestoring, status, reason, message)
+	}
+}
+
+// hasPod says whether a Pod stands behind the sandbox; none does where RestorePod
+// of the CRI made it.
+func hasPod(sandbox nodeapi.Sandbox) bool { return sandbox.UID != "" && from(sandbox) != "" }
+
+func refOf(sandbox nodeapi.Sandbox) podRef {
+	return podRef{sandbox.Namespace, sandbox.Name, types.UID(sandbox.UID)}
+}
+
+// event is about the Pod of a sandbox, where there is one.
 func (o *observer) event(sandbox nodeapi.Sandbox, kind, reason, message string) {
-	if o.recorder == nil || sandbox.UID == "" || from(sandbox) == "" {
+	if o.recorder == nil || !hasPod(sandbox) {
 		return
 	}
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: sandbox.Namespace, Name: sandbox.Name, UID: types.UID(sandbox.UID)}}

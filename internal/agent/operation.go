@@ -60,6 +60,7 @@ type operations struct {
 	wait     func(ctx context.Context, path string) (answer error, err error)
 	store    *store
 	flights  *flights
+	marker   *marker
 	recorder events.EventRecorder
 	metrics  *Metrics
 	log      *slog.Logger
@@ -102,9 +103,12 @@ func (o *operations) run(ctx context.Context, op operation) {
 		strings.Join(op.source.containers, ", "), op.source.pod.Name, o.nodeName)
 	log.Info("checkpoint started", "sandbox", op.sandboxID, "containers", op.source.containers)
 
+	pod := podRef{op.source.pod.Namespace, op.source.pod.Name, op.source.pod.UID}
+	o.marker.set(ctx, pod, v1alpha1.PodConditionCheckpointing, corev1.ConditionTrue, v1alpha1.EventCheckpointingPod, "PodCheckpoint "+op.object.Name)
 	begun := o.now()
 	rec, manifest, err := o.take(ctx, op)
 	took := o.now().Sub(begun)
+	o.marker.clear(ctx, pod, v1alpha1.PodConditionCheckpointing)
 	if errors.Is(err, errDeleted) {
 		log.Info("checkpoint abandoned, its object is being deleted")
 		o.metrics.checkpointFailed(took)

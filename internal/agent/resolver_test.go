@@ -154,9 +154,27 @@ func TestAPodIsRestoredOnceAndStartsOrdinarilyAfter(t *testing.T) {
 	h := newHarness(t, restoringPod(), readyCheckpoint())
 	recorder := events.NewFakeRecorder(10)
 	metrics := NewMetrics(prometheus.NewRegistry())
-	o := &observer{store: h.store, recorder: recorder, metrics: metrics, log: slog.New(slog.NewTextHandler(io.Discard, nil)), now: time.Now}
+	o := &observer{store: h.store, marker: h.ops.marker, recorder: recorder, metrics: metrics, log: slog.New(slog.NewTextHandler(io.Discard, nil)), now: time.Now}
+	restoring := func() (status corev1.ConditionStatus) {
+		var pod corev1.Pod
+		if err := h.client.Get(t.Context(), types.NamespacedName{Namespace: "ns", Name: "again"}, &pod); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range pod.Status.Conditions {
+			if c.Type == v1alpha1.PodConditionRestoring {
+				status = c.Status
+			}
+		}
+		return status
+	}
 	o.Began(t.Context(), restoringSandbox())
+	if s := restoring(); s != corev1.ConditionTrue {
+		t.Errorf("condition Restoring is %q while it is", s)
+	}
 	o.Succeeded(t.Context(), restoringSandbox())
+	if s := restoring(); s != "" {
+		t.Errorf("condition Restoring is %q after it", s)
+	}
 	src, err := (&resolver{nodeName: testNode, live: h.client, store: h.store}).Resolve(t.Context(), restoringSandbox())
 	if err != nil || !src.Ordinary {
 		t.Errorf("a later sandbox of the Pod: %+v, %v", src, err)

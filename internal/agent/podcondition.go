@@ -1,0 +1,70 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// markPatience is how long the API server may take to note a condition.
+const markPatience = 2 * time.Second
+
+// podRef names one instance of a Pod.
+type podRef struct {
+	namespace, name string
+	uid             types.UID
+}
+
+// marker puts conditions on Pods for others to see what is done to them (P15,
+// P24). They are for observation and nothing waits for them: where the API server
+// is away the work goes on. A nil marker, where there is no Kubernetes, does nothing.
+type marker struct {
+	client client.Client
+	log    *slog.Logger
+	now    func() time.Time
+}
+
+// set puts a condition on a Pod.
+func (m *marker) set(ctx context.Context, pod podRef, kind string, status corev1.ConditionStatus, reason, message string) {
+	if m == nil {
+		return
+	}
+	m.patch(ctx, pod, map[string]any{
+		"type": kind, "status": status, "reason": reason, "message": cut(message, maxEventBytes),
+		"lastTransitionTime": metav1.NewTime(m.now()),
+	})
+}
+
+// clear takes a condition off a Pod.
+func (m *marker) clear(ctx context.Context, pod podRef, kind string) {
+	if m == nil {
+		return
+	}
+	m.patch(ctx, pod, map[string]any{"$patch": "delete", "type": kind})
+}
+
+func (m *marker) patch(ctx context.Context, pod podRef, condition map[string]any) {
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"uid": pod.uid}, // of another instance it is refused
+		"status":   map[string]any{"conditions": []any{condition}},
+	})
+	if err != nil {
+		m.log.Error("a condition of a Pod could not be encoded", "error", err)
+		return
+	}
+	// Also when the work was cancelled: the condition has to come off then.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), markPatience)
+	defer cancel()
+	object := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pod.namespace, Name: pod.name}}
+	err = m.client.Status().Patch(ctx, object, client.RawPatch(types.StrategicMergePatchType, patch))
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsInvalid(err) {
+		m.log.Warn("a condition of a Pod could not be written", "namespace", pod.namespace, "pod", pod.name, "condition", condition["type"], "error", err)
+	}
+}
