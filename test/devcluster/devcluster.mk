@@ -2,7 +2,7 @@
 
 NODES ?= 1
 
-DEVCLUSTER_SOURCES := $(shell find test/devcluster -name '*.go' -not -path '*/build/*' -not -name '*_test.go') test/devcluster/go.mod test/devcluster/go.sum
+DEVCLUSTER_SOURCES := $(shell find test/devcluster -name '*.go' -not -path 'test/devcluster/build/*' -not -name '*_test.go') test/devcluster/go.mod test/devcluster/go.sum
 
 bin/devcluster: $(DEVCLUSTER_SOURCES)
 	go build -C test/devcluster -trimpath -o $(CURDIR)/bin/devcluster .

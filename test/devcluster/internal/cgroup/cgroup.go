@@ -210,26 +210,39 @@ func (h Hierarchies) Processes(group string) ([]int, error) {
 	return slices.Compact(pids), nil
 }
 
-// Kill ends every process of the group and of those below it, and what descends from them
-// elsewhere (a container runtime puts containers into other groups), and returns when none
-// is left or the time is over. Frozen processes are thawed: they do not die otherwise.
-func (h Hierarchies) Kill(group string, within time.Duration) error {
-	doomed := map[int]string{} // process → when it started, so that a number used again is left alone
+// Doomed is a set of processes that are to end. The zero value is empty.
+type Doomed struct {
+	started map[int]string // process → when it started, so that a number used again is left alone
+}
+
+// Add adds the processes and all that descend from them.
+func (d *Doomed) Add(pids ...int) {
+	if d.started == nil {
+		d.started = map[int]string{}
+	}
+	for _, pid := range withDescendants(pids) {
+		if s, ok := readStat(pid); ok {
+			d.started[pid] = s.started
+		}
+	}
+}
+
+// Kill ends every process of the group and of those below it, what descends from them
+// elsewhere (a container runtime puts containers into other groups), and the doomed. It
+// returns when none is left or the time is over. Frozen processes are thawed: they do not
+// die otherwise.
+func (h Hierarchies) Kill(group string, doomed *Doomed, within time.Duration) error {
 	for deadline := time.Now().Add(within); ; time.Sleep(20 * time.Millisecond) {
 		pids, err := h.Processes(group)
 		if err != nil {
 			return err
 		}
-		for _, pid := range withDescendants(pids) {
-			if s, ok := readStat(pid); ok {
-				doomed[pid] = s.started
-			}
-		}
+		doomed.Add(pids...)
 		left := 0
-		for pid, started := range doomed {
+		for pid, started := range doomed.started {
 			s, ok := readStat(pid)
 			if !ok || s.started != started || s.zombie {
-				delete(doomed, pid)
+				delete(doomed.started, pid)
 				continue
 			}
 			left = pid
@@ -240,7 +253,7 @@ func (h Hierarchies) Kill(group string, within time.Duration) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%d processes do not end, among them pid %d (%s): look at /proc/%d/stack, then run devcluster down again", len(doomed), left, command(left), left)
+			return fmt.Errorf("%d processes do not end, among them pid %d (%s): look at /proc/%d/stack, then run devcluster down again", len(doomed.started), left, command(left), left)
 		}
 	}
 }
@@ -335,21 +348,17 @@ func (h Hierarchies) thaw(pid int) {
 	}
 }
 
-// Elsewhere returns the groups below prefix that hold descendants of the group's processes.
-func (h Hierarchies) Elsewhere(group, prefix string) ([]string, error) {
-	pids, err := h.Processes(group)
-	if err != nil {
-		return nil, err
-	}
+// Groups returns the groups below prefix that hold doomed processes.
+func (d *Doomed) Groups(prefix string) []string {
 	var found []string
-	for _, pid := range withDescendants(pids) {
+	for pid := range d.started {
 		for _, in := range groupsOf(pid) {
 			if strings.HasPrefix(in.path, prefix+"/") && !slices.Contains(found, in.path) {
 				found = append(found, in.path)
 			}
 		}
 	}
-	return found, nil
+	return found
 }
 
 // RemoveEmpty removes the group itself where no other group is below it.

@@ -317,6 +317,25 @@ func TestDownCleansUpAfterSupervisorsWereKilled(t *testing.T) {
 	same(t, before, look(t, state))
 }
 
+func TestDownEndsProcessesThatLeftTheirControlGroup(t *testing.T) {
+	state := fresh(t)
+	before := look(t, state)
+	do(t, state, "up", "--no-kubernetes")
+	// A daemon that a node's agent leaves behind: an orphan in the topmost groups.
+	do(t, state, "exec", "node-1", "--", "sh", "-c",
+		"for g in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do echo $$ > $g; done 2>/dev/null; setsid sh -c 'sleep 1000000; echo "+plan.ID(state)+"' >/dev/null 2>&1 </dev/null &")
+	for _, pid := range supervisors(t, state) {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if daemons := look(t, state)["processes"]; !slices.ContainsFunc(daemons, func(c string) bool { return strings.Contains(c, "sleep 1000000") }) {
+		t.Fatalf("the daemon does not run: %q", daemons)
+	}
+	do(t, state, "down")
+	same(t, before, look(t, state))
+}
+
 func TestDownCleansUpAfterUpWasKilledHalfWay(t *testing.T) {
 	state := fresh(t)
 	before := look(t, state)

@@ -6,9 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"podstasis.dev/stasis/test/devcluster/internal/cgroup"
 	"podstasis.dev/stasis/test/devcluster/internal/cri"
@@ -48,13 +47,15 @@ func clear(ctx context.Context, dir string) error {
 		return err
 	}
 	// In good order as far as that goes; what does not is ended the hard way below.
-	r.stopOrderly(ctx)
-
-	containers, err := groups.Elsewhere(c.Cgroup(), plan.RuntimeCgroup)
-	if err != nil {
+	r.stopPods(ctx)
+	var doomed cgroup.Doomed
+	if err := r.mark(groups, &doomed); err != nil {
 		return err
 	}
-	if err := groups.Kill(c.Cgroup(), 30*time.Second); err != nil {
+	// From here on orphans are the machine's and no longer found as the supervisors' descendants.
+	r.stopSupervisors(ctx)
+	containers := doomed.Groups(plan.RuntimeCgroup)
+	if err := groups.Kill(c.Cgroup(), &doomed, 30*time.Second); err != nil {
 		return err
 	}
 	for _, group := range containers {
@@ -81,7 +82,7 @@ func clear(ctx context.Context, dir string) error {
 		if try == 10 {
 			return err
 		}
-		if err := groups.Kill(c.Cgroup(), 30*time.Second); err != nil {
+		if err := groups.Kill(c.Cgroup(), &doomed, 30*time.Second); err != nil {
 			return err
 		}
 	}
@@ -98,49 +99,70 @@ func clear(ctx context.Context, dir string) error {
 	return nil
 }
 
-// stopOrderly ends Pods through the container runtime, and then all programs.
-func (r Running) stopOrderly(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
-	defer cancel()
-	places, err := os.ReadDir(filepath.Join(r.Dir, "nodes"))
+// mark dooms everything that belongs to the cluster: by its control group, by descent, and
+// by the namespaces that it is in.
+func (r Running) mark(groups cgroup.Hierarchies, doomed *cgroup.Doomed) error {
+	pids, err := groups.Processes(r.Cgroup())
 	if err != nil {
-		return
+		return err
 	}
-	var group errgroup.Group
-	for _, place := range places {
-		group.Go(func() error {
-			client := r.client(place.Name())
-			components, err := client.Status(ctx)
-			if err != nil {
-				return nil
-			}
-			r.stopPods(ctx, client, components)
-			// What they would save at their end is thrown away: no need to wait for it.
-			_ = client.Shutdown(ctx, time.Second)
-			return nil
-		})
+	doomed.Add(pids...)
+	if pids, err = node.Processes(r.NamespaceDir()); err != nil {
+		return err
 	}
-	_ = group.Wait()
+	doomed.Add(pids...)
+	return nil
 }
 
-func (r Running) stopPods(ctx context.Context, client supervise.Client, components []supervise.Status) {
-	for _, c := range components {
-		// It would start Pods again.
-		if c.Name == "kubelet" {
-			_ = client.Kill(ctx, c.Name, true) // it may be down already
-		}
+// eachSupervisor calls do for all supervisors that answer, at the same time.
+func (r Running) eachSupervisor(ctx context.Context, do func(supervise.Client, []supervise.Status)) {
+	places, err := os.ReadDir(filepath.Join(r.Dir, "nodes"))
+	if err != nil {
+		return // there are none
 	}
-	for _, c := range components {
-		if c.Name != "containerd" || c.PID == 0 {
-			continue
-		}
-		runtime, err := cri.Dial(cri.Socket(c.PID, kube.ContainerdSocket))
-		if err != nil {
-			return
-		}
-		defer runtime.Close()
-		ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-		defer cancel()
-		_ = runtime.StopPods(ctx) // what is left of them is killed
+	var all sync.WaitGroup
+	for _, place := range places {
+		all.Go(func() {
+			client := r.client(place.Name())
+			if components, err := client.Status(ctx); err == nil {
+				do(client, components)
+			}
+		})
 	}
+	all.Wait()
+}
+
+// stopSupervisors ends all programs. What they would save at their end is thrown away: they
+// get little time.
+func (r Running) stopSupervisors(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	r.eachSupervisor(ctx, func(client supervise.Client, _ []supervise.Status) {
+		_ = client.Shutdown(ctx, time.Second) // what it leaves is killed
+	})
+}
+
+// stopPods ends Pods through the container runtimes that answer.
+func (r Running) stopPods(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	r.eachSupervisor(ctx, func(client supervise.Client, components []supervise.Status) {
+		for _, c := range components {
+			// It would start Pods again.
+			if c.Name == "kubelet" {
+				_ = client.Kill(ctx, c.Name, true) // it may be down already
+			}
+		}
+		for _, c := range components {
+			if c.Name != "containerd" || c.PID == 0 {
+				continue
+			}
+			runtime, err := cri.Dial(cri.Socket(c.PID, kube.ContainerdSocket))
+			if err != nil {
+				return
+			}
+			defer runtime.Close()
+			_ = runtime.StopPods(ctx) // what is left of them is killed
+		}
+	})
 }

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -226,6 +227,40 @@ func Enter(keep, name string) error {
 		return fmt.Errorf("entering %s: %w", name, err)
 	}
 	return nil
+}
+
+// Processes returns the processes that are in a kept namespace of any place.
+func Processes(keep string) ([]int, error) {
+	files, err := filepath.Glob(filepath.Join(keep, "*.*"))
+	if err != nil {
+		return nil, fmt.Errorf("listing namespaces: %w", err)
+	}
+	kept := map[uint64]bool{}
+	for _, file := range files {
+		var st unix.Stat_t
+		if isNamespace(file) && unix.Stat(file, &st) == nil {
+			kept[st.Ino] = true // numbers of namespaces are unique on a machine
+		}
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("listing processes: %w", err)
+	}
+	var found []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		for _, kind := range []string{"mnt", "net"} {
+			var st unix.Stat_t
+			if unix.Stat(fmt.Sprintf("/proc/%d/ns/%s", pid, kind), &st) == nil && kept[st.Ino] {
+				found = append(found, pid)
+				break
+			}
+		}
+	}
+	return found, nil
 }
 
 // Remove unmounts everything below the state directory on the machine. The namespaces are
