@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"podstasis.dev/stasis/api/v1alpha1"
 )
@@ -227,5 +226,3 @@ func containerID(statusID string) string {
 	}
 	return statusID
 }
-
-func sameUID(a *types.UID, b types.UID) bool { return a != nil && *a == b }

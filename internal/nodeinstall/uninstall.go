@@ -14,7 +14,7 @@ import (
 )
 
 // ErrInUse says that uninstalling would break what still runs.
-var ErrInUse = errors.New("Stasis is still in use on this node")
+var ErrInUse = errors.New("this node still uses Stasis")
 
 // Removal says how far to uninstall.
 type Removal struct {
