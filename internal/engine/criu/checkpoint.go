@@ -218,8 +218,11 @@ func (e *Engine) captureFrozen(ctx context.Context, sandboxID, dir string, targe
 
 // dump lets CRIU write a frozen container's processes.
 func (e *Engine) dump(ctx context.Context, sandboxID string, t target) error {
+	// Connections that nobody has accepted yet (a probe's that came while the
+	// container was frozen) are left out: CRIU cannot capture them, and their other
+	// ends are connected to the source, which goes on. runc knows the flag since 1.3.
 	out, err := e.runtimeWith(ctx, []string{captureEnv + "=" + sandboxID}, t.Runtime, "checkpoint",
-		"--leave-running", "--tcp-established", "--file-locks",
+		"--leave-running", "--tcp-established", "--tcp-skip-in-flight", "--file-locks",
 		"--image-path", filepath.Join(t.dir, imagesDir),
 		"--work-path", t.workDir,
 		t.ID)
