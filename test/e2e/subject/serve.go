@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -61,8 +62,15 @@ func serve(ctx context.Context) error {
 	})
 	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	server.SetKeepAlivesEnabled(false)
+	// Plain TCP: Go listens on multipath TCP otherwise, which CRIU cannot capture.
+	var listen net.ListenConfig
+	listen.SetMultipathTCP(false)
+	listener, err := listen.Listen(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
 	failed := make(chan error, 1)
-	go func() { failed <- server.ListenAndServe() }()
+	go func() { failed <- server.Serve(listener) }()
 	fmt.Println("subject: serving, nonce", state.nonce)
 	for ticks := 0; ; ticks++ {
 		select {
