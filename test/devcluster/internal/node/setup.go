@@ -169,6 +169,14 @@ func mountKernel(_ Spec, root string) error {
 	if err := mount("proc", inside("proc"), "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return err
 	}
+	// Files will be mounted over parts of it below. The kernel lets a container with a user
+	// namespace mount proc only where one that nothing is mounted over is to be seen.
+	if err := os.MkdirAll(inside("opt/devcluster/proc"), 0o555); err != nil {
+		return err
+	}
+	if err := mount("proc", inside("opt/devcluster/proc"), "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return err
+	}
 	// A new one, since it shows the network interfaces of who mounts it.
 	if err := mount("sysfs", inside("sys"), "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return err
