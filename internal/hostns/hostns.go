@@ -21,6 +21,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The main thread keeps the process' own namespace: /proc/PID shows that thread's,
+// and it cannot end as the others do that Do takes into a namespace.
+func init() { runtime.LockOSThread() }
+
 // DefaultPath is the PATH under which host commands are found when the caller
 // names none. Stasis' own programs come first, so that its CRIU is preferred.
 const DefaultPath = "/opt/stasis/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

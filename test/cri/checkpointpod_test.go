@@ -217,13 +217,15 @@ func (p *pod) quota(t *testing.T, container string) int {
 }
 
 func TestABusyContainerUnderACPULimitFreezesAndHasItsLimitBackAfter(t *testing.T) {
-	busy := container("busy", `i=0; while :; do i=$((i+1)); done`)
-	busy.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100_000, CpuQuota: 10_000}
+	// Five processes that want all of 1% of a core: each is being held back nearly
+	// always.
+	busy := container("busy", `spin() { while :; do :; done; }; spin & spin & spin & spin & spin`)
+	busy.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100_000, CpuQuota: 1_000}
 	p := theNode.run(t, "", busy, container("a", counting))
-	time.Sleep(300 * time.Millisecond) // so that it is being throttled
+	time.Sleep(time.Second) // so that all of them spin
 	for range 3 {
 		p.checkpoint(t)
-		if q := p.quota(t, "busy"); q != 10_000 {
+		if q := p.quota(t, "busy"); q != 1_000 {
 			t.Fatalf("its limit is %d after a checkpoint", q)
 		}
 	}

@@ -26,7 +26,9 @@ var mutants = []mutant{
 		`	return f, f.freeze()`, `	return f, nil`,
 		node, "test/cri", "TestARestoredContainerIsCreatedAndHasNotRunUntilItIsStarted"},
 	{"CRIU left in the cgroup that is frozen", "internal/engine/criu/freezehook.go",
-		`	if err := f.leave(hook); err != nil {`, `	if err := error(nil); err != nil {`,
+		`		if pid, err = parentOf(pid); err != nil {`, `		if pid, err = parentOf(pid); err == nil {
+			return nil
+		} else {`,
 		node, "test/cri", "TestARestoredPodContinuesWhereItsSourceWasCaptured"},
 	{"writable layer not restored", "internal/ociruntime/ociruntime.go",
 		`	if from.RootfsArchive != "" {`, `	if false {`,
