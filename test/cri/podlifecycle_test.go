@@ -149,6 +149,10 @@ func TestAContainerStartedAgainAfterItsRestoreIsAnOrdinaryStart(t *testing.T) {
 	p.goesOn(t, "a")
 	_, err := theNode.runtime.StopContainer(testContext(t), &runtimeapi.StopContainerRequest{ContainerId: p.containers["a"]})
 	must(t, err)
+	// As the kubelet does it: with the sandbox's annotations, which ask for a restore.
+	status, err := theNode.runtime.PodSandboxStatus(testContext(t), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.sandbox})
+	must(t, err)
+	p.config.Annotations = status.Status.Annotations
 	again := container("a", counting)
 	again.Metadata.Attempt = 1
 	again.LogPath = "a-1.log"
