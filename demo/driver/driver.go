@@ -90,7 +90,7 @@ func (d *Demo) onCluster(ctx context.Context) (*outcome, error) {
 
 func (o outcome) line() string {
 	return fmt.Sprintf("demo: ok a=%d→%d b=%d→%d frozen=%d restore=%d", o.cut["a"], o.first["a"], o.cut["b"], o.first["b"],
-		o.frozen.Milliseconds(), o.restore.Milliseconds())
+		o.frozen.Round(time.Millisecond).Milliseconds(), o.restore.Round(time.Millisecond).Milliseconds())
 }
 
 func (d *Demo) install(ctx context.Context) error {
