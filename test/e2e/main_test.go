@@ -1,12 +1,10 @@
-//go:build e2e
-
 // Package e2e tests Stasis on a real Kubernetes of two nodes, installed as users
 // install it. Tests are named by sentences; comments give the requirements'
 // numbers.
 //
-//	make test-e2e                                          a cluster of its own
-//	go test -tags e2e ./test/e2e -run TestTheMainJob       one test, likewise
-//	STASIS_KUBECONFIG=.devcluster/kubeconfig go test …     on a running devcluster
+//	make test-e2e                                           a cluster of its own
+//	go test ./test/e2e -run TestTheMainJob                  one test, likewise
+//	STASIS_KUBECONFIG=.devcluster/kubeconfig go test ...    on a running devcluster
 //
 // With STASIS_KUBECONFIG the devcluster that it belongs to is used as it is and
 // left running: Stasis must be installed in it and its images loaded.
