@@ -30,9 +30,11 @@ type Line struct {
 var errDisagree = errors.New("the programs disagree")
 
 // Parse reads a log. A line in which a program gives up is an error; so is a
-// count that does not follow the one before, or another nonce.
+// count that does not follow the one before, or another nonce. A last line that
+// has no end yet is left out: it was read while it was being written.
 func Parse(log string) ([]Line, error) {
 	var lines []Line
+	log = log[:strings.LastIndexByte(log, '\n')+1]
 	scanner := bufio.NewScanner(strings.NewReader(log))
 	for number := 1; scanner.Scan(); number++ {
 		text := scanner.Text()

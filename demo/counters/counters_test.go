@@ -93,3 +93,10 @@ func TestNoLogIsNoContinuation(t *testing.T) {
 		t.Error("without a restored log")
 	}
 }
+
+func TestALastLineThatIsStillBeingWrittenIsLeftOut(t *testing.T) {
+	lines := parsed(t, logOf("n", epoch, 1, 3, 0, 0)+"a t=17000")
+	if len(lines) != 3 {
+		t.Errorf("%d lines, want 3", len(lines))
+	}
+}

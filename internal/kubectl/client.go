@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -12,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 )
@@ -48,7 +50,8 @@ func connect(flags *genericclioptions.ConfigFlags) (client.WithWatch, string, er
 	if err != nil {
 		return nil, "", fmt.Errorf("reading the kubeconfig: %w", err)
 	}
-	config.WarningHandler = nil // the server's warnings go to standard error
+	config.WarningHandler = nil   // the server's warnings go to standard error
+	log.SetLogger(logr.Discard()) // else controller-runtime complains, with a stack, when a wait gets long
 	c, err := client.NewWithWatch(config, client.Options{Scheme: newScheme(), Mapper: newMapper()})
 	if err != nil {
 		return nil, "", fmt.Errorf("making a client for %s: %w", config.Host, err)

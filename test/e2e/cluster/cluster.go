@@ -14,12 +14,14 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 )
@@ -65,6 +67,7 @@ func Attach(root, state string) (*Cluster, error) {
 	// Tests wait by asking often; the client's own brake would make them slow.
 	c.config.QPS, c.config.Burst = 200, 400
 	c.config.WarningHandler = rest.NoWarnings{}
+	log.SetLogger(logr.Discard()) // else controller-runtime complains that there is none
 	c.WithWatch, err = connect(c.config)
 	return c, err
 }
