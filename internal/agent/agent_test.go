@@ -547,19 +547,13 @@ func TestATimeoutSaysSoAndWhatTheRuntimeSaidLast(t *testing.T) {
 	h.expectFiles()
 }
 
-func TestAStoppingAgentWaitsForTheThawAndEndsTheObject(t *testing.T) {
+func TestAStoppingAgentLetsACheckpointFinish(t *testing.T) {
 	h := newHarness(t, makePod(), makePCP())
-	at := make(chan struct{})
+	at, release := make(chan struct{}), make(chan struct{})
 	h.cri.before = func(ctx context.Context, _ *runtimeapi.CheckpointPodRequest) error {
 		close(at)
-		<-ctx.Done()
-		return status.FromContextError(ctx.Err()).Err()
-	}
-	thawed := false
-	h.wait = func(context.Context, string) (error, error) {
-		time.Sleep(50 * time.Millisecond)
-		thawed = true
-		return nil, nil
+		<-release
+		return ctx.Err()
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
@@ -567,12 +561,44 @@ func TestAStoppingAgentWaitsForTheThawAndEndsTheObject(t *testing.T) {
 	h.reconcile(ctx, "cp")
 	<-at
 	stop()
+	close(release)
 	<-done
-	if !thawed {
-		t.Error("the agent ended before the CRI service did")
-	}
-	h.expectReady("cp", v1alpha1.ReasonCheckpointFailed, "the agent on node node-1 was stopped")
-	h.expectFiles()
+	h.expectReady("cp", v1alpha1.ReasonCheckpointCompleted, "")
+	h.expectFiles(dataOfCP)
+}
+
+func TestAStoppingAgentThatCannotWaitAnyLongerWaitsForTheThaw(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t, makePod(), makePCP())
+		at := make(chan struct{})
+		h.cri.before = func(ctx context.Context, _ *runtimeapi.CheckpointPodRequest) error {
+			close(at)
+			<-ctx.Done()
+			return status.FromContextError(ctx.Err()).Err()
+		}
+		thawed := false
+		h.wait = func(context.Context, string) (error, error) {
+			time.Sleep(5 * time.Second)
+			thawed = true
+			return nil, nil
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- h.ops.Start(ctx) }()
+		h.reconcile(ctx, "cp")
+		<-at
+		stopping := time.Now()
+		stop()
+		<-done
+		if !thawed {
+			t.Error("the agent ended before the CRI service did")
+		}
+		if took := time.Since(stopping); took > stopLimit {
+			t.Errorf("it took %s", took)
+		}
+		h.expectReady("cp", v1alpha1.ReasonCheckpointFailed, "the agent on node node-1 was stopped")
+		h.expectFiles()
+	})
 }
 
 func TestDeletingAnObjectEndsItsOperationAndRemovesEverything(t *testing.T) {

@@ -104,6 +104,26 @@ func Run(ctx context.Context, o Options) error {
 	if err := d.prepareEngine(ctx); err != nil {
 		return err
 	}
+	// From here on a death of this process leaves no Pod frozen. Its guard is told
+	// good-bye when nothing is.
+	guard, err := d.engine.StartGuard(ctx, filepath.Join(nodeinstall.HostPrefix, "bin", criu.GuardName))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := guard.Close(); err != nil {
+			d.Log.Warn("the guard could not be told good-bye", "error", err)
+		}
+	}()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-guard.Done():
+			cancel(errors.New("the guard has ended: without it the agent's death would leave a Pod frozen"))
+		case <-ctx.Done():
+		}
+	}()
 	return d.run(ctx)
 }
 

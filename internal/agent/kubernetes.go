@@ -25,9 +25,10 @@ import (
 const (
 	// componentName is who events are from.
 	componentName = "stasis-agent"
-	// stopLimit bounds the end of the operations of a stopping agent: the CRI
-	// service's patience, and the last attempt to write an outcome.
-	stopLimit = serverPatience + 2*farewell
+	// stopLimit bounds the end of the operations of a stopping agent: to finish, to
+	// be thawed by the CRI service if they do not, to write the outcome. The
+	// DaemonSet's terminationGracePeriodSeconds is longer.
+	stopLimit = finishPatience + serverPatience + 2*farewell
 	// sweepInterval is how often data without an object are looked for. Deleting an
 	// object removes its data at once: this is for finalizers taken off by force.
 	sweepInterval = 10 * time.Minute

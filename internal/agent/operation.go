@@ -27,6 +27,9 @@ import (
 )
 
 const (
+	// finishPatience is how long a stopping agent lets a checkpoint go on: most are
+	// done by then, and ending one half-way is a risk for its Pod.
+	finishPatience = 40 * time.Second
 	// serverPatience is how long an ended call's server is waited for: it thaws
 	// the Pod and removes what it wrote.
 	serverPatience = 30 * time.Second
@@ -79,9 +82,22 @@ func (o *operations) begin(ctx context.Context, op operation) bool {
 	}
 }
 
+// errStopped ends the operations of an agent that cannot wait for them any longer.
+var errStopped = errors.New("the agent is being stopped")
+
 // Start runs operations until ctx ends, and returns when the last one has: its
 // Pod runs on and its outcome is on disk.
 func (o *operations) Start(ctx context.Context) error {
+	working, give := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer give(nil)
+	stop := context.AfterFunc(ctx, func() {
+		select {
+		case <-time.After(finishPatience):
+			give(errStopped)
+		case <-working.Done():
+		}
+	})
+	defer stop()
 	var running sync.WaitGroup
 	defer running.Wait()
 	for {
@@ -89,12 +105,13 @@ func (o *operations) Start(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case op := <-o.queue:
-			running.Go(func() { o.run(ctx, op) })
+			running.Go(func() { o.run(ctx, working, op) })
 		}
 	}
 }
 
-func (o *operations) run(ctx context.Context, op operation) {
+// run takes one checkpoint, until working ends, and tells its outcome, until ctx does.
+func (o *operations) run(ctx, working context.Context, op operation) {
 	defer o.flights.end(op.flight)
 	log := o.log.With("podcheckpoint", op.object.Namespace+"/"+op.object.Name, "uid", op.object.UID,
 		"pod", op.source.pod.Name, "podUID", op.source.pod.UID)
@@ -106,7 +123,7 @@ func (o *operations) run(ctx context.Context, op operation) {
 	pod := podRef{op.source.pod.Namespace, op.source.pod.Name, op.source.pod.UID}
 	o.marker.set(ctx, pod, v1alpha1.PodConditionCheckpointing, corev1.ConditionTrue, v1alpha1.EventCheckpointingPod, "PodCheckpoint "+op.object.Name)
 	begun := o.now()
-	rec, manifest, err := o.take(ctx, op)
+	rec, manifest, err := o.take(working, op)
 	took := o.now().Sub(begun)
 	o.marker.clear(ctx, pod, v1alpha1.PodConditionCheckpointing)
 	if errors.Is(err, errDeleted) {
@@ -208,7 +225,7 @@ func (o *operations) explain(ctx context.Context, op operation, dir string, err 
 	switch {
 	case cause == nil:
 		cause = errors.New(said.Message())
-	case errors.Is(cause, context.Canceled):
+	case errors.Is(cause, errStopped):
 		cause = fmt.Errorf("the checkpoint was interrupted: the agent on node %s was stopped while it was being taken; nothing of it was kept, create another PodCheckpoint", o.nodeName)
 	case answer != nil && !errors.Is(cause, errDeleted):
 		cause = fmt.Errorf("%w (the runtime: %s)", cause, said.Message())
