@@ -120,12 +120,19 @@ func Run(ctx context.Context, o Options) error {
 	go func() {
 		select {
 		case <-guard.Done():
-			cancel(errors.New("the guard has ended: without it the agent's death would leave a Pod frozen"))
+			cancel(errGuardEnded)
 		case <-ctx.Done():
 		}
 	}()
-	return d.run(ctx)
+	err = d.run(ctx)
+	if cause := context.Cause(ctx); errors.Is(cause, errGuardEnded) {
+		err = errors.Join(err, cause)
+	}
+	return err
 }
+
+// errGuardEnded ends an agent that has lost its guard; its successor starts another.
+var errGuardEnded = errors.New("the guard has ended: without it this agent's death would leave a Pod frozen")
 
 // prepareEngine makes the engine, thaws what an agent before this one may have
 // left frozen, and only then looks at whether the node is fit.

@@ -170,6 +170,42 @@ func (e *ExitError) Error() string {
 
 func (e *ExitError) Unwrap() error { return e.Err }
 
+// Process is a command that was started and goes on by itself.
+type Process struct {
+	PID  int
+	done chan struct{}
+}
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Start starts a command that outlives the caller: in a session of its own, with
+// stdin and stdout as given. Its stderr goes where the caller's does.
+func (h *Host) Start(c Command, stdin, stdout *os.File) (*Process, error) {
+	var cmd *exec.Cmd
+	err := h.Do(func() error {
+		name, err := lookPath(c.Name, h.path)
+		if err != nil {
+			return err
+		}
+		cmd = exec.Command(name, c.Args...)
+		cmd.Dir = "/"
+		cmd.Env = append([]string{"PATH=" + h.path, "HOME=/root", "LANG=C"}, c.Env...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		return cmd.Start()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start %s on the host: %w", c.Name, err)
+	}
+	p := &Process{PID: cmd.Process.Pid, done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		cmd.Wait() // how it ended is its own affair
+	}()
+	return p, nil
+}
+
 // Run runs a command to its end. When ctx ends first the whole process group is
 // killed: what a command starts (runc starts CRIU) does not outlive it.
 func (h *Host) Run(ctx context.Context, c Command) (Output, error) {

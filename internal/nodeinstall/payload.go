@@ -23,6 +23,7 @@ const HostPrefix = "/opt/stasis"
 var links = map[string]string{
 	"criu":               "../criu/bin/criu",
 	"stasis-freeze-hook": "stasis-runtime", // the program knows its parts by its name
+	"stasis-guard":       "stasis-runtime",
 }
 
 // criuVersions is where each CRIU that was installed lies, by its digest; criu

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,6 +70,11 @@ func Main(ctx context.Context, executable string, args []string) error {
 		return criu.FreezeHook(os.Getenv)
 	case CompletedName:
 		return nil
+	case criu.GuardName:
+		if len(args) != 2 {
+			return fmt.Errorf("%s is started by the Stasis agent, with its run directory", criu.GuardName)
+		}
+		return criu.RunGuard(ctx, args[1], os.Stdin, os.Stdout, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	}
 	in := parse(args[1:])
 	err := run(ctx, executable, in, args[1:])

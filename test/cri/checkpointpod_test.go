@@ -2,6 +2,7 @@ package cri_test
 
 import (
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -197,13 +198,116 @@ func TestAPodWhoseAgentIsKilledInTheFreezeWindowRunsOn(t *testing.T) {
 		if err := <-done; status.Code(err) != codes.Unavailable {
 			t.Errorf("the call ended with %v", err)
 		}
-		must(t, n.startAgent())
+		// No other agent is there yet: its guard lets the Pod go, within 2 s.
+		thawed := time.Now()
+		for n.frozen(t, p) {
+			if time.Since(thawed) > 2*time.Second {
+				t.Fatalf("killed after %v: the Pod is still frozen 2 s later", after)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		t.Logf("killed after %v: thawed %v later", after, time.Since(thawed).Round(time.Millisecond))
 		p.goesOn(t, "a")
 		if s := p.state(t, "big"); s != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			t.Fatalf("killed after %v: container big is %v", after, s)
 		}
+		must(t, n.startAgent())
+		if left := n.entries(t, in.OutputPath); len(left) > 0 {
+			t.Logf("left for the directory's owner to remove: %v", left)
+		}
 	}
 	p.checkpoint(t)
+}
+
+func TestAPodThatNobodyThawedIsThawedByTheNextAgent(t *testing.T) {
+	n := theNode
+	p := n.run(t, "", container("a", counting), container("big", `x=$(head -c 50000000 /dev/zero | tr '\0' a); echo 1; while :; do usleep 1000; done`))
+	p.numbers(t, "big", 1)
+	guard := n.guardPID(t)
+	go n.stasis.CheckpointPod(testContext(t), p.checkpointRequest(t))
+	eventually(t, "the Pod is frozen", func() bool { return n.frozen(t, p) })
+	must(t, syscall.Kill(guard, syscall.SIGSTOP))
+	must(t, n.stopAgent(syscall.SIGKILL))
+	must(t, syscall.Kill(guard, syscall.SIGKILL))
+	time.Sleep(3 * time.Second) // CRIU is done, and leaves the freezer as it was
+	if !n.frozen(t, p) {
+		t.Fatal("the Pod runs: there was nothing to thaw")
+	}
+	must(t, n.startAgent())
+	p.goesOn(t, "a")
+	p.checkpoint(t)
+}
+
+// A container's log is a pipe that containerd's shim reads; both go with the Pod.
+func TestAGuardThatCannotLogThawsAllTheSame(t *testing.T) {
+	n := theNode
+	must(t, n.stopAgent(syscall.SIGTERM))
+	read, write, err := os.Pipe()
+	must(t, err)
+	go io.Copy(io.Discard, read)
+	must(t, n.startAgentWithLog(write))
+	write.Close()
+	p := n.run(t, "", container("a", counting), container("big", `x=$(head -c 50000000 /dev/zero | tr '\0' a); echo 1; while :; do usleep 1000; done`))
+	p.numbers(t, "big", 1)
+	go n.stasis.CheckpointPod(testContext(t), p.checkpointRequest(t))
+	eventually(t, "the Pod is frozen", func() bool { return n.frozen(t, p) })
+	read.Close()
+	must(t, n.stopAgent(syscall.SIGKILL))
+	p.goesOn(t, "a")
+	must(t, n.startAgent())
+}
+
+func TestAnAgentThatLosesItsGuardEnds(t *testing.T) {
+	n := theNode
+	must(t, syscall.Kill(n.guardPID(t), syscall.SIGKILL))
+	ended := make(chan error, 1)
+	go func() { ended <- n.agent.Wait() }()
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("it ended as if all was well")
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it goes on without")
+	}
+	must(t, n.startAgent())
+}
+
+// guardPID is the guard of the agent that runs.
+func (n *node) guardPID(t *testing.T) int {
+	t.Helper()
+	agent, err := n.agentPID()
+	must(t, err)
+	children, err := os.ReadDir("/proc")
+	must(t, err)
+	for _, d := range children {
+		stat, err := os.ReadFile("/proc/" + d.Name() + "/stat")
+		if err != nil {
+			continue
+		}
+		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+		cmdline, _ := os.ReadFile("/proc/" + d.Name() + "/cmdline")
+		if fields[1] == strconv.Itoa(agent) && strings.Contains(string(cmdline), "stasis-guard") {
+			pid, err := strconv.Atoi(d.Name())
+			must(t, err)
+			return pid
+		}
+	}
+	t.Fatal("the agent has no guard")
+	return 0
+}
+
+// frozen says whether any container of a Pod stands still.
+func (n *node) frozen(t *testing.T, p *pod) bool {
+	t.Helper()
+	for _, id := range p.containers {
+		data, err := os.ReadFile(n.host.Path("/sys/fs/cgroup/freezer" + p.config.Linux.CgroupParent + "/" + id + "/freezer.state"))
+		must(t, err)
+		if strings.TrimSpace(string(data)) != "THAWED" {
+			return true
+		}
+	}
+	return false
 }
 
 // quota reads a container's CPU limit in microseconds each 100 ms; -1 is none.

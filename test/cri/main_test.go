@@ -144,6 +144,10 @@ func (n *node) startAgent() error {
 		return err
 	}
 	defer log.Close()
+	return n.startAgentWithLog(log)
+}
+
+func (n *node) startAgentWithLog(log *os.File) (err error) {
 	n.agent = exec.Command(n.root+"/bin/devcluster", "--state", n.state, "exec", "node-1", "--",
 		n.dist+"/bin/stasis-agent", "--no-kubernetes", "--metrics-address=")
 	n.agent.Stdout, n.agent.Stderr = log, log

@@ -2,6 +2,7 @@ package criu
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -123,7 +124,7 @@ func (e *Engine) prepare(ctx context.Context, s engine.Sandbox, dir string) (*ch
 
 // capture is the freeze window: freeze all, capture all, thaw all.
 func (e *Engine) capture(ctx context.Context, sandboxID, dir string, targets []target, volumes []volume, m *checkpoint.Manifest, clock *phases) (err error) {
-	entry := frozen{SandboxID: sandboxID}
+	entry := frozen{SandboxID: sandboxID, Freeze: rand.Text()}
 	err = e.host.Do(func() error {
 		for _, t := range targets {
 			entry.Containers = append(entry.Containers, frozenContainer{ID: t.ID, Runtime: t.Runtime})

@@ -39,6 +39,7 @@ type Config struct {
 type Engine struct {
 	host    *hostns.Host
 	journal journal
+	runDir  string
 	workDir string
 	log     *slog.Logger
 }
@@ -50,6 +51,7 @@ func New(c Config) *Engine {
 	return &Engine{
 		host:    c.Host,
 		journal: journal{host: c.Host, dir: c.RunDir + "/frozen"},
+		runDir:  c.RunDir,
 		workDir: c.RunDir + "/work",
 		log:     c.Log,
 	}
@@ -157,8 +159,26 @@ func (e *Engine) ThawLeftovers(ctx context.Context) error {
 	}
 	var errs []error
 	for _, entry := range entries {
-		e.log.WarnContext(ctx, "thawing a sandbox that an earlier run left frozen", "sandbox", entry.SandboxID)
-		errs = append(errs, endCapture(ctx, entry.SandboxID), e.thaw(ctx, entry))
+		errs = append(errs, e.thawLeftover(ctx, entry))
 	}
 	return errors.Join(errs...)
+}
+
+// thawLeftover undoes a freeze that an earlier agent journalled. Agent and guard
+// may both try: only one does at a time, and never what is not that freeze.
+func (e *Engine) thawLeftover(ctx context.Context, entry frozen) error {
+	unlock, err := e.journal.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	current, err := e.journal.read(entry.SandboxID)
+	if err != nil {
+		return err
+	}
+	if current == nil || current.Freeze != entry.Freeze {
+		return nil // undone meanwhile; what is there now is another freeze
+	}
+	e.log.WarnContext(ctx, "thawing a sandbox that an earlier run left frozen", "sandbox", entry.SandboxID)
+	return errors.Join(endCapture(ctx, entry.SandboxID), e.thaw(ctx, entry))
 }

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/hostns"
@@ -17,7 +19,9 @@ import (
 // frozen is what it takes to undo a freeze: one journal entry, written and
 // fsynced before anything is changed, removed when all of it is undone.
 type frozen struct {
-	SandboxID  string            `json:"sandboxID"`
+	SandboxID string `json:"sandboxID"`
+	// Freeze is a random name for this freeze: a sandbox is frozen many times.
+	Freeze     string            `json:"freeze"`
 	Containers []frozenContainer `json:"containers"`
 	// Quotas lists what was lifted, parents before children.
 	Quotas []liftedQuota `json:"quotas,omitempty"`
@@ -69,6 +73,39 @@ func (j journal) remove(sandboxID string) error {
 	})
 }
 
+// lock keeps other processes (the guard, the agent) from thawing meanwhile.
+func (j journal) lock() (unlock func(), err error) {
+	var f *os.File
+	err = j.host.Do(func() (err error) {
+		if err := os.MkdirAll(j.dir, 0o700); err != nil {
+			return err
+		}
+		f, err = os.OpenFile(filepath.Join(j.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+		return err
+	})
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock the journal of frozen Pods: %w", err)
+	}
+	return func() { f.Close() }, nil
+}
+
+// read returns a sandbox's entry; nil if there is none.
+func (j journal) read(sandboxID string) (*frozen, error) {
+	entries, err := j.entries()
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		if entry.SandboxID == sandboxID {
+			return &entry, nil
+		}
+	}
+	return nil, nil
+}
+
 func (j journal) entries() ([]frozen, error) {
 	var entries []frozen
 	err := j.host.Do(func() error {
@@ -83,7 +120,9 @@ func (j journal) entries() ([]frozen, error) {
 				continue // a temporary file: its rename, and so its freeze, never happened
 			}
 			data, err := os.ReadFile(filepath.Join(j.dir, f.Name()))
-			if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // thawed meanwhile
+			} else if err != nil {
 				return err
 			}
 			var entry frozen

@@ -1,0 +1,172 @@
+package criu
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"podstasis.dev/stasis/internal/hostns"
+)
+
+// No Pod stays frozen when the agent dies in the freeze window (P13). A container
+// dies as a whole, so a process of the host's waits for that: the guard. It has
+// the reading end of a pipe whose writing end the agent has. When the pipe closes
+// without a good-bye it ends what is left of captures and thaws what the journal
+// names, within a moment of the agent's death and long before its successor runs.
+
+const (
+	// guardReady is what the guard says when it can be relied on.
+	guardReady = "ready\n"
+	// guardBye is what the agent says before it ends with nothing frozen.
+	guardBye = "bye\n"
+	// guardPatience bounds how long a guard tries to thaw.
+	guardPatience = 2 * time.Minute
+)
+
+// GuardName is the name under which stasis-runtime is the guard.
+const GuardName = "stasis-guard"
+
+// Guard is the agent's end of a running guard.
+type Guard struct {
+	pipe    *os.File
+	process *hostns.Process
+}
+
+// StartGuard starts a guard and returns when it can be relied on. program is
+// stasis-runtime under the name GuardName, on the host.
+func (e *Engine) StartGuard(ctx context.Context, program string) (*Guard, error) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("start the guard: %w", err)
+	}
+	defer read.Close()
+	readyRead, readyWrite, err := os.Pipe()
+	if err != nil {
+		write.Close()
+		return nil, fmt.Errorf("start the guard: %w", err)
+	}
+	defer readyRead.Close()
+	process, err := e.host.Start(hostns.Command{Name: program, Args: []string{e.runDir}}, read, readyWrite)
+	readyWrite.Close()
+	if err != nil {
+		write.Close()
+		return nil, fmt.Errorf("start the guard: %w", err)
+	}
+	g := &Guard{pipe: write, process: process}
+	stop := context.AfterFunc(ctx, func() { readyRead.SetReadDeadline(time.Now()) })
+	defer stop()
+	line, err := bufio.NewReader(readyRead).ReadString('\n')
+	if line != guardReady {
+		return nil, errors.Join(fmt.Errorf("the guard did not come up: it said %q: %w", line, err), g.Close())
+	}
+	return g, nil
+}
+
+// Done is closed when the guard has ended.
+func (g *Guard) Done() <-chan struct{} { return g.process.Done() }
+
+// Close takes leave of the guard. Nothing may be frozen then.
+func (g *Guard) Close() error {
+	_, err := io.WriteString(g.pipe, guardBye)
+	if errors.Is(err, unix.EPIPE) {
+		err = nil // it has ended
+	}
+	return errors.Join(err, g.pipe.Close())
+}
+
+// RunGuard is the guard's side. in and ready are the ends of the pipes that it was
+// started with; runDir is the agent's run directory.
+func RunGuard(ctx context.Context, runDir string, in io.Reader, ready io.WriteCloser, log *slog.Logger) error {
+	// Who reads the agent's log may be gone with it: that must not end the guard.
+	signal.Ignore(unix.SIGPIPE)
+	if err := leaveCgroups(); err != nil {
+		return err
+	}
+	host, err := hostns.FromPID(os.Getpid())
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	e := New(Config{Host: host, RunDir: runDir, Log: log})
+	if _, err := io.WriteString(ready, guardReady); err != nil {
+		return err
+	}
+	if err := ready.Close(); err != nil {
+		return err
+	}
+	said, err := io.ReadAll(io.LimitReader(in, 64))
+	if err != nil {
+		return err
+	}
+	if string(said) == guardBye {
+		return nil
+	}
+	log.Warn("the agent is gone, thawing what it left frozen")
+	entries, err := e.journal.entries()
+	if err != nil {
+		return err
+	}
+	return e.thawAll(ctx, entries)
+}
+
+// thawAll thaws what an earlier agent left, and tries again what does not work at
+// first: the container runtime may be being restarted.
+func (e *Engine) thawAll(ctx context.Context, entries []frozen) error {
+	ctx, cancel := context.WithTimeout(ctx, guardPatience)
+	defer cancel()
+	for {
+		var errs []error
+		for _, entry := range entries {
+			if err := e.thawLeftover(ctx, entry); err != nil {
+				errs = append(errs, err)
+			}
+		}
+		if len(errs) == 0 {
+			return nil
+		}
+		e.log.Error("a Pod could not be thawed, trying again", "err", errors.Join(errs...))
+		select {
+		case <-ctx.Done():
+			return errors.Join(errs...)
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// leaveCgroups moves the calling process into the root of every hierarchy: the
+// agent's container is ended by its cgroup, and its limits are not the guard's.
+func leaveCgroups() error {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return fmt.Errorf("find the cgroup hierarchies: %w", err)
+	}
+	left := 0
+	for _, m := range mounts {
+		err := os.WriteFile(filepath.Join(m.Mountpoint, "cgroup.procs"), []byte("0"), 0)
+		// Some hierarchies are mounted twice, or read-only in a second place.
+		if err == nil {
+			left++
+		}
+	}
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(data)) {
+		if parts := strings.SplitN(strings.TrimSpace(line), ":", 3); len(parts) == 3 && parts[2] != "/" && parts[1] != "" && !strings.HasPrefix(parts[1], "name=") {
+			return fmt.Errorf("the guard is still in cgroup %s of %s (it left %d of %d hierarchies)", parts[2], parts[1], left, len(mounts))
+		}
+	}
+	return nil
+}
