@@ -215,3 +215,60 @@ func TestCompletedInitContainersAreNotRunAgain(t *testing.T) {
 		t.Errorf("phase %s", pod.Status.Phase)
 	}
 }
+
+// P26: sidecars come back running, and restartable. Containers whose start the
+// kubelet waits for (a postStart hook, a sidecar's startup probe) do not keep the
+// others from being restored.
+func TestSidecarsAndContainersWithHooksComeBackRunning(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	always := corev1.ContainerRestartPolicyAlways
+	count := "trap 'exit 3' TERM; i=0; while :; do i=$((i+1)); echo $i | tee /tmp/count; sleep 0.05; done"
+	build := func(name string) *podBuilder {
+		pod := MakePod(name).
+			InitContainer("setup", imageBusybox, "true").
+			InitContainer("sidecar", imageBusybox, "sh", "-c", count).
+			InitContainer("probed", imageBusybox, "sh", "-c", count).
+			Shell("hooked", count).
+			Shell("main", count)
+		for _, i := range []int{1, 2} {
+			pod.pod.Spec.InitContainers[i].RestartPolicy = &always
+		}
+		pod.pod.Spec.InitContainers[2].StartupProbe = everySecond(corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"test", "-s", "/tmp/count"}}})
+		pod.pod.Spec.InitContainers[2].StartupProbe.FailureThreshold = 10
+		pod.pod.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{
+			Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "echo hook >> /tmp/hooks"}},
+		}}
+		return pod
+	}
+	s.running(build("source").Obj())
+	time.Sleep(time.Second)
+	s.checkpoint("one", "source")
+	s.running(build("restored").RestoreFrom("one").Obj())
+	for _, container := range []string{"sidecar", "probed", "hooked", "main"} {
+		var first int
+		s.eventually("container "+container+" counts", func() error {
+			_, err := fmt.Sscan(s.logs("restored", container), &first)
+			return err
+		})
+		if first < 5 {
+			t.Errorf("container %s begins with %d: it was started anew", container, first)
+		}
+	}
+	if log := s.logs("restored", "setup"); log != "" {
+		t.Errorf("the init container ran again: %q", log)
+	}
+	s.unharmed("restored")
+	// A sidecar that ends is started again, as an ordinary container.
+	if _, err := s.exec("restored", "sidecar", "kill", "1"); err != nil {
+		t.Log("exec was cut off:", err)
+	}
+	s.eventually("the sidecar is restarted", func() error {
+		for _, status := range s.pod("restored").Status.InitContainerStatuses {
+			if status.Name == "sidecar" && status.RestartCount == 1 && status.State.Running != nil {
+				return nil
+			}
+		}
+		return fmt.Errorf("%v", containerStates(s.pod("restored")))
+	})
+}

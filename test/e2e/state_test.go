@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -157,5 +158,50 @@ func TestARestoredPodHasItsOwnNameAddressAndHostsFile(t *testing.T) {
 	name, err := s.exec("restored", "main", "hostname")
 	if err != nil || strings.TrimSpace(name) != "restored" {
 		t.Errorf("hostname %q, %v", name, err)
+	}
+}
+
+// P25: credentials, capabilities, no_new_privs and seccomp, of the process itself
+// and of one that the restored process starts.
+func TestARestrictedContainerComesBackAsRestricted(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	build := func(name string) *podBuilder {
+		pod := MakePod(name).Shell("main", "while :; do grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp):?' /proc/self/status > /tmp/child; sleep 0.1; done")
+		pod.last().SecurityContext = &corev1.SecurityContext{
+			RunAsUser: new(int64(1234)), RunAsGroup: new(int64(4321)), RunAsNonRoot: new(true),
+			AllowPrivilegeEscalation: new(false),
+			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		}
+		pod.pod.Spec.SecurityContext = &corev1.PodSecurityContext{SupplementalGroups: []int64{77}, FSGroup: new(int64(88))}
+		return pod
+	}
+	restrictions := func(pod string) (self, child string) {
+		t.Helper()
+		self, err := s.exec(pod, "main", "grep", "-E", "^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp):?", "/proc/1/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.eventually("the shell has started a child", func() error {
+			child, err = s.exec(pod, "main", "cat", "/tmp/child")
+			if err == nil && child == "" {
+				err = errors.New("nothing yet")
+			}
+			return err
+		})
+		return self, child
+	}
+	s.running(build("source").Obj())
+	self, child := restrictions("source")
+	s.wantText("the source", self, "1234", "4321", "77", "NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000")
+	s.checkpoint("one", "source")
+	s.running(build("restored").RestoreFrom("one").Obj())
+	selfAfter, childAfter := restrictions("restored")
+	if diff := cmp.Diff(self, selfAfter); diff != "" {
+		t.Errorf("the restored process has other credentials (-source +restored):\n%s", diff)
+	}
+	if diff := cmp.Diff(child, childAfter); diff != "" {
+		t.Errorf("what the restored process starts has other credentials (-source +restored):\n%s", diff)
 	}
 }
