@@ -15,7 +15,7 @@ include demo/demo.mk
 include config/config.mk
 -include test/mutants/mutants.mk
 
-.PHONY: help programs up install-stasis test lint test-unit test-control test-cri test-e2e
+.PHONY: help programs up install-stasis test lint test-unit test-control test-cri test-install test-e2e
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -30,7 +30,7 @@ up: programs images ## bring up the development cluster with Stasis on it; NODES
 	hack/install.sh
 	@echo; echo "export KUBECONFIG=$(CURDIR)/.devcluster/kubeconfig PATH=$(CURDIR)/bin:\$$PATH"
 
-test: deps lint test-unit test-images test-devcluster test-control test-cri test-e2e ## all tests
+test: deps lint test-unit test-images test-devcluster test-control test-cri test-install test-e2e ## all tests
 
 lint: ## formatting, vet, static analysis
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -42,6 +42,9 @@ test-unit: ## tests that need nothing but this checkout
 
 test-control: deps bin/devcluster ## the control plane against a real API server
 	STASIS_KUBE_BIN=$$(dirname $$(bin/devcluster build)) go test -count=1 ./test/control
+
+test-install: programs images ## installing, its parts' deaths, uninstalling, on a node of its own
+	go test -count=1 -timeout 15m ./test/install
 
 test-cri: deps bin/devcluster image-files ## the CRI layer on a node without Kubernetes
 	go test -count=1 -timeout 15m ./test/cri
