@@ -108,7 +108,7 @@ func TestRestoreOfWhatCannotBeRestoredExits1AndCreatesNothing(t *testing.T) {
 
 func TestRestoreThatTheNodeRefusesExits1WithTheReason(t *testing.T) {
 	c := newCluster(t, kubelet(t, warn(t, checkpointv1alpha1.EventCheckpointDataCorrupt, "containers/app/pages-1.img differs")), false, readyCheckpoint())
-	got := runRestore(t, c, "web-1", "--as", "web-2")
+	got := runRestore(t, c, "web-1", "--as", "web-2", "--timeout", "10s")
 	wantCode(t, got, ExitFailed)
 	wantAll(t, "standard error", got.err, "CheckpointDataCorrupt: containers/app/pages-1.img differs", "kubectl delete pod web-2 -n team-a")
 }

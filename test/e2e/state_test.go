@@ -21,6 +21,7 @@ type report struct {
 	Pending, Umask, OpenFiles                        int
 	Uptime                                           float64
 	Credential                                       []int
+	Listening                                        bool
 	Caps                                             []string
 }
 
@@ -41,6 +42,9 @@ func TestProcessesComeBackWithTheirThreadsFilesPipesAndChildren(t *testing.T) {
 	goesOn := cmpopts.IgnoreFields(report{}, "Tallies", "Child", "Timer", "Uptime", "Hostname")
 	if diff := cmp.Diff(before, after, goesOn); diff != "" {
 		t.Errorf("the restored process differs (-source +restored):\n%s", diff)
+	}
+	if !before.Listening {
+		t.Error("the source does not listen where a connection waits to be accepted")
 	}
 	// What goes on, from where it was.
 	for i := range before.Tallies {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -38,7 +37,7 @@ func serve(ctx context.Context) error {
 	if err := makeFiles(); err != nil {
 		return fmt.Errorf("making files: %w", err)
 	}
-	state, err := newState()
+	state, err := newState(ctx)
 	if err != nil {
 		return fmt.Errorf("building the state up: %w", err)
 	}
@@ -62,10 +61,7 @@ func serve(ctx context.Context) error {
 	})
 	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	server.SetKeepAlivesEnabled(false)
-	// Plain TCP: Go listens on multipath TCP otherwise, which CRIU cannot capture.
-	var listen net.ListenConfig
-	listen.SetMultipathTCP(false)
-	listener, err := listen.Listen(ctx, "tcp", address)
+	listener, err := listenTCP(ctx, address)
 	if err != nil {
 		return err
 	}

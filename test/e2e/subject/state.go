@@ -2,10 +2,12 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,6 +34,8 @@ type state struct {
 	pipe                       [2]*os.File
 	pair                       [2]int // a socket pair
 	timer                      int
+	quiet                      net.Listener // accepts nobody
+	knocking                   net.Conn     // waits at it
 
 	mu       sync.Mutex // the child is asked by one at a time
 	toChild  io.Writer
@@ -54,13 +58,14 @@ type Report struct {
 	Umask      int      `json:"umask"`
 	OpenFiles  uint64   `json:"openFiles"` // soft limit
 	Timer      int64    `json:"timer"`     // seconds until a timer of an hour
+	Listening  bool     `json:"listening"` // where a connection was waiting to be accepted
 	Uptime     float64  `json:"uptime"`    // seconds on the monotonic clock
 	Hostname   string   `json:"hostname"`
 	Credential []int    `json:"credential"` // uid, gid, groups
 	Caps       []string `json:"caps"`       // of /proc/self/status
 }
 
-func newState() (*state, error) {
+func newState(ctx context.Context) (*state, error) {
 	s := &state{started: time.Now(), nonce: rand.Text()}
 	for i := range threads {
 		go func() {
@@ -86,6 +91,9 @@ func newState() (*state, error) {
 		return nil, err
 	}
 	if err := s.openPipes(); err != nil {
+		return nil, err
+	}
+	if err := s.openBacklog(ctx); err != nil {
 		return nil, err
 	}
 	return s, s.startChild()
@@ -133,6 +141,27 @@ func (s *state) openPipes() error {
 		return err
 	}
 	return unix.TimerfdSettime(s.timer, 0, &unix.ItimerSpec{Value: unix.Timespec{Sec: 3600}}, nil)
+}
+
+const quietAddress = "127.0.0.1:8081"
+
+// openBacklog leaves a connection where nobody has accepted it, as a probe's that
+// arrives while a container is frozen.
+func (s *state) openBacklog(ctx context.Context) error {
+	var err error
+	if s.quiet, err = listenTCP(ctx, quietAddress); err != nil {
+		return err
+	}
+	s.knocking, err = net.Dial("tcp4", quietAddress)
+	return err
+}
+
+// listenTCP listens on plain TCP: Go listens on multipath TCP otherwise, which
+// CRIU cannot capture.
+func listenTCP(ctx context.Context, address string) (net.Listener, error) {
+	var listen net.ListenConfig
+	listen.SetMultipathTCP(false)
+	return listen.Listen(ctx, "tcp", address)
 }
 
 func (s *state) startChild() error {
@@ -217,6 +246,10 @@ func (s *state) report() (*Report, error) {
 		return nil, err
 	}
 	r.Timer = left.Value.Sec
+	if again, err := net.DialTimeout("tcp4", quietAddress, time.Second); err == nil {
+		r.Listening = true
+		_ = again.Close()
+	}
 	if r.Hostname, err = os.Hostname(); err != nil {
 		return nil, err
 	}
