@@ -214,5 +214,8 @@ func (r *resolver) locate(pcp *v1alpha1.PodCheckpoint) (string, error) {
 	} else if err != nil {
 		return "", deny(v1alpha1.EventCheckpointDataMissing, "the data of PodCheckpoint %s: %v", pcp.Name, err)
 	}
+	if own := dataName(pcp.Namespace, pcp.Name, pcp.UID); where.NodeLocal.Path != own {
+		return "", deny(v1alpha1.EventCheckpointDataMissing, "PodCheckpoint %s says that its data are in %q; its own would be in %q", pcp.Name, where.NodeLocal.Path, own)
+	}
 	return dir, nil
 }

@@ -47,8 +47,10 @@ func restoringSandbox() nodeapi.Sandbox {
 func resolve(t *testing.T, sandbox nodeapi.Sandbox, objects ...client.Object) (*harness, error) {
 	t.Helper()
 	h := newHarness(t, objects...)
-	if err := os.MkdirAll(filepath.Join(h.dir, dataOfCP), 0o700); err != nil {
-		t.Fatal(err)
+	for _, dir := range []string{dataOfCP, checkpointsDir + "/ns_other_uid"} {
+		if err := os.MkdirAll(filepath.Join(h.dir, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
 	_, err := (&resolver{nodeName: testNode, live: h.client, store: h.store}).Resolve(t.Context(), sandbox)
 	return h, err
@@ -104,6 +106,7 @@ func TestEveryRefusalOfARestoreHasReasonAndMessage(t *testing.T) {
 		{name: "another spec", pod: func(p *corev1.Pod) { p.Spec.Containers[0].Image = "img:evil" }, reason: v1alpha1.EventPodSpecMismatch, wantInside: "img:evil"},
 		{name: "no location", pcp: func(p *v1alpha1.PodCheckpoint) { p.Status.CheckpointLocation = nil }, reason: v1alpha1.EventCheckpointDataMissing, wantInside: "no location"},
 		{name: "data that are gone", pcp: func(p *v1alpha1.PodCheckpoint) { p.Status.CheckpointLocation.NodeLocal.Path = "ns_cp_gone" }, reason: v1alpha1.EventCheckpointDataMissing, wantInside: "not on node node-1 any more"},
+		{name: "data of another checkpoint", pcp: func(p *v1alpha1.PodCheckpoint) { p.Status.CheckpointLocation.NodeLocal.Path = "ns_other_uid" }, reason: v1alpha1.EventCheckpointDataMissing, wantInside: "its own would be in"},
 		{name: "a location outside of the root", pcp: func(p *v1alpha1.PodCheckpoint) { p.Status.CheckpointLocation.NodeLocal.Path = "../records" }, reason: v1alpha1.EventCheckpointDataMissing, wantInside: "does not name a directory beneath"},
 		{name: "an absolute location", pcp: func(p *v1alpha1.PodCheckpoint) { p.Status.CheckpointLocation.NodeLocal.Path = "/etc" }, reason: v1alpha1.EventCheckpointDataMissing, wantInside: "does not name a directory beneath"},
 		{name: "a partial checkpoint as location", pcp: func(p *v1alpha1.PodCheckpoint) { p.Status.CheckpointLocation.NodeLocal.Path = ".partial-x" }, reason: v1alpha1.EventCheckpointDataMissing, wantInside: "does not name a directory beneath"},
