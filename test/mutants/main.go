@@ -38,6 +38,7 @@ const (
 	unit    kind = iota // nothing: go test with the overlay
 	node                // a node without Kubernetes, with programs built from the mutated source
 	control             // a real API server
+	cluster             // a whole cluster, installed from images of the mutated source
 )
 
 func main() {
@@ -111,9 +112,14 @@ func (m mutant) try(root string) (dead bool, err error) {
 		}
 		overlay = []string{"-overlay", file}
 	}
-	if m.kind == node {
+	if m.kind == node || m.kind == cluster {
 		if err := buildDist(root, dir, overlay); err != nil {
 			return false, err
+		}
+		if m.kind == cluster {
+			if err := buildImages(root, dir); err != nil {
+				return false, err
+			}
 		}
 		env = append(env, "STASIS_DIST="+dir)
 		overlay = nil // the test itself is as it is
@@ -154,9 +160,36 @@ func writeOverlay(dir, file string, source []byte) (string, error) {
 	return overlay, os.WriteFile(overlay, data, 0o644)
 }
 
-// buildDist makes what test/cri installs, from the mutated source.
+// buildImages makes the images that test/e2e installs, of what buildDist made.
+func buildImages(root, dir string) error {
+	context := filepath.Join(dir, "context")
+	for from, to := range map[string]string{root + "/images": "images", root + "/dist/criu": "dist/criu", dir + "/bin": "dist/bin"} {
+		if err := os.CopyFS(filepath.Join(context, to), os.DirFS(from)); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, "images"), 0o755); err != nil {
+		return err
+	}
+	for _, name := range []string{"agent", "controller"} {
+		cmd := exec.Command(root+"/dist/bin/images", "-f", root+"/images/Dockerfile."+name, "-t", "localhost/stasis-"+name+":dev",
+			"-o", filepath.Join(dir, "images", "stasis-"+name+".tar"), context)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("building the image of the %s: %w\n%s", name, err, tail(out, 10))
+		}
+	}
+	for _, name := range []string{"stasis-demo.tar", "stasis-e2e.tar"} { // what is tested stays as it is
+		if err := os.Symlink(root+"/dist/images/"+name, filepath.Join(dir, "images", name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// buildDist makes what test/cri installs and the images hold, from the mutated
+// source.
 func buildDist(root, dir string, overlay []string) error {
-	for _, name := range []string{"stasis-agent", "stasis-runtime"} {
+	for _, name := range []string{"stasis-agent", "stasis-runtime", "stasis-controller"} {
 		args := append([]string{"build", "-trimpath", "-o", dir + "/bin/" + name}, overlay...)
 		cmd := exec.Command("go", append(args, "./cmd/"+name)...)
 		cmd.Dir = root

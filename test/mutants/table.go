@@ -127,6 +127,25 @@ var mutants = []mutant{
 	{"a deadline not required", "internal/criservice/service.go",
 		`	if _, ok := ctx.Deadline(); !ok {`, `	if false {`,
 		node, "test/cri", "TestCheckpointPodRequiresADeadline"},
+	{"restores not authorised", "internal/admission/authorize.go",
+		`	if !allowed {`, `	if !allowed && req.Namespace == "" {`,
+		control, "test/control", "TestOnlyWhoMayRestoreACheckpointCreatesAPodFromIt"},
+	{"the restore annotation open to be added later", "config/admission/policies.yaml",
+		`variables.now[?'checkpoint.podstasis.dev/restore-from'] == variables.before[?'checkpoint.podstasis.dev/restore-from']`, `true`,
+		control, "test/control", "TestTheRestoreAnnotationsStayAsTheyWereAtCreation"},
+	{"placement that conflicts let through", "internal/admission/authorize.go",
+		`	if conflict := placement.Conflict(pod, checkpoint.Status.NodeName, node); conflict != "" {`,
+		`	if conflict := placement.Conflict(pod, checkpoint.Status.NodeName, node); conflict == "none" {`,
+		control, "test/control", "TestPlacementThatConflictsIsForbidden"},
+
+	// What only a whole cluster shows.
+	{"the source's other UID ignored", "internal/agent/precondition.go",
+		`if want := pcp.Spec.SourcePodUID; want != nil && *want != "" && pod.UID != *want {`,
+		`if want := pcp.Spec.SourcePodUID; want != nil && *want == "" && pod.UID != *want {`,
+		cluster, "test/e2e", "TestAReplacedSourcePodIsNotTouched"},
+	{"a connection that nobody accepted fails the checkpoint", "internal/engine/criu/checkpoint.go",
+		`"--tcp-skip-in-flight", `, ``,
+		cluster, "test/e2e", "TestProcessesComeBackWithTheirThreadsFilesPipesAndChildren"},
 
 	// What users see.
 	{"restored containers let go one by one", "internal/ociruntime/ociruntime.go",

@@ -5,6 +5,7 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -104,10 +105,12 @@ func (c *Cluster) Down(ctx context.Context) error {
 	return nil
 }
 
-// Install puts Stasis into the cluster as the README tells users to.
+// Install puts Stasis into the cluster as the README tells users to. STASIS_DIST
+// names another directory than dist to take the images from.
 func (c *Cluster) Install(ctx context.Context) error {
+	dist := cmp.Or(os.Getenv("STASIS_DIST"), filepath.Join(c.root, "dist"))
 	for _, image := range Images {
-		if out, err := c.Devcluster(ctx, "load", filepath.Join(c.root, "dist/images", image+".tar")); err != nil {
+		if out, err := c.Devcluster(ctx, "load", filepath.Join(dist, "images", image+".tar")); err != nil {
 			return fmt.Errorf("%w (is it built? make images images-e2e)\n%s", err, out)
 		}
 	}
