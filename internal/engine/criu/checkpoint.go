@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -297,7 +298,12 @@ func (e *Engine) removeWork(sandboxID string) {
 
 // overlayUpper returns the writable layer of a process' root file system.
 func overlayUpper(pid int) (string, error) {
-	mounts, err := mountinfo.PidMountInfo(pid)
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/mountinfo")
+	if err != nil {
+		return "", fmt.Errorf("read its mounts: %w", err)
+	}
+	defer f.Close()
+	mounts, err := mountinfo.GetMountsFromReader(f, nil)
 	if err != nil {
 		return "", fmt.Errorf("read its mounts: %w", err)
 	}
