@@ -16,7 +16,7 @@ import (
 func main() {
 	d := driver.Demo{Out: os.Stdout}
 	flag.StringVar(&d.Root, "root", ".", "checkout, with the programs built in bin and the images in dist/images")
-	flag.StringVar(&d.State, "state", ".devcluster", "state directory of the cluster")
+	flag.StringVar(&d.State, "state", ".devcluster-demo", "state directory of the cluster")
 	flag.IntVar(&d.Nodes, "nodes", 1, "nodes of the cluster")
 	flag.BoolVar(&d.Keep, "keep", false, "leave the cluster running")
 	flag.Parse()
