@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -24,6 +25,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
+	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/criservice"
 	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/hostns"
@@ -69,7 +71,9 @@ type daemon struct {
 	metrics  *Metrics
 	calls    *Calls
 	sessions *restoring.Sessions
-	kube     *kubernetes // nil without Kubernetes
+	observer *observer
+	// kube is nil without Kubernetes, and until its API server has been reached.
+	kube atomic.Pointer[kubernetes]
 }
 
 // Run runs the agent until ctx ends. When it returns no Pod is frozen and no
@@ -166,21 +170,13 @@ func (d *daemon) run(ctx context.Context) error {
 	if len(removed) > 0 {
 		d.Log.Info("leftovers of interrupted work removed", "names", removed)
 	}
-	var resolver restoring.Resolver = noKubernetes{}
-	watcher := &observer{store: d.store, metrics: d.metrics, log: d.Log, now: time.Now}
-	if !d.NoKubernetes {
-		if d.kube, err = newKubernetes(d); err != nil {
-			return err
-		}
-		resolver = d.kube.resolver
-		watcher.recorder, watcher.marker = d.kube.recorder, d.kube.marker
-	}
+	d.observer = &observer{store: d.store, metrics: d.metrics, log: d.Log, now: time.Now}
 	d.sessions, err = restoring.New(restoring.Config{
 		StateDir:      filepath.Join(d.RunDir, "restore"),
 		FreezeHook:    filepath.Join(nodeinstall.HostPrefix, "bin", "stasis-freeze-hook"),
 		Path:          d.host.SearchPath(),
-		Resolver:      resolver,
-		Observer:      watcher,
+		Resolver:      d,
+		Observer:      d.observer,
 		Compatibility: d.engine,
 		Log:           d.Log,
 	})
@@ -226,13 +222,13 @@ func (d *daemon) serve(ctx context.Context) error {
 	if d.MetricsAddress != "" {
 		part("serve metrics and health", func() error { return serveHTTP(serving, d.MetricsAddress, d.ready) })
 	}
-	d.Log.Info("the agent is up", "node", d.NodeName, "kubernetes", d.kube != nil, "cri", criListener.Addr().String())
+	d.Log.Info("the agent is up", "node", d.NodeName, "kubernetes", !d.NoKubernetes, "cri", criListener.Addr().String())
 
 	var workErr error
-	if d.kube != nil {
-		workErr = d.kube.start(working, filepath.Join(d.RunDir, criSocket))
-	} else {
+	if d.NoKubernetes {
 		<-working.Done()
+	} else {
+		workErr = d.watch(working)
 	}
 	stopGracefully(server, stopPatience)
 	stopServing()
@@ -242,6 +238,43 @@ func (d *daemon) serve(ctx context.Context) error {
 		return errors.Join(workErr, cause)
 	}
 	return workErr
+}
+
+// watch connects to the API server and works for it until ctx ends. While the
+// server is away the sockets are served all the same: containers of Pods that were
+// restored before are started anew by the kubelet without it.
+func (d *daemon) watch(ctx context.Context) error {
+	config, err := d.kubeConfig()
+	if err != nil {
+		return err
+	}
+	const first, most = time.Second, 10 * time.Second
+	for delay := first; ; delay = min(2*delay, most) {
+		k, err := newKubernetes(d, config)
+		if err == nil {
+			d.observer.connect(k.recorder, k.marker)
+			d.kube.Store(k)
+			return k.start(ctx, filepath.Join(d.RunDir, criSocket))
+		}
+		d.Log.Warn("the API server cannot be reached, trying again", "error", err, "in", delay)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(delay):
+		}
+	}
+}
+
+// Resolve implements restoring.Resolver.
+func (d *daemon) Resolve(ctx context.Context, sandbox nodeapi.Sandbox) (restoring.Source, error) {
+	if d.NoKubernetes {
+		return restoring.Source{}, deny(v1alpha1.EventRestoreFailed, "this agent runs without Kubernetes and knows no PodCheckpoints; restore with RestorePod of the CRI")
+	}
+	k := d.kube.Load()
+	if k == nil {
+		return restoring.Source{}, deny(v1alpha1.EventRestoreFailed, "the agent of node %s has not reached the API server since it started", d.NodeName)
+	}
+	return k.resolver.Resolve(ctx, sandbox)
 }
 
 // ready says whether a Pod could be restored here now: the container runtime
@@ -258,7 +291,7 @@ func (d *daemon) ready(ctx context.Context) error {
 	if !known {
 		return fmt.Errorf("the container runtime does not know the handler %s: run stasis-agent install on this node", nodeinstall.HandlerName)
 	}
-	if d.kube != nil && !d.kube.synced() {
+	if k := d.kube.Load(); !d.NoKubernetes && (k == nil || !k.synced()) {
 		return errors.New("the node's PodCheckpoints have not been read yet")
 	}
 	return nil
@@ -378,11 +411,4 @@ func serveHTTP(ctx context.Context, address string, ready func(context.Context) 
 		return err
 	}
 	return nil
-}
-
-// noKubernetes resolves nothing: without an API server only RestorePod restores.
-type noKubernetes struct{}
-
-func (noKubernetes) Resolve(context.Context, nodeapi.Sandbox) (restoring.Source, error) {
-	return restoring.Source{}, deny("RestoreFailed", "this agent runs without Kubernetes and knows no PodCheckpoints; restore with RestorePod of the CRI")
 }

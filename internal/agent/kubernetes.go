@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/events"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -56,21 +58,26 @@ func newScheme() (*runtime.Scheme, error) {
 	return scheme, nil
 }
 
+// kubeConfig says how to reach the API server. Its errors are not cured by waiting.
+func (d *daemon) kubeConfig() (*rest.Config, error) {
+	if d.NodeName == "" {
+		return nil, errors.New("the node's name is not known: set --node-name")
+	}
+	config, err := ctrl.GetConfig()
+	if err != nil {
+		return nil, fmt.Errorf("find the API server (in a Pod, by $KUBECONFIG or ~/.kube/config; --no-kubernetes does without): %w", err)
+	}
+	config.UserAgent = componentName
+	return config, nil
+}
+
 // newKubernetes connects to the API server. Of all objects only this node's
 // PodCheckpoints are cached; Pods are read when they are needed.
-func newKubernetes(d *daemon) (*kubernetes, error) {
-	if d.NodeName == "" {
-		return nil, fmt.Errorf("the node's name is not known: set --node-name")
-	}
+func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	scheme, err := newScheme()
 	if err != nil {
 		return nil, err
 	}
-	config, err := ctrl.GetConfig()
-	if err != nil {
-		return nil, fmt.Errorf("find the API server: %w", err)
-	}
-	config.UserAgent = componentName
 	grace := stopLimit
 	m, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme,
@@ -98,8 +105,9 @@ func newKubernetes(d *daemon) (*kubernetes, error) {
 		flights: guard, ops: ops, metrics: d.metrics, log: d.Log, now: time.Now,
 		inUse: func() ([]string, error) { return d.sessions.InUse() },
 	}
+	unique := true // an earlier attempt may have taken the name
 	err = ctrl.NewControllerManagedBy(m).For(&v1alpha1.PodCheckpoint{}).
-		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).Complete(k.reconciler)
+		WithOptions(controller.Options{MaxConcurrentReconciles: 4, SkipNameValidation: &unique}).Complete(k.reconciler)
 	if err != nil {
 		return nil, fmt.Errorf("set the controller up: %w", err)
 	}

@@ -19,15 +19,28 @@ import (
 // observer makes events, metrics and log lines of restores, and remembers which
 // Pods have been restored.
 type observer struct {
-	store    *store
-	marker   *marker
-	recorder events.EventRecorder
-	metrics  *Metrics
-	log      *slog.Logger
-	now      func() time.Time
+	store   *store
+	metrics *Metrics
+	log     *slog.Logger
+	now     func() time.Time
 
-	mu    sync.Mutex
-	begun map[string]time.Time // by sandbox
+	mu       sync.Mutex
+	marker   *marker              // nil until connected
+	recorder events.EventRecorder // nil until connected
+	begun    map[string]time.Time // by sandbox
+}
+
+// connect gives the observer an API server to tell.
+func (o *observer) connect(recorder events.EventRecorder, marker *marker) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.recorder, o.marker = recorder, marker
+}
+
+func (o *observer) connected() (events.EventRecorder, *marker) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.recorder, o.marker
 }
 
 var _ restoring.Observer = (*observer)(nil)
@@ -91,14 +104,16 @@ func (o *observer) Succeeded(ctx context.Context, sandbox nodeapi.Sandbox) {
 	o.log.Info("restored", append(about(sandbox), "took", took)...)
 	o.event(sandbox, corev1.EventTypeNormal, v1alpha1.EventRestoreSucceeded, "Restored from PodCheckpoint "+from(sandbox))
 	if hasPod(sandbox) {
-		o.marker.clear(ctx, refOf(sandbox), v1alpha1.PodConditionRestoring)
+		_, marker := o.connected()
+		marker.clear(ctx, refOf(sandbox), v1alpha1.PodConditionRestoring)
 	}
 }
 
 // mark puts the condition Restoring on the Pod of a sandbox.
 func (o *observer) mark(ctx context.Context, sandbox nodeapi.Sandbox, status corev1.ConditionStatus, reason, message string) {
 	if hasPod(sandbox) {
-		o.marker.set(ctx, refOf(sandbox), v1alpha1.PodConditionRestoring, status, reason, message)
+		_, marker := o.connected()
+		marker.set(ctx, refOf(sandbox), v1alpha1.PodConditionRestoring, status, reason, message)
 	}
 }
 
@@ -112,11 +127,12 @@ func refOf(sandbox nodeapi.Sandbox) podRef {
 
 // event is about the Pod of a sandbox, where there is one.
 func (o *observer) event(sandbox nodeapi.Sandbox, kind, reason, message string) {
-	if o.recorder == nil || !hasPod(sandbox) {
+	recorder, _ := o.connected()
+	if recorder == nil || !hasPod(sandbox) {
 		return
 	}
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: sandbox.Namespace, Name: sandbox.Name, UID: types.UID(sandbox.UID)}}
-	o.recorder.Eventf(pod, nil, kind, reason, actionRestore, "%s", cut(message, maxEventBytes))
+	recorder.Eventf(pod, nil, kind, reason, actionRestore, "%s", cut(message, maxEventBytes))
 }
 
 func from(sandbox nodeapi.Sandbox) string {
