@@ -103,6 +103,24 @@ var mutants = []mutant{
 		`	return podtemplate.Compare(checkpoint.Status.CheckpointedPodTemplate, pod)`, `	_ = podtemplate.Compare
 	return nil`,
 		control, "test/control", "TestAPodThatDiffersFromTheCheckpointIsInvalid"},
+	{"resizes and ephemeral containers while a Pod is checkpointed", "config/admission/policies.yaml",
+		`  - expression: "false"
+    messageExpression: >-
+      'a Pod that is being checkpointed`, `  - expression: "true"
+    messageExpression: >-
+      'a Pod that is being checkpointed`,
+		control, "test/control", "TestAPodThatIsBeingCheckpointedTakesNoEphemeralContainerAndIsNotResized"},
+	{"agents write to any node's objects", "config/admission/policies.yaml",
+		`  - expression: has(oldObject.spec.nodeName) && oldObject.spec.nodeName == variables.node`, `  - expression: "true"`,
+		control, "test/control", "TestWhatComesOfRequestsIsAsTheTableOfRequestsSays"},
+	{"nodes/proxy for agents", "config/rbac/agent.yaml",
+		`  resources: [pods/status]
+  verbs: [update, patch]`, `  resources: [pods/status, nodes/proxy]
+  verbs: [get, update, patch]`,
+		control, "test/control", "TestEveryVerbOfEverySubjectIsAsTheTableOfRightsSays"},
+	{"restoring without the verb", "internal/admission/authorize.go",
+		`	if !allowed {`, `	if !allowed && a.log == nil {`,
+		control, "test/control", "TestNoWorkloadControllerRestoresUntilSomebodyGrantsIt"},
 	{"no template comparison on the node", "internal/agent/resolver.go",
 		`podtemplate.Compare(pcp.Status.CheckpointedPodTemplate, pod); len(differences) > 0`, `podtemplate.Compare(pcp.Status.CheckpointedPodTemplate, pod); false`,
 		unit, "internal/agent", "TestEveryRefusalOfARestoreHasReasonAndMessage"},
