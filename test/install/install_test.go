@@ -194,7 +194,7 @@ func uninstalls(t *testing.T, s *story) {
 	if left := onNode(t, "ls -A /var/lib/stasis/checkpoints"); left != "" {
 		t.Errorf("checkpoints of deleted objects are left: %s", left)
 	}
-	kubectl(t, "delete", "-k", "config/default", "--timeout=120s")
+	kubectl(t, "delete", "-k", "config/default", "--ignore-not-found", "--timeout=120s")
 	kubectl(t, "apply", "-k", "config/uninstall")
 	eventually(t, "the uninstall says what it waits for", func() error {
 		out, err := it.Kubectl(t.Context(), "-n", "stasis-uninstall", "logs", "daemonset/stasis-uninstall")
