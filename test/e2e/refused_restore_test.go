@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -272,4 +274,61 @@ func TestDeletingAPodCheckpointRemovesItsDataFromTheNode(t *testing.T) {
 		return nil
 	})
 	s.onNode(checkpoint.Status.NodeName, "test ! -e "+data(checkpoint))
+}
+
+// P28: a Pod is restored whole or not at all. Here one of two containers cannot
+// be: a file that it has open on the node is not as it was.
+func TestAPodThatCannotBeRestoredWholeDoesNotRunInPart(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	directory := "/var/tmp/" + s.namespace
+	build := func(name string) *podBuilder {
+		pod := MakePod(name).
+			Shell("able", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done").
+			Shell("unable", "echo one >> /host/file; exec 3< /host/file; i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done")
+		pod.pod.Spec.Volumes = []corev1.Volume{{Name: "host", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{
+			Path: directory, Type: new(corev1.HostPathDirectoryOrCreate),
+		}}}}
+		pod.last().VolumeMounts = []corev1.VolumeMount{{Name: "host", MountPath: "/host"}}
+		return pod
+	}
+	s.running(build("source").Obj())
+	checkpoint := s.checkpoint("one", "source")
+	node := checkpoint.Status.NodeName
+	s.remove("source")
+	s.onNode(node, "echo two >> "+directory+"/file")
+
+	for _, name := range []string{"given-up", "restored"} {
+		pod := s.create(build(name).RestoreFrom("one").Obj())
+		s.waitEvent(pod, checkpointv1alpha1.EventRestoreFailed, "unable", "file")
+		s.never(2*time.Second, "the other container does not run", func() error {
+			// There is no log until the kubelet has told of the start.
+			if log, err := s.Kubectl(t.Context(), "-n", s.namespace, "logs", name, "-c", "able"); err == nil && log != "" {
+				return fmt.Errorf("it logs %q", log)
+			}
+			return nil
+		})
+		if name == "given-up" {
+			// It can be deleted as any Pod, within its grace period of 3 s and a little.
+			start := time.Now()
+			s.remove(name)
+			if took := time.Since(start); took > 20*time.Second {
+				t.Errorf("deletion took %s", took)
+			}
+			continue
+		}
+		// And it goes on by itself when the cause is gone.
+		s.onNode(node, "echo one > "+directory+"/file")
+		s.waitReady(name)
+		s.eventually("both run", func() error {
+			for _, container := range []string{"able", "unable"} {
+				if log := s.logs(name, container); log == "" || strings.HasPrefix(log, "1\n") {
+					return fmt.Errorf("container %s logs %q", container, log)
+				}
+			}
+			return nil
+		})
+	}
+	s.remove("restored")
+	s.onNode(node, "rm -r "+directory)
 }
