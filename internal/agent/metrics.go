@@ -12,6 +12,13 @@ const (
 	resultFailure = "failure"
 )
 
+// Values of the label "operation_type".
+const (
+	operationCheckpoint  = "checkpoint_pod"
+	operationRestore     = "restore_pod"
+	operationFindSandbox = "find_sandbox"
+)
+
 // Metrics are the agent's, by KEP-5823's names with the prefix stasis_ (P31).
 // None has the name of an object as a label.
 type Metrics struct {
@@ -57,14 +64,19 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 		}),
 		runtimeErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "stasis_runtime_operations_errors_total",
-			Help: "Calls to the CRI that failed, by operation.",
+			Help: "Operations of the container runtime or of the engine that failed, by operation. A refused restore never came so far.",
 		}, []string{"operation_type"}),
 	}
 	registry.MustRegister(m.checkpoints, m.checkpointDuration, m.checkpointSize, m.checkpointFreeze,
 		m.restores, m.restoreDuration, m.runtimeErrors)
+	// Every series is there from the start: a rate over one that begins with its
+	// first failure would not show that failure.
 	for _, result := range []string{resultSuccess, resultFailure} {
 		m.checkpoints.WithLabelValues(result)
 		m.restores.WithLabelValues(result)
+	}
+	for _, operation := range []string{operationCheckpoint, operationRestore, operationFindSandbox} {
+		m.runtimeErrors.WithLabelValues(operation)
 	}
 	return m
 }

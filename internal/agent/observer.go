@@ -74,6 +74,7 @@ func (o *observer) Failed(ctx context.Context, sandbox nodeapi.Sandbox, containe
 	delete(o.begun, sandbox.ID)
 	o.mu.Unlock()
 	o.metrics.restores.WithLabelValues(resultFailure).Inc()
+	o.metrics.runtimeErrors.WithLabelValues(operationRestore).Inc()
 	o.log.Error("restore failed", append(about(sandbox), "container", container, "message", message)...)
 	what := "Container " + container + " could not be restored"
 	if container == "" {

@@ -105,7 +105,7 @@ func (r *reconciler) takeUp(ctx context.Context, pcp *v1alpha1.PodCheckpoint) (c
 	if errors.As(err, &no) {
 		return ctrl.Result{}, r.refuse(ctx, pcp, pod, no)
 	} else if err != nil {
-		r.metrics.runtimeErrors.WithLabelValues("find_sandbox").Inc()
+		r.metrics.runtimeErrors.WithLabelValues(operationFindSandbox).Inc()
 		return ctrl.Result{}, err
 	}
 	if controllerutil.AddFinalizer(pcp, v1alpha1.FinalizerData) {
