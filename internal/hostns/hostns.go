@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -147,6 +148,13 @@ type Command struct {
 	Name string   // found in PATH when it has no slash
 	Args []string // without the name
 	Env  []string // added to PATH, HOME and LANG
+	// Interrupt, if set, asks the command to end when the context of Run has, and
+	// says how long it may take before it is killed.
+	Interrupt func() time.Duration
+	// Outside runs the command in the root of every cgroup hierarchy instead of
+	// the caller's cgroups: it survives the end of the caller's container, and is
+	// not counted against its limits.
+	Outside bool
 }
 
 // Output is what a finished command left.
@@ -207,7 +215,8 @@ func (h *Host) Start(c Command, stdin, stdout *os.File) (*Process, error) {
 }
 
 // Run runs a command to its end. When ctx ends first the whole process group is
-// killed: what a command starts (runc starts CRIU) does not outlive it.
+// killed, after it was asked to end if the command has a way to: what a command
+// starts (runc starts CRIU) does not outlive it.
 func (h *Host) Run(ctx context.Context, c Command) (Output, error) {
 	var stdout, stderr strings.Builder
 	var cmd *exec.Cmd
@@ -221,7 +230,25 @@ func (h *Host) Run(ctx context.Context, c Command) (Output, error) {
 		cmd.Env = append([]string{"PATH=" + h.path, "HOME=/root", "LANG=C"}, c.Env...)
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+		if c.Outside {
+			unified, err := leaveCgroups()
+			if err != nil {
+				return err
+			}
+			if unified != nil {
+				defer unified.Close()
+				cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(unified.Fd())
+			}
+		}
+		cmd.Cancel = func() error {
+			group := -cmd.Process.Pid
+			if c.Interrupt != nil {
+				for end := time.Now().Add(c.Interrupt()); time.Now().Before(end) && syscall.Kill(group, 0) == nil; {
+					time.Sleep(2 * time.Millisecond)
+				}
+			}
+			return syscall.Kill(group, syscall.SIGKILL)
+		}
 		cmd.WaitDelay = 5 * time.Second
 		return cmd.Start()
 	})
@@ -237,6 +264,37 @@ func (h *Host) Run(ctx context.Context, c Command) (Output, error) {
 		return out, &ExitError{Command: c.Name, Err: err, Stderr: strings.TrimSpace(out.Stderr)}
 	}
 	return out, nil
+}
+
+// leaveCgroups moves the calling thread, and so what it starts, to the root of
+// every v1 hierarchy. In the unified one a thread cannot be moved by itself: its
+// root is returned, for clone3(2)'s CLONE_INTO_CGROUP; nil where there is none.
+func leaveCgroups() (unified *os.File, err error) {
+	f, err := os.Open("/proc/thread-self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	mounts, err := mountinfo.GetMountsFromReader(f, mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return nil, fmt.Errorf("find the cgroup hierarchies: %w", err)
+	}
+	for _, m := range mounts {
+		if m.FSType == "cgroup2" {
+			if unified == nil {
+				unified, err = os.Open(m.Mountpoint)
+			}
+		} else {
+			err = os.WriteFile(filepath.Join(m.Mountpoint, "tasks"), []byte("0"), 0)
+		}
+		if err != nil {
+			if unified != nil {
+				unified.Close()
+			}
+			return nil, fmt.Errorf("leave the cgroups of %s: %w", m.Mountpoint, err)
+		}
+	}
+	return unified, nil
 }
 
 // lookPath finds a program in a PATH of the calling thread's mount namespace.

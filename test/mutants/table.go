@@ -9,10 +9,10 @@ var mutants = []mutant{
 		b.annotations[nodeapi.AnnotationPrefix+"restore-ticket"] != ""`, `	return false`,
 		node, "test/cri", "TestARestoredPodContinuesWhereItsSourceWasCaptured"},
 	{"no freeze", "internal/engine/criu/checkpoint.go",
-		`if _, err := e.runtime(ctx, t.Runtime, "pause", t.ID); err != nil {`, `if err := ctx.Err(); err != nil {`,
+		`if _, err := e.runtimeCapturing(ctx, entry.SandboxID, t.Runtime, "pause", t.ID); err != nil {`, `if err := ctx.Err(); err != nil {`,
 		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
 	{"containers frozen and captured one by one", "internal/engine/criu/checkpoint.go",
-		`	out, err := e.runtimeWith(ctx, []string{captureEnv + "=" + sandboxID}, t.Runtime, "checkpoint",`,
+		`	out, err := e.runtimeCapturing(ctx, sandboxID, t.Runtime, "checkpoint",`,
 		`	if _, err := e.runtime(ctx, t.Runtime, "resume", t.ID); err != nil {
 		return err
 	}
@@ -20,7 +20,7 @@ var mutants = []mutant{
 	if _, err := e.runtime(ctx, t.Runtime, "pause", t.ID); err != nil {
 		return err
 	}
-	out, err := e.runtimeWith(ctx, []string{captureEnv + "=" + sandboxID}, t.Runtime, "checkpoint",`,
+	out, err := e.runtimeCapturing(ctx, sandboxID, t.Runtime, "checkpoint",`,
 		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
 	{"restored containers not held before their start", "internal/engine/criu/freezehook.go",
 		`	return f, f.freeze()`, `	return f, nil`,

@@ -185,7 +185,7 @@ func (e *Engine) freeze(ctx context.Context, entry frozen, targets []target) err
 		return fmt.Errorf("lift CPU limits for the freeze window: %w", err)
 	}
 	return each(targets, func(t target) error {
-		if _, err := e.runtime(ctx, t.Runtime, "pause", t.ID); err != nil {
+		if _, err := e.runtimeCapturing(ctx, entry.SandboxID, t.Runtime, "pause", t.ID); err != nil {
 			return fmt.Errorf("freeze container %s: %w", t.Name, err)
 		}
 		return nil
@@ -223,7 +223,7 @@ func (e *Engine) dump(ctx context.Context, sandboxID string, t target) error {
 	// Connections that nobody has accepted yet (a probe's that came while the
 	// container was frozen) are left out: CRIU cannot capture them, and their other
 	// ends are connected to the source, which goes on. runc knows the flag since 1.3.
-	out, err := e.runtimeWith(ctx, []string{captureEnv + "=" + sandboxID}, t.Runtime, "checkpoint",
+	out, err := e.runtimeCapturing(ctx, sandboxID, t.Runtime, "checkpoint",
 		"--leave-running", "--tcp-established", "--tcp-skip-in-flight", "--file-locks",
 		"--image-path", filepath.Join(t.dir, imagesDir),
 		"--work-path", t.workDir,

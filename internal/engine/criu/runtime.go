@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -20,18 +21,35 @@ var errNoContainer = errors.New("no such container")
 
 // runtime calls the OCI runtime's command line on the host.
 func (e *Engine) runtime(ctx context.Context, r engine.Runtime, args ...string) (hostns.Output, error) {
-	return e.runtimeWith(ctx, nil, r, args...)
+	return e.call(ctx, hostns.Command{Name: r.Binary, Args: args}, r)
 }
 
-// runtimeWith does so with an environment, which CRIU inherits.
-func (e *Engine) runtimeWith(ctx context.Context, env []string, r engine.Runtime, args ...string) (hostns.Output, error) {
-	full := args
+// runtimeCapturing does so for a command that starts CRIU to capture something of
+// a sandbox: outside of the agent's cgroups, whose end it survives, and marked so
+// that it is found then. When ctx ends it ends in good order.
+func (e *Engine) runtimeCapturing(ctx context.Context, sandboxID string, r engine.Runtime, args ...string) (hostns.Output, error) {
+	return e.call(ctx, hostns.Command{
+		Name: r.Binary, Args: args,
+		Env: []string{captureEnv + "=" + sandboxID},
+		Interrupt: func() time.Duration {
+			// Who cannot be asked is killed when the time is up.
+			if err := interruptCapture(sandboxID); err != nil {
+				e.log.Error("CRIU could not be asked to give up", "sandbox", sandboxID, "err", err)
+			}
+			return interruptPatience
+		},
+		Outside: true,
+	}, r)
+}
+
+func (e *Engine) call(ctx context.Context, c hostns.Command, r engine.Runtime) (hostns.Output, error) {
+	what := c.Args[0]
 	if r.Root != "" {
-		full = append([]string{"--root", r.Root}, args...)
+		c.Args = append([]string{"--root", r.Root}, c.Args...)
 	}
-	out, err := e.host.Run(ctx, hostns.Command{Name: r.Binary, Args: full, Env: env})
+	out, err := e.host.Run(ctx, c)
 	if err != nil {
-		return out, fmt.Errorf("%s: %w", args[0], err)
+		return out, fmt.Errorf("%s: %w", what, err)
 	}
 	return out, nil
 }
