@@ -58,6 +58,7 @@ type Options struct {
 	MetricsAddress  string // of metrics and health; empty: none
 	NoKubernetes    bool   // the CRI layer alone
 	MaxConcurrent   int    // checkpoints at a time on this node
+	Disk            DiskLimits
 	Log             *slog.Logger
 }
 
@@ -82,6 +83,9 @@ func Run(ctx context.Context, o Options) error {
 	ctrl.SetLogger(logr.FromSlogHandler(o.Log.Handler()))
 	if f := checkRoot(os.Geteuid()); f.err {
 		return errors.New(f.says)
+	}
+	if err := o.Disk.check(); err != nil {
+		return err
 	}
 	s, err := openStore(o.Root)
 	if err != nil {
@@ -201,6 +205,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	server := grpc.NewServer(grpc.UnaryInterceptor(d.calls.Intercept))
 	runtimeapi.RegisterRuntimeServiceServer(server, criservice.New(criservice.Config{
 		Runtime: d.runtime, Engine: d.engine, Tickets: d.sessions, Host: d.host,
+		Room:    newRoom(d.Disk, d.store.checkpointRoot()),
 		Handler: nodeinstall.HandlerName, Log: d.Log,
 	}))
 

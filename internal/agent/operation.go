@@ -23,6 +23,7 @@ import (
 
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/criservice"
 	"podstasis.dev/stasis/internal/podtemplate"
 )
 
@@ -177,15 +178,16 @@ func timeoutError(timeout time.Duration) error {
 }
 
 func (o *operations) takeInto(ctx context.Context, op operation, dir string) (*record, *checkpoint.Manifest, error) {
+	limit := tightest(op.source.pod)
 	_, err := o.cri.CheckpointPod(ctx, &runtimeapi.CheckpointPodRequest{
 		PodSandboxId: op.sandboxID,
 		OutputPath:   dir,
 		ContainerIds: op.containerIDs,
-		Options:      op.object.Spec.Options,
+		Options:      withFreezeBudget(op.object.Spec.Options, limit),
 	})
 	if err != nil {
 		o.metrics.runtimeErrors.WithLabelValues("checkpoint_pod").Inc()
-		return nil, nil, o.explain(ctx, op, dir, err)
+		return nil, nil, o.explain(ctx, op, limit, dir, err)
 	}
 	if err := syncTree(dir); err != nil {
 		return nil, nil, fmt.Errorf("make the checkpoint durable: %w", err)
@@ -210,7 +212,7 @@ func (o *operations) takeInto(ctx context.Context, op operation, dir string) (*r
 
 // explain waits until the server is done with the directory, and makes one
 // message of why the call ended and what the server had to say to it.
-func (o *operations) explain(ctx context.Context, op operation, dir string, err error) error {
+func (o *operations) explain(ctx context.Context, op operation, limit *probeLimit, dir string, err error) error {
 	patience, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), serverPatience, errors.New("the CRI service does not come to an end"))
 	defer cancel()
 	answer, waitErr := o.wait(patience, dir)
@@ -223,6 +225,8 @@ func (o *operations) explain(ctx context.Context, op operation, dir string, err 
 		cause = timeoutError(timeoutOf(op.object)) // the server's clock was ahead of ours
 	}
 	switch {
+	case cause == nil && limit != nil && criservice.HasReason(said.Err(), criservice.ReasonFreezeBudget):
+		cause = fmt.Errorf("%s; that budget is what is safe under %s", said.Message(), limit)
 	case cause == nil:
 		cause = errors.New(said.Message())
 	case errors.Is(cause, errStopped):

@@ -48,6 +48,11 @@ func (s *Service) CheckpointPod(ctx context.Context, in *runtimeapi.CheckpointPo
 
 // write captures into the output directory and seals it.
 func (s *Service) write(ctx context.Context, sandbox engine.Sandbox, in *runtimeapi.CheckpointPodRequest) error {
+	release, err := s.admit(ctx, sandbox, in)
+	if err != nil {
+		return err
+	}
+	defer release()
 	m, err := s.engine.Checkpoint(ctx, sandbox, in.OutputPath, in.Options)
 	if err != nil {
 		return err
@@ -57,6 +62,31 @@ func (s *Service) write(ctx context.Context, sandbox engine.Sandbox, in *runtime
 		_, err := checkpoint.Seal(ctx, in.OutputPath, m)
 		return err
 	})
+}
+
+// admit refuses, before anything is frozen, a checkpoint that would keep the Pod
+// frozen for longer than its budget (P14), or for which there is no room (P32).
+func (s *Service) admit(ctx context.Context, sandbox engine.Sandbox, in *runtimeapi.CheckpointPodRequest) (release func(), err error) {
+	budget, err := engine.FreezeBudget(in.Options)
+	if err != nil {
+		return nil, err
+	}
+	expected, err := s.engine.Estimate(ctx, sandbox)
+	if err != nil {
+		return nil, err
+	}
+	if budget > 0 && expected.Freeze > budget {
+		return nil, fmt.Errorf("%w: nothing was frozen: with %d MiB to capture the Pod is expected to stand still for %s, its budget is %s",
+			engine.ErrFreezeBudget, expected.Bytes>>20, expected.Freeze, budget)
+	}
+	if s.room == nil {
+		return func() {}, nil
+	}
+	err = s.host.Do(func() error {
+		release, err = s.room.Reserve(in.OutputPath, expected.Bytes)
+		return err
+	})
+	return release, err
 }
 
 func (s *Service) checkRequest(ctx context.Context, in *runtimeapi.CheckpointPodRequest) error {

@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"sync"
 
+	"golang.org/x/sys/unix"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -32,6 +34,17 @@ type Tickets interface {
 	Revoke(ticket string)
 }
 
+// ErrNoRoom says that a checkpoint would not fit where it is to be written.
+var ErrNoRoom = errors.New("not enough room on the disk")
+
+// Room decides whether there is room for a checkpoint.
+type Room interface {
+	// Reserve sets room aside for what is about to be written below dir, until it
+	// is released; ErrNoRoom if there is not enough. It is called in the container
+	// runtime's mount namespace.
+	Reserve(dir string, bytes int64) (release func(), err error)
+}
+
 // Config is what the service is made of.
 type Config struct {
 	Runtime runtimeapi.RuntimeServiceClient
@@ -40,6 +53,8 @@ type Config struct {
 	// Host is the container runtime's mount namespace: the paths in requests are
 	// its.
 	Host *hostns.Host
+	// Room is asked before a checkpoint is taken; nil is room for everything.
+	Room Room
 	// Handler is the runtime handler that restores this engine's checkpoints.
 	Handler string
 	Log     *slog.Logger
@@ -52,6 +67,7 @@ type Service struct {
 	engine  engine.Engine
 	tickets Tickets
 	host    *hostns.Host
+	room    Room
 	handler string
 	log     *slog.Logger
 
@@ -64,7 +80,7 @@ var _ runtimeapi.RuntimeServiceServer = (*Service)(nil)
 // New makes the service.
 func New(c Config) *Service {
 	return &Service{
-		runtime: c.Runtime, engine: c.Engine, tickets: c.Tickets, host: c.Host,
+		runtime: c.Runtime, engine: c.Engine, tickets: c.Tickets, host: c.Host, room: c.Room,
 		handler: c.Handler, log: c.Log, busy: map[string]bool{},
 	}
 }
@@ -100,6 +116,12 @@ func rpcError(ctx context.Context, err error) error {
 	}
 	code := codes.Internal
 	switch {
+	case errors.Is(err, engine.ErrFreezeBudget):
+		return withReason(codes.FailedPrecondition, ReasonFreezeBudget, err)
+	case errors.Is(err, context.DeadlineExceeded):
+		code = codes.DeadlineExceeded // the engine leaves itself time to thaw
+	case errors.Is(err, ErrNoRoom), errors.Is(err, unix.ENOSPC):
+		code = codes.ResourceExhausted
 	case errors.Is(err, engine.ErrOption):
 		code = codes.InvalidArgument
 	case errors.Is(err, engine.ErrUnsupported), errors.Is(err, engine.ErrIncompatible):
@@ -114,6 +136,32 @@ func rpcError(ctx context.Context, err error) error {
 		}
 	}
 	return status.Error(code, err.Error())
+}
+
+const (
+	// ReasonFreezeBudget is the reason, in an ErrorInfo among the details of an
+	// error, of a checkpoint that was not taken for its freeze budget.
+	ReasonFreezeBudget = "FREEZE_BUDGET"
+	reasonDomain       = "podstasis.dev"
+)
+
+// withReason makes an error that a caller can tell from others of its code.
+func withReason(code codes.Code, reason string, err error) error {
+	st, detailErr := status.New(code, err.Error()).WithDetails(&errdetails.ErrorInfo{Reason: reason, Domain: reasonDomain})
+	if detailErr != nil {
+		return status.Error(code, err.Error())
+	}
+	return st.Err()
+}
+
+// HasReason says whether an error of the service has a reason.
+func HasReason(err error, reason string) bool {
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.Domain == reasonDomain && info.Reason == reason {
+			return true
+		}
+	}
+	return false
 }
 
 func invalid(format string, args ...any) error {

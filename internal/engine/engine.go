@@ -6,6 +6,8 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -22,7 +24,35 @@ var (
 	// ErrIncompatible says that a checkpoint cannot be restored by this engine on
 	// this node.
 	ErrIncompatible = errors.New("the checkpoint cannot be restored here")
+	// ErrFreezeBudget says that the Pod would stand still for longer than its
+	// freeze budget allows, or that it nearly had and was thawed.
+	ErrFreezeBudget = errors.New("freeze budget")
 )
+
+// OptionFreezeBudget is an option of every engine: for how long the Pod may stand
+// still, as a duration (time.ParseDuration). Nothing is frozen when more is
+// expected, and the processes run again when it is used up, however much time the
+// call has left. Without the option the call's deadline is the only bound.
+const OptionFreezeBudget = "freezeBudget"
+
+// FreezeBudget reads OptionFreezeBudget; 0 is none.
+func FreezeBudget(options map[string]string) (time.Duration, error) {
+	value, ok := options[OptionFreezeBudget]
+	if !ok {
+		return 0, nil
+	}
+	budget, err := time.ParseDuration(value)
+	if err != nil || budget <= 0 {
+		return 0, fmt.Errorf("%w: %s=%q is not a positive duration such as 800ms", ErrOption, OptionFreezeBudget, value)
+	}
+	return budget, nil
+}
+
+// Estimate is what a checkpoint is expected to cost, found out while the Pod runs.
+type Estimate struct {
+	Bytes  int64         // on disk
+	Freeze time.Duration // that the Pod stands still
+}
 
 // Sandbox is a running Pod sandbox and those of its containers that are to be
 // captured.
@@ -58,10 +88,15 @@ type Engine interface {
 	// CheckOptions refuses options that it does not know (ErrOption).
 	CheckOptions(options map[string]string) error
 
+	// Estimate looks at how much there is to capture, and says how long that takes
+	// by what earlier checkpoints took.
+	Estimate(ctx context.Context, sandbox Sandbox) (Estimate, error)
+
 	// Checkpoint captures the sandbox's containers at one moment into dir, an
 	// empty directory of the container runtime's mount namespace. All of them
 	// are paused before the first is captured, stay paused until the last is,
 	// and run again when it returns, whatever it returns and also when ctx ended.
+	// They run again, too, when OptionFreezeBudget is used up (ErrFreezeBudget).
 	// On error dir may hold partial files: the caller removes them. The
 	// manifest's Files are the caller's to fill.
 	Checkpoint(ctx context.Context, sandbox Sandbox, dir string, options map[string]string) (*checkpoint.Manifest, error)

@@ -36,7 +36,7 @@ const (
 // A tree that overlayfs keeps in a form that cannot be copied by itself
 // (redirect_dir, metacopy) is an error.
 func Write(ctx context.Context, w io.Writer, dir string) error {
-	t := &writer{tar: tar.NewWriter(w), links: map[inode]string{}}
+	t := &writer{tar: tar.NewWriter(w), links: map[inode]string{}, ended: func() error { return context.Cause(ctx) }}
 	err := filepath.WalkDir(dir, func(full string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -64,6 +64,21 @@ type inode struct{ dev, ino uint64 }
 type writer struct {
 	tar   *tar.Writer
 	links map[inode]string // names of files with several links, by inode
+	ended func() error     // why to stop
+}
+
+// untilEnded reads on until there is a reason to stop: a Pod may stand still for
+// as long as one large file takes.
+type untilEnded struct {
+	io.Reader
+	ended func() error
+}
+
+func (r untilEnded) Read(p []byte) (int, error) {
+	if err := r.ended(); err != nil {
+		return 0, err
+	}
+	return r.Reader.Read(p)
 }
 
 func (t *writer) add(full, rel string) error {
@@ -117,7 +132,7 @@ func (t *writer) add(full, rel string) error {
 	defer f.Close()
 	// The tree stands still while it is read. Were it to grow all the same, the
 	// size in the header bounds what is taken; were it to shrink, CopyN fails.
-	if _, err := io.CopyN(t.tar, f, h.Size); err != nil {
+	if _, err := io.CopyN(t.tar, untilEnded{f, t.ended}, h.Size); err != nil {
 		return fmt.Errorf("read %s: %w", full, err)
 	}
 	return nil

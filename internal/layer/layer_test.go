@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -177,4 +179,22 @@ func FuzzApply(f *testing.F) {
 			t.Fatalf("something was made beside the tree: %v %v", entries, err)
 		}
 	})
+}
+
+func TestWritingStopsInTheMiddleOfALargeFileWhenItsContextEnds(t *testing.T) {
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "large"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(1 << 40); err != nil { // sparse; days of zeros
+		t.Fatal(err)
+	}
+	why := errors.New("enough")
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, why)
+	defer cancel()
+	if err := layer.Write(ctx, io.Discard, dir); !errors.Is(err, why) {
+		t.Errorf("got %v", err)
+	}
 }

@@ -67,7 +67,9 @@ func newNode() (n *node, err error) {
 			return n, fmt.Errorf("not everything is built: run \"make test-cri\": %w", err)
 		}
 	}
-	n.state = filepath.Join(n.root, ".devcluster-cri")
+	if n.state = os.Getenv("STASIS_CRI_STATE"); n.state == "" { // two runs at a time need one each
+		n.state = filepath.Join(n.root, ".devcluster-cri")
+	}
 	if err := n.devcluster("down"); err != nil {
 		return n, err
 	}
@@ -149,7 +151,8 @@ func (n *node) startAgent() error {
 
 func (n *node) startAgentWithLog(log *os.File) (err error) {
 	n.agent = exec.Command(n.root+"/bin/devcluster", "--state", n.state, "exec", "node-1", "--",
-		n.dist+"/bin/stasis-agent", "--no-kubernetes", "--metrics-address=")
+		n.dist+"/bin/stasis-agent", "--no-kubernetes", "--metrics-address=",
+		"--min-free-disk=0.01") // whatever else is on this machine's disk
 	n.agent.Stdout, n.agent.Stderr = log, log
 	if err := n.agent.Start(); err != nil {
 		return err

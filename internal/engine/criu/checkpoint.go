@@ -16,6 +16,7 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine"
@@ -44,9 +45,17 @@ type target struct {
 	workDir  string // for CRIU's log
 }
 
+// captureAttempts bounds how often a freeze is given up because a process came
+// in between that cannot be captured.
+const captureAttempts = 10
+
 // Checkpoint implements engine.Engine.
 func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, options map[string]string) (*checkpoint.Manifest, error) {
 	if err := e.CheckOptions(options); err != nil {
+		return nil, err
+	}
+	budget, err := engine.FreezeBudget(options)
+	if err != nil {
 		return nil, err
 	}
 	clock := phases{last: time.Now()}
@@ -55,13 +64,38 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 		return nil, err
 	}
 	defer e.removeWork(s.ID)
-	clock.end("prepare")
-
-	if err := e.capture(ctx, s.ID, dir, targets, volumes, m, &clock); err != nil {
-		return nil, err
+	w := window{sandbox: s, dir: dir, budget: budget, targets: targets, volumes: volumes}
+	for attempt := 1; ; attempt++ {
+		if err := e.layOut(w); err != nil {
+			return nil, err
+		}
+		if err := awaitStrays(ctx, s.Containers); err != nil {
+			return nil, err
+		}
+		clock.end("prepare")
+		err := e.capture(ctx, w, m, &clock)
+		if err == nil {
+			break
+		}
+		var late *lateStrays
+		if !errors.As(err, &late) || attempt == captureAttempts {
+			return nil, err
+		}
+		e.log.InfoContext(ctx, "processes began in a Pod while it was being frozen, trying again", "sandbox", s.ID, "processes", list(late.found))
+		clock.done = nil
 	}
 	m.Phases = clock.done
+	e.learn(dir, m.FreezeDuration)
 	return m, nil
+}
+
+// window is what a freeze window is for.
+type window struct {
+	sandbox engine.Sandbox
+	dir     string
+	budget  time.Duration // 0: none
+	targets []target
+	volumes []volume
 }
 
 // prepare does everything that can be done while the Pod runs.
@@ -82,9 +116,13 @@ func (e *Engine) prepare(ctx context.Context, s engine.Sandbox, dir string) (*ch
 		Engine: program, Runtime: ociRuntime, Platform: here,
 		Sandbox: checkpoint.Sandbox{ID: s.ID, Namespace: s.Namespace, Name: s.Name, UID: s.UID, IPs: s.IPs},
 	}
+	pids, err := processesOf(s.Containers)
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	var targets []target
-	for _, c := range s.Containers {
-		if err := inspect(c); err != nil {
+	for i, c := range s.Containers {
+		if err := inspect(c, pids[i]); err != nil {
 			return nil, nil, nil, err
 		}
 		upper, err := overlayUpper(c.PID)
@@ -103,8 +141,19 @@ func (e *Engine) prepare(ctx context.Context, s engine.Sandbox, dir string) (*ch
 	for _, v := range volumes {
 		m.Volumes = append(m.Volumes, checkpoint.Volume{Name: v.name, Archive: v.archive(), Mounts: v.mounts})
 	}
-	err = e.host.Do(func() error {
-		for _, t := range targets {
+	return m, targets, volumes, nil
+}
+
+// layOut makes the directories of a checkpoint, in place of those of an attempt
+// before.
+func (e *Engine) layOut(w window) error {
+	err := e.host.Do(func() error {
+		for _, name := range []string{filepath.Join(w.dir, containersDir), filepath.Join(w.dir, volumesDir), filepath.Join(e.workDir, w.sandbox.ID)} {
+			if err := os.RemoveAll(name); err != nil {
+				return err
+			}
+		}
+		for _, t := range w.targets {
 			if err := errors.Join(os.MkdirAll(filepath.Join(t.dir, imagesDir), 0o700), os.MkdirAll(t.workDir, 0o700)); err != nil {
 				return err
 			}
@@ -112,22 +161,22 @@ func (e *Engine) prepare(ctx context.Context, s engine.Sandbox, dir string) (*ch
 				return err
 			}
 		}
-		if len(volumes) == 0 {
+		if len(w.volumes) == 0 {
 			return nil
 		}
-		return os.Mkdir(filepath.Join(dir, volumesDir), 0o700)
+		return os.Mkdir(filepath.Join(w.dir, volumesDir), 0o700)
 	})
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("lay out the checkpoint directory: %w", err)
+		return fmt.Errorf("lay out the checkpoint directory: %w", err)
 	}
-	return m, targets, volumes, nil
+	return nil
 }
 
 // capture is the freeze window: freeze all, capture all, thaw all.
-func (e *Engine) capture(ctx context.Context, sandboxID, dir string, targets []target, volumes []volume, m *checkpoint.Manifest, clock *phases) (err error) {
-	entry := frozen{SandboxID: sandboxID, Freeze: rand.Text()}
+func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, clock *phases) (err error) {
+	entry := frozen{SandboxID: w.sandbox.ID, Freeze: rand.Text()}
 	err = e.host.Do(func() error {
-		for _, t := range targets {
+		for _, t := range w.targets {
 			entry.Containers = append(entry.Containers, frozenContainer{ID: t.ID, Runtime: t.Runtime})
 			quotas, err := quotasOf(t.PID)
 			if err != nil {
@@ -148,27 +197,80 @@ func (e *Engine) capture(ctx context.Context, sandboxID, dir string, targets []t
 		return err
 	}
 	began := time.Now()
+	ctx, stop := bounded(ctx, w.budget)
+	defer stop()
+	var capturing <-chan error // what goes on although ctx has ended
 	defer func() {
 		thawCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), thawTimeout)
 		defer cancel()
 		if err != nil {
-			err = errors.Join(err, endCapture(thawCtx, sandboxID))
+			err = errors.Join(err, endCapture(thawCtx, w.sandbox.ID))
 		}
 		err = errors.Join(err, e.thaw(thawCtx, entry))
 		m.FreezeDuration = time.Since(began)
 		clock.end("thaw")
+		if capturing != nil {
+			// The Pod runs; the caller removes the files when nobody writes them.
+			e.log.WarnContext(ctx, "a capture was given up", "sandbox", w.sandbox.ID, "err", <-capturing)
+		}
+		if errors.Is(context.Cause(ctx), errBudgetUsedUp) && err != nil {
+			err = e.overrun(w, m.FreezeDuration, err)
+		}
 	}()
 
-	if err := e.freeze(ctx, entry, targets); err != nil {
+	if err := e.freeze(ctx, entry, w.targets); err != nil {
 		return err
 	}
 	m.CutTime = time.Now().UTC()
 	clock.end("freeze")
-	if err := e.captureFrozen(ctx, sandboxID, dir, targets, volumes); err != nil {
+	if err := lookForLate(w.sandbox.Containers); err != nil {
+		return err
+	}
+	if capturing, err = e.captureFrozen(ctx, w); err != nil {
+		// An exec that was under way when its container froze can get there during
+		// the capture: then that is what CRIU stumbled on.
+		var late *lateStrays
+		if ctx.Err() == nil && errors.As(lookForLate(w.sandbox.Containers), &late) {
+			return late
+		}
 		return err
 	}
 	clock.end("capture")
 	return nil
+}
+
+var (
+	// errBudgetUsedUp ends a freeze window whose budget is nearly used up.
+	errBudgetUsedUp = errors.New("the freeze budget is used up")
+	// errDeadlineNear ends one that the call's deadline would outlast by too little.
+	errDeadlineNear = fmt.Errorf("there was no time left to go on: %w", context.DeadlineExceeded)
+)
+
+// thawReserve is the part of a window's time that is kept for the end of the
+// capture, should CRIU have to be killed, and for the thaw; where there is little
+// time in all, a third of it.
+const thawReserve = interruptPatience + 100*time.Millisecond
+
+// bounded bounds a freeze window that begins now, so that the Pod runs again when
+// budget (0: none) or deadline are there.
+func bounded(ctx context.Context, budget time.Duration) (context.Context, context.CancelFunc) {
+	limit, cause := budget, errBudgetUsedUp
+	if deadline, ok := ctx.Deadline(); ok {
+		if left := time.Until(deadline); limit == 0 || left < limit {
+			limit, cause = left, errDeadlineNear
+		}
+	}
+	if limit == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, limit-min(thawReserve, limit/3), cause)
+}
+
+// overrun is the error of a window that was ended for its budget.
+func (e *Engine) overrun(w window, stood time.Duration, err error) error {
+	e.log.Warn("a freeze window was ended for its budget", "sandbox", w.sandbox.ID, "budget", w.budget, "frozen", stood, "err", err)
+	return fmt.Errorf("%w: the capture was given up and the Pod thawed after it had stood still for %s, its budget is %s",
+		engine.ErrFreezeBudget, stood.Round(time.Millisecond), w.budget)
 }
 
 // freeze stops every container by its own cgroup. Not by the Pod's: CRIU looks
@@ -192,30 +294,71 @@ func (e *Engine) freeze(ctx context.Context, entry frozen, targets []target) err
 	})
 }
 
-// captureFrozen captures all containers and volumes at the same time.
-func (e *Engine) captureFrozen(ctx context.Context, sandboxID, dir string, targets []target, volumes []volume) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+// captureFrozen captures all containers and volumes at the same time. When ctx
+// ends it returns at once, so that nothing that is slow to end (a write to a disk
+// that does not answer) keeps the Pod frozen; going tells when it has ended.
+func (e *Engine) captureFrozen(ctx context.Context, w window) (going <-chan error, err error) {
+	inner, cancel := context.WithCancelCause(ctx)
 	var jobs []func() error
-	for _, t := range targets {
+	for _, t := range w.targets {
 		jobs = append(jobs,
-			func() error { return e.dump(ctx, sandboxID, t) },
+			func() error { return e.dump(inner, w.sandbox.ID, t) },
 			func() error {
-				return e.archive(ctx, t.upperDir, filepath.Join(t.dir, rootfsArchive))
+				err := e.archive(inner, t.upperDir, filepath.Join(t.dir, rootfsArchive))
+				return wrap(err, "capture the writable layer of container "+t.Name)
 			})
 	}
-	for _, v := range volumes {
+	for _, v := range w.volumes {
 		jobs = append(jobs, func() error {
-			return e.archive(ctx, v.source, filepath.Join(dir, filepath.FromSlash(v.archive())))
+			err := e.archive(inner, v.source, filepath.Join(w.dir, filepath.FromSlash(v.archive())))
+			return wrap(err, "capture volume "+v.name)
 		})
 	}
-	return each(jobs, func(job func() error) error {
-		err := job()
-		if err != nil {
-			cancel(fmt.Errorf("given up because another part failed: %w", err))
-		}
+	done := make(chan error, 1)
+	go func() {
+		defer cancel(nil)
+		done <- each(jobs, func(job func() error) error {
+			err := job()
+			if err != nil {
+				cancel(errElsewhere)
+			}
+			return err
+		})
+	}()
+	select {
+	case err := <-done:
+		return nil, firstCauses(err)
+	case <-ctx.Done():
+		return done, context.Cause(ctx)
+	}
+}
+
+// errElsewhere ends the parts of a capture when one of them has failed.
+var errElsewhere = errors.New("given up because another part failed")
+
+func wrap(err error, doing string) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// firstCauses leaves out the parts that failed only because another one had.
+func firstCauses(err error) error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
 		return err
-	})
+	}
+	var causes []error
+	for _, part := range joined.Unwrap() {
+		if !errors.Is(part, errElsewhere) {
+			causes = append(causes, part)
+		}
+	}
+	if len(causes) == 0 {
+		return err
+	}
+	return errors.Join(causes...)
 }
 
 // dump lets CRIU write a frozen container's processes.
@@ -241,7 +384,22 @@ func (e *Engine) dump(ctx context.Context, sandboxID string, t target) error {
 	}
 	// The runtime's own message quotes the same log at length.
 	e.log.WarnContext(ctx, "CRIU failed", "container", t.ID, "runtime", out.Stderr)
-	return fmt.Errorf("capture the processes of container %s: CRIU failed: %s", t.Name, reason)
+	err = fmt.Errorf("capture the processes of container %s: CRIU failed: %s", t.Name, reason)
+	if disk := diskError(reason); disk != nil {
+		err = fmt.Errorf("write %s: %w: %w", t.dir, disk, err)
+	}
+	return err
+}
+
+// diskError finds the disk's error in CRIU's, which has only its text and not the
+// file that it was about; nil if it is none of the disk's.
+func diskError(reason string) error {
+	for _, errno := range []unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO} {
+		if strings.Contains(strings.ToLower(reason), errno.Error()) {
+			return errno
+		}
+	}
+	return nil
 }
 
 // archive writes a directory of the host as a tar into a file of the host.
@@ -418,7 +576,9 @@ func lastErrors(log string) string {
 		if i < 0 || strings.Contains(line, "Can't setup RLIMIT_NOFILE for self") || strings.Contains(line, "Dumping FAILED") {
 			continue
 		}
-		lines = append(lines, strings.TrimSpace(line[i:]))
+		if text := strings.TrimSpace(line[i:]); !slices.Contains(lines, text) {
+			lines = append(lines, text)
+		}
 	}
 	return strings.Join(lines[max(0, len(lines)-5):], " | ")
 }

@@ -41,6 +41,7 @@ type Engine struct {
 	journal journal
 	runDir  string
 	workDir string
+	pace    pace
 	log     *slog.Logger
 }
 
@@ -104,12 +105,16 @@ func older(version string, than [2]int) bool {
 	return err != nil || v[0] < than[0] || v[0] == than[0] && v[1] < than[1]
 }
 
-// CheckOptions refuses every option: the engine has none yet.
+// CheckOptions refuses what is not common to all engines: this one has no options
+// of its own yet.
 func (e *Engine) CheckOptions(options map[string]string) error {
 	for key := range options {
-		return fmt.Errorf("%w: the CRIU engine does not know %q", engine.ErrOption, key)
+		if key != engine.OptionFreezeBudget {
+			return fmt.Errorf("%w: the CRIU engine does not know %q", engine.ErrOption, key)
+		}
 	}
-	return nil
+	_, err := engine.FreezeBudget(options)
+	return err
 }
 
 // CheckRestore compares engine, version and platform.

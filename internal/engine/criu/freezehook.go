@@ -1,7 +1,6 @@
 package criu
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -204,20 +203,6 @@ func (f freezer) leave(pid int) error {
 			return err
 		}
 	}
-}
-
-// parentOf reads the fourth field of /proc/PID/stat (proc(5)); the second, the
-// program's name, may hold spaces and parentheses.
-func parentOf(pid int) (int, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, err
-	}
-	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	if len(fields) < 2 {
-		return 0, fmt.Errorf("/proc/%d/stat cannot be read", pid)
-	}
-	return strconv.Atoi(fields[1])
 }
 
 // freeze asks for the freeze. Processes that a tracer holds, as CRIU's do at

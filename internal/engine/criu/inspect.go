@@ -15,11 +15,7 @@ import (
 // inspect looks, while the container runs, for what is known not to survive a
 // capture, so that it is refused with a plain reason and not found out by CRIU
 // while the Pod stands still.
-func inspect(c engine.Container) error {
-	pids, err := processesOf(c.PID)
-	if err != nil {
-		return fmt.Errorf("container %s: list its processes: %w", c.Name, err)
-	}
+func inspect(c engine.Container, pids []int) error {
 	for _, pid := range pids {
 		proc := "/proc/" + strconv.Itoa(pid)
 		problem, err := problemOf(proc)
@@ -29,8 +25,7 @@ func inspect(c engine.Container) error {
 			return fmt.Errorf("container %s: look at process %d: %w", c.Name, pid, err)
 		}
 		if problem != "" {
-			name, _ := os.ReadFile(proc + "/comm")
-			return fmt.Errorf("%w: container %s, process %d (%s): %s", engine.ErrUnsupported, c.Name, pid, strings.TrimSpace(string(name)), problem)
+			return fmt.Errorf("%w: container %s, process %d (%s): %s", engine.ErrUnsupported, c.Name, pid, commandOf(pid), problem)
 		}
 	}
 	return nil
@@ -57,31 +52,4 @@ func problemOf(proc string) (string, error) {
 		}
 	}
 	return "", nil
-}
-
-// processesOf lists the processes of the cgroup that a container's init process
-// is in, through the host's view of it.
-func processesOf(pid int) ([]int, error) {
-	path, unified, err := cgroupOf(pid, "freezer")
-	if err != nil {
-		return nil, err
-	}
-	// /proc/PID/cgroup is the only view of the hierarchy that needs no mount:
-	// every process that names the same cgroup belongs to the container.
-	all, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	var pids []int
-	for _, d := range all {
-		p, err := strconv.Atoi(d.Name())
-		if err != nil {
-			continue
-		}
-		other, u, err := cgroupOf(p, "freezer")
-		if err == nil && u == unified && (other == path || strings.HasPrefix(other, path+"/")) {
-			pids = append(pids, p)
-		}
-	}
-	return pids, nil
 }
