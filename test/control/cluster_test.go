@@ -205,10 +205,7 @@ func (c *cluster) waitReady(ctx context.Context, etcdDied, apiDied <-chan error,
 // Service, which nothing routes here, to this process.
 func (c *cluster) install(ctx context.Context, kubectl string) error {
 	// kubectl reads these, but `go test` only sees what is read here.
-	config := os.Getenv(configDir)
-	if config == "" {
-		config = "../../config"
-	}
+	config := configRoot()
 	err := filepath.WalkDir(config, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
 			_, err = os.ReadFile(path)
@@ -246,6 +243,13 @@ func (c *cluster) install(ctx context.Context, kubectl string) error {
 	return eventually(ctx, func() error {
 		return c.client.List(ctx, &checkpointv1alpha1.PodCheckpointList{})
 	})
+}
+
+func configRoot() string {
+	if config := os.Getenv(configDir); config != "" {
+		return config
+	}
+	return "../../config"
 }
 
 func (c *cluster) redirect(object *unstructured.Unstructured) error {
