@@ -23,7 +23,7 @@ import (
 
 const (
 	// What the answer to the last probe needs after the thaw: this, or a tenth.
-	probeMargin     = 200 * time.Millisecond
+	probeMargin     = 300 * time.Millisecond
 	probeMarginPart = 10
 )
 

@@ -30,7 +30,7 @@ func TestTheFreezeBudgetIsThatOfTheTightestProbe(t *testing.T) {
 	}{
 		"no probe":            {func(*corev1.Pod) {}, 0, 0, ""},
 		"readiness only":      {func(p *corev1.Pod) { p.Spec.Containers[0].ReadinessProbe = probe(1, 1, 1) }, 0, 0, ""},
-		"one failure":         {func(p *corev1.Pod) { p.Spec.Containers[0].LivenessProbe = probe(1, 1, 1) }, time.Second, 800 * time.Millisecond, "liveness probe of container a"},
+		"one failure":         {func(p *corev1.Pod) { p.Spec.Containers[0].LivenessProbe = probe(1, 1, 1) }, time.Second, 700 * time.Millisecond, "liveness probe of container a"},
 		"Kubernetes' default": {func(p *corev1.Pod) { p.Spec.Containers[0].LivenessProbe = probe(0, 0, 0) }, 21 * time.Second, 18900 * time.Millisecond, "container a"},
 		"a timeout longer than the period": {func(p *corev1.Pod) { p.Spec.Containers[0].LivenessProbe = probe(5, 2, 3) },
 			15 * time.Second, 13500 * time.Millisecond, "container a"},
@@ -38,14 +38,14 @@ func TestTheFreezeBudgetIsThatOfTheTightestProbe(t *testing.T) {
 			p.Spec.Containers[0].LivenessProbe, p.Spec.Containers[1].LivenessProbe = probe(1, 10, 3), probe(2, 1, 2)
 		}, 4 * time.Second, 3600 * time.Millisecond, "container b"},
 		"a sidecar's": {func(p *corev1.Pod) { p.Spec.InitContainers[1].LivenessProbe = probe(1, 1, 2) },
-			2 * time.Second, 1800 * time.Millisecond, "container proxy"},
+			2 * time.Second, 1700 * time.Millisecond, "container proxy"},
 		"a startup probe that has succeeded": {func(p *corev1.Pod) {
 			p.Spec.Containers[0].StartupProbe, p.Status.ContainerStatuses[0].Started = probe(1, 1, 1), &started
 		}, 0, 0, ""},
 		"a startup probe that has not": {func(p *corev1.Pod) {
 			p.Spec.Containers[0].StartupProbe, p.Status.ContainerStatuses[0].Started = probe(2, 10, 30), &starting
 			p.Spec.Containers[0].LivenessProbe = probe(1, 1, 1)
-		}, 2 * time.Second, 1800 * time.Millisecond, "startup probe of container a"},
+		}, 2 * time.Second, 1700 * time.Millisecond, "startup probe of container a"},
 		"of a container that does not run": {func(p *corev1.Pod) {
 			p.Spec.Containers[0].LivenessProbe = probe(1, 1, 1)
 			p.Status.ContainerStatuses[0].State = corev1.ContainerState{}
@@ -71,7 +71,7 @@ func TestTheFreezeBudgetIsThatOfTheTightestProbe(t *testing.T) {
 
 func TestAUsersFreezeBudgetCountsWhereItIsTheSmallerOne(t *testing.T) {
 	limit := tightest(makePod(func(p *corev1.Pod) { p.Spec.Containers[0].LivenessProbe = probe(1, 1, 1) }))
-	for given, want := range map[string]string{"": "800ms", "200ms": "200ms", "5s": "800ms", "soon": "soon"} {
+	for given, want := range map[string]string{"": "700ms", "200ms": "200ms", "5s": "700ms", "soon": "soon"} {
 		options := map[string]string{"other": "x"}
 		if given != "" {
 			options["freezeBudget"] = given
@@ -92,10 +92,10 @@ func TestAUsersFreezeBudgetCountsWhereItIsTheSmallerOne(t *testing.T) {
 func TestACheckpointThatAProbeForbidsSaysWhichAndBothFigures(t *testing.T) {
 	h := newHarness(t, makePod(func(p *corev1.Pod) { p.Spec.Containers[0].LivenessProbe = probe(1, 1, 1) }), makePCP())
 	h.cri.before = func(_ context.Context, in *runtimeapi.CheckpointPodRequest) error {
-		if in.Options["freezeBudget"] != "800ms" {
+		if in.Options["freezeBudget"] != "700ms" {
 			t.Errorf("the call's options are %v", in.Options)
 		}
-		st, err := status.New(codes.FailedPrecondition, "freeze budget: expected to stand still for 3s, its budget is 800ms").
+		st, err := status.New(codes.FailedPrecondition, "freeze budget: expected to stand still for 3s, its budget is 700ms").
 			WithDetails(&errdetails.ErrorInfo{Reason: criservice.ReasonFreezeBudget, Domain: "podstasis.dev"})
 		if err != nil {
 			t.Fatal(err)
@@ -103,7 +103,7 @@ func TestACheckpointThatAProbeForbidsSaysWhichAndBothFigures(t *testing.T) {
 		return st.Err()
 	}
 	h.run("cp")
-	for _, want := range []string{"3s", "800ms", "liveness probe of container a", "failureThreshold 1"} {
+	for _, want := range []string{"3s", "700ms", "liveness probe of container a", "failureThreshold 1"} {
 		h.expectReady("cp", v1alpha1.ReasonCheckpointFailed, want)
 	}
 	h.expectFiles()

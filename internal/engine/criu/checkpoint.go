@@ -248,7 +248,7 @@ var (
 
 // thawReserve is the part of a window's time that is kept for the end of the
 // capture, should CRIU have to be killed, and for the thaw; where there is little
-// time in all, a third of it.
+// time in all, two fifths of it.
 const thawReserve = interruptPatience + 100*time.Millisecond
 
 // bounded bounds a freeze window that begins now, so that the Pod runs again when
@@ -263,7 +263,7 @@ func bounded(ctx context.Context, budget time.Duration) (context.Context, contex
 	if limit == 0 {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeoutCause(ctx, limit-min(thawReserve, limit/3), cause)
+	return context.WithTimeoutCause(ctx, limit-min(thawReserve, limit*2/5), cause)
 }
 
 // overrun is the error of a window that was ended for its budget.
