@@ -43,7 +43,7 @@ test-unit: ## tests that need nothing but this checkout
 test-control: deps bin/devcluster ## the control plane against a real API server
 	STASIS_KUBE_BIN=$$(dirname $$(bin/devcluster build)) go test -count=1 ./test/control
 
-test-install: programs images ## installing, its parts' deaths, uninstalling, on a node of its own
+test-install: programs images images-e2e ## installing, its parts' deaths, uninstalling, on a node of its own
 	go test -count=1 -timeout 15m ./test/install
 
 test-cri: deps bin/devcluster image-files ## the CRI layer on a node without Kubernetes
