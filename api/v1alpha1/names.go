@@ -30,6 +30,10 @@ const (
 	VerbRestore = "restore"
 )
 
+// LabelAllowed with the value "false" on a Pod forbids checkpoints of it (P35).
+// On a Namespace, "true" lets it have checkpoints where config/opt-in is applied.
+const LabelAllowed = GroupName + "/allowed"
+
 // PodCheckpointReady is the type of the one condition that tells a
 // PodCheckpoint's progress (P3).
 const PodCheckpointReady = "Ready"

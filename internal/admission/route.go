@@ -18,7 +18,8 @@ import (
 // router writes the node of the source Pod into a PodCheckpoint at its creation,
 // whatever the user wrote there (P5). Agents watch only their own node's, and the
 // field decides who may write the status. It stays empty where there is no such
-// Pod or it is not scheduled: the controller says so in the status.
+// Pod or it is not scheduled: the controller says so in the status. A Pod that
+// forbids checkpoints of it has none.
 type router struct {
 	reader  client.Reader
 	decoder admission.Decoder
@@ -29,10 +30,16 @@ func (r *router) Handle(ctx context.Context, req admission.Request) admission.Re
 	if err := r.decoder.Decode(req, &checkpoint); err != nil {
 		return admission.Errored(http.StatusBadRequest, err)
 	}
-	node, err := r.nodeOf(ctx, req.Namespace, checkpoint.Spec.SourcePodName)
+	pod, err := r.source(ctx, req.Namespace, checkpoint.Spec.SourcePodName)
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
 	}
+	if pod.Labels[checkpointv1alpha1.LabelAllowed] == "false" {
+		// The agent says the same of a Pod that got the label since.
+		return deny(apierrors.NewForbidden(checkpointv1alpha1.GroupVersion.WithResource("podcheckpoints").GroupResource(), checkpoint.Name,
+			fmt.Errorf("Pod %q forbids it: it has the label %s=false", pod.Name, checkpointv1alpha1.LabelAllowed)))
+	}
+	node := pod.Spec.NodeName
 	switch {
 	case node == checkpoint.Spec.NodeName:
 		return admission.Allowed("")
@@ -43,17 +50,17 @@ func (r *router) Handle(ctx context.Context, req admission.Request) admission.Re
 	}
 }
 
-// nodeOf returns the node of a Pod; empty if it has none, or if there is no such
-// Pod. What cannot be a Pod's name is left for the schema to refuse, which looks
+// source returns the Pod of a name; the zero Pod, which is on no node, if there is
+// none. What cannot be a Pod's name is left for the schema to refuse, which looks
 // at the object after the webhooks.
-func (r *router) nodeOf(ctx context.Context, namespace, name string) (string, error) {
-	if len(validation.IsDNS1123Subdomain(name)) > 0 {
-		return "", nil
-	}
+func (r *router) source(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
 	var pod corev1.Pod
+	if len(validation.IsDNS1123Subdomain(name)) > 0 {
+		return &pod, nil
+	}
 	err := r.reader.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &pod)
 	if err != nil && !apierrors.IsNotFound(err) {
-		return "", fmt.Errorf("read source Pod %s/%s: %w", namespace, name, err)
+		return nil, fmt.Errorf("read source Pod %s/%s: %w", namespace, name, err)
 	}
-	return pod.Spec.NodeName, nil
+	return &pod, nil
 }

@@ -135,7 +135,11 @@ func (o *operations) run(ctx, working context.Context, op operation) {
 	if err != nil {
 		log.Error("checkpoint failed", "error", err, "took", took)
 		o.metrics.checkpointFailed(took)
-		rec = failureRecord(op.object, o.nodeName, metav1.NewTime(o.now()), v1alpha1.ReasonCheckpointFailed, sentence(err.Error()))
+		reason := v1alpha1.ReasonCheckpointFailed
+		if no := (*refusal)(nil); errors.As(err, &no) {
+			reason = no.reason
+		}
+		rec = failureRecord(op.object, o.nodeName, metav1.NewTime(o.now()), reason, sentence(err.Error()))
 		rec.PodUID = op.source.pod.UID
 		if err := o.store.writeRecord(rec); err != nil {
 			log.Error("the outcome could not be put on record", "error", err)
@@ -156,6 +160,9 @@ func (o *operations) take(ctx context.Context, op operation) (*record, *checkpoi
 	ctx, stop := context.WithTimeoutCause(ctx, timeout, timeoutError(timeout))
 	defer stop()
 
+	if err := o.lookAgain(ctx, op); err != nil {
+		return nil, nil, err
+	}
 	dir, err := o.store.makePartial(op.object.UID)
 	if err != nil {
 		return nil, nil, err
@@ -171,6 +178,27 @@ func (o *operations) take(ctx context.Context, op operation) (*record, *checkpoi
 		return nil, nil, err
 	}
 	return rec, manifest, nil
+}
+
+// lookAgain repeats the preconditions now that the Pod carries the condition at
+// which admission keeps resizes and ephemeral containers off (P15): what had come
+// before is seen here. It is no obstacle that the API server is away.
+func (o *operations) lookAgain(ctx context.Context, op operation) error {
+	var pod *corev1.Pod
+	var found corev1.Pod
+	switch err := o.live.Get(ctx, client.ObjectKeyFromObject(op.source.pod), &found); {
+	case err == nil:
+		pod = &found
+	case !apierrors.IsNotFound(err):
+		o.log.Warn("the Pod could not be looked at again before its checkpoint", "pod", op.source.pod.Name, "error", err)
+		return nil
+	}
+	pinned := op.object.DeepCopy()
+	pinned.Spec.SourcePodUID = &op.source.pod.UID
+	if _, no := checkPod(pinned, pod, o.nodeName); no != nil {
+		return no
+	}
+	return nil
 }
 
 func timeoutError(timeout time.Duration) error {

@@ -48,6 +48,9 @@ func checkPod(pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod, nodeName string) (*s
 	if pod.Spec.NodeName != nodeName {
 		return nil, refuse("Pod %s is on node %q, not on %q where it was when this PodCheckpoint was created; create another", name, pod.Spec.NodeName, nodeName)
 	}
+	if pod.Labels[v1alpha1.LabelAllowed] == "false" {
+		return nil, refuse("Pod %s forbids checkpoints of it, by the label %s=false", name, v1alpha1.LabelAllowed)
+	}
 	if why := notFromAPI(pod); why != "" {
 		return nil, refuse("Pod %s is a %s, which the API server does not own; those cannot be checkpointed", name, why)
 	}
@@ -69,9 +72,12 @@ func checkPod(pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod, nodeName string) (*s
 	if why := resizing(pod); why != "" {
 		return nil, refuse("Pod %s has a resize in flight (%s); wait until it has been applied, or take it back", name, why)
 	}
-	for _, s := range pod.Status.EphemeralContainerStatuses {
-		if s.State.Running != nil {
-			return nil, refuse("Ephemeral container %s runs in Pod %s and cannot be captured; end it first", s.Name, name)
+	for _, c := range pod.Spec.EphemeralContainers {
+		// One that has not started yet may do so at any moment.
+		if !slices.ContainsFunc(pod.Status.EphemeralContainerStatuses, func(s corev1.ContainerStatus) bool {
+			return s.Name == c.Name && s.State.Terminated != nil
+		}) {
+			return nil, refuse("Ephemeral container %s runs in Pod %s and cannot be captured; end it first", c.Name, name)
 		}
 	}
 	return &source{pod: pod, containers: selected}, nil

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podstasis.dev/stasis/api/v1alpha1"
 )
@@ -54,8 +56,13 @@ func TestEveryPreconditionHasItsOwnMessage(t *testing.T) {
 			p.Status.ContainerStatuses[0].AllocatedResources = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1")}
 		}, want: "container a asks for 2 of cpu and has 1"},
 		{name: "ephemeral container", pod: func(p *corev1.Pod) {
-			p.Status.EphemeralContainerStatuses = []corev1.ContainerStatus{running("debug")}
+			p.Spec.EphemeralContainers = ephemeral("done", "debug")
+			p.Status.EphemeralContainerStatuses = []corev1.ContainerStatus{{Name: "done", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}}, running("debug")}
 		}, want: "Ephemeral container debug runs in Pod ns/app"},
+		{name: "ephemeral container that begins", pod: func(p *corev1.Pod) { p.Spec.EphemeralContainers = ephemeral("debug") },
+			want: "Ephemeral container debug runs in Pod ns/app"},
+		{name: "forbidden by its label", pod: func(p *corev1.Pod) { p.Labels = map[string]string{v1alpha1.LabelAllowed: "false"} },
+			want: "Pod ns/app forbids checkpoints of it, by the label checkpoint.podstasis.dev/allowed=false"},
 		{name: "unknown container", pcp: func(p *v1alpha1.PodCheckpoint) { p.Spec.Containers = []string{"a", "zz"} }, want: "has no container zz that runs with it; it has proxy, a, b"},
 		{name: "an init container that had completed", pcp: func(p *v1alpha1.PodCheckpoint) { p.Spec.Containers = []string{"setup"} }, want: "has no container setup that runs with it"},
 		{name: "a container twice", pcp: func(p *v1alpha1.PodCheckpoint) { p.Spec.Containers = []string{"a", "a"} }, want: "names a twice"},
@@ -105,5 +112,37 @@ func TestOfSomeContainersOnlyThoseHaveToRun(t *testing.T) {
 	src, no := checkPod(makePCP(func(p *v1alpha1.PodCheckpoint) { p.Spec.Containers = []string{"a"} }), pod, testNode)
 	if no != nil || len(src.containers) != 1 || src.containers[0] != "a" {
 		t.Errorf("%v, %v", src, no)
+	}
+}
+
+func ephemeral(names ...string) (all []corev1.EphemeralContainer) {
+	for _, name := range names {
+		all = append(all, corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: name}})
+	}
+	return all
+}
+
+func TestWhatCameBeforeThePodWasMarkedIsSeen(t *testing.T) {
+	h := newHarness(t, makePod(), makePCP())
+	h.intercept.SubResourceUpdate = func(ctx context.Context, c client.Client, sub string, obj client.Object, opts ...client.SubResourceUpdateOption) error {
+		h.intercept.SubResourceUpdate = nil
+		// The preconditions hold, the condition is not there yet: somebody begins to debug.
+		pod := makePod()
+		if err := c.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
+			return err
+		}
+		pod.Spec.EphemeralContainers = ephemeral("debug")
+		if err := c.Update(ctx, pod); err != nil {
+			return err
+		}
+		return c.SubResource(sub).Update(ctx, obj, opts...)
+	}
+	h.run("cp")
+	h.expectReady("cp", v1alpha1.ReasonCheckpointFailed, "Ephemeral container debug runs in Pod ns/app")
+	if h.cri.calls() != 0 {
+		t.Error("the Pod was checkpointed")
+	}
+	if after := h.condition(v1alpha1.PodConditionCheckpointing); after != "" {
+		t.Errorf("condition %q after it", after)
 	}
 }

@@ -61,6 +61,22 @@ func TestAPodCheckpointGetsTheNodeOfItsPodWhateverTheUserWrote(t *testing.T) {
 	}
 }
 
+func TestAPodMayForbidCheckpointsOfIt(t *testing.T) {
+	ns := namespace(t)
+	on, _ := node(t)
+	pod := source(t, ns, on)
+	label := func(value string) {
+		t.Helper()
+		must(t, shared.client.Patch(t.Context(), pod, client.RawPatch(types.MergePatchType,
+			[]byte(`{"metadata":{"labels":{"checkpoint.podstasis.dev/allowed":"`+value+`"}}}`))))
+	}
+	label("false")
+	c := &checkpointv1alpha1.PodCheckpoint{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "c"}, Spec: checkpointv1alpha1.PodCheckpointSpec{SourcePodName: pod.Name}}
+	refused(t, shared.client.Create(t.Context(), c.DeepCopy()), apierrors.IsForbidden, `Pod "counter" forbids it`, "checkpoint.podstasis.dev/allowed=false")
+	label("true")
+	must(t, shared.client.Create(t.Context(), c))
+}
+
 func TestAPodCheckpointsSpecDoesNotChange(t *testing.T) {
 	ns := namespace(t)
 	on, agent := node(t)
