@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,6 +29,7 @@ const (
 	reasonMissing = "CheckpointDataMissing"
 	reasonCorrupt = "CheckpointDataCorrupt"
 	reasonFailed  = "RestoreFailed"
+	reasonBusy    = "RestoreInProgress"
 )
 
 // Compatibility says whether a checkpoint can be restored on this node.
@@ -52,9 +54,14 @@ type Config struct {
 type Sessions struct {
 	Config
 
-	mu      sync.Mutex // guards tickets and every record on disk
+	mu      sync.Mutex // guards tickets, turns and every record on disk
 	tickets map[string]string
+	turns   map[podName]nodeapi.Sandbox // whose restore is under way
 }
+
+// podName is what restores are serialised by (P24). A UID would not do: a Pod that
+// is deleted while it restores and its successor of the same name differ in it.
+type podName struct{ namespace, name string }
 
 var _ nodeapi.Handler = (*Sessions)(nil)
 
@@ -63,7 +70,7 @@ func New(c Config) (*Sessions, error) {
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of restore records: %w", err)
 	}
-	return &Sessions{Config: c, tickets: map[string]string{}}, nil
+	return &Sessions{Config: c, tickets: map[string]string{}, turns: map[podName]nodeapi.Sandbox{}}, nil
 }
 
 // record is what is kept of one sandbox.
@@ -121,7 +128,7 @@ func (s *Sessions) Handle(ctx context.Context, request nodeapi.Request) nodeapi.
 }
 
 func (s *Sessions) createSandbox(ctx context.Context, sandbox nodeapi.Sandbox) (nodeapi.Response, error) {
-	rec, err := s.admit(ctx, sandbox)
+	rec, err := s.inTurn(ctx, sandbox)
 	if err != nil {
 		var refusal *nodeapi.Error
 		if !errors.As(err, &refusal) {
@@ -131,6 +138,7 @@ func (s *Sessions) createSandbox(ctx context.Context, sandbox nodeapi.Sandbox) (
 		return nodeapi.Response{}, refusal
 	}
 	if err := s.save(rec); err != nil {
+		s.endTurn(sandbox.ID)
 		return nodeapi.Response{}, err
 	}
 	if rec.Ordinary {
@@ -138,6 +146,38 @@ func (s *Sessions) createSandbox(ctx context.Context, sandbox nodeapi.Sandbox) (
 	}
 	s.Observer.Began(ctx, sandbox)
 	return nodeapi.Response{Action: nodeapi.ActionRestore, Together: rec.Together}, nil
+}
+
+// inTurn admits a sandbox unless a restore of another Pod of its name is under way.
+// Turns are kept in memory alone: nobody waits for a restore whose end was told to
+// an agent that is gone.
+func (s *Sessions) inTurn(ctx context.Context, sandbox nodeapi.Sandbox) (record, error) {
+	if sandbox.Annotations[annotationTicket] != "" {
+		return s.admit(ctx, sandbox) // RestorePod: its caller knows what it does at a time
+	}
+	name := podName{sandbox.Namespace, sandbox.Name}
+	s.mu.Lock()
+	other, busy := s.turns[name]
+	if busy = busy && other.UID != sandbox.UID; !busy {
+		s.turns[name] = sandbox
+	}
+	s.mu.Unlock()
+	if busy {
+		return record{}, &nodeapi.Error{Reason: reasonBusy, Message: fmt.Sprintf(
+			"a restore of another Pod %s/%s, of UID %s, is still under way on this node; this one waits for its end", name.namespace, name.name, other.UID)}
+	}
+	rec, err := s.admit(ctx, sandbox)
+	if err != nil || rec.Ordinary {
+		s.endTurn(sandbox.ID)
+	}
+	return rec, err
+}
+
+// endTurn says that the restore of a sandbox is over, in whichever way.
+func (s *Sessions) endTurn(sandboxID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.turns, func(_ podName, holder nodeapi.Sandbox) bool { return holder.ID == sandboxID })
 }
 
 // admit finds the checkpoint and checks all of it before anything is started.
@@ -241,6 +281,7 @@ func volumesFor(rec record, m *checkpoint.Manifest, container string) []nodeapi.
 
 func (s *Sessions) report(ctx context.Context, in nodeapi.Report) error {
 	if in.Stage == nodeapi.StageDeleted {
+		s.endTurn(in.Sandbox.ID)
 		return s.forget(in.Sandbox.ID)
 	}
 	if in.Stage == nodeapi.StageFailed {
@@ -252,6 +293,7 @@ func (s *Sessions) report(ctx context.Context, in nodeapi.Report) error {
 		return err
 	}
 	if whole {
+		s.endTurn(in.Sandbox.ID)
 		s.Observer.Succeeded(ctx, rec.Sandbox)
 	}
 	return nil

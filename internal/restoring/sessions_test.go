@@ -146,6 +146,58 @@ func TestARestoreGoesFromSandboxOverContainersToItsEnd(t *testing.T) {
 	}
 }
 
+func TestRestoresOfOneNameAreDoneOneAfterTheOther(t *testing.T) {
+	successor := sandbox("restore-from", "c1")
+	successor.ID, successor.UID = "s2", "u2"
+	again := sandbox("restore-from", "c1") // the kubelet's next try for the same Pod
+	again.ID = "s3"
+	for _, end := range []struct {
+		how string
+		end func(*testing.T, *restoring.Sessions)
+	}{
+		{"it was restored", func(t *testing.T, s *restoring.Sessions) {
+			for _, c := range []string{"a", "b"} {
+				report(t, s, c, nodeapi.StageStarted)
+			}
+		}},
+		{"its sandbox was removed", func(t *testing.T, s *restoring.Sessions) { report(t, s, "", nodeapi.StageDeleted) }},
+	} {
+		t.Run(end.how, func(t *testing.T) {
+			f := &fakes{source: data(t)}
+			s := newSessions(t, f, t.TempDir())
+			create(s, fromC1)
+			r := create(s, successor)
+			if r.Error == nil || r.Error.Reason != "RestoreInProgress" || !strings.Contains(r.Error.Message, "another Pod ns/pod, of UID u,") {
+				t.Fatalf("the successor while the first restores: %+v", r)
+			}
+			if !slices.Equal(f.told, []string{"began", "refused RestoreInProgress"}) {
+				t.Errorf("the observer was told %v", f.told)
+			}
+			end.end(t, s)
+			if r := create(s, successor); r.Action != nodeapi.ActionRestore {
+				t.Errorf("the successor after it: %+v", r)
+			}
+		})
+	}
+	t.Run("another name, another try and a refusal hold nobody up", func(t *testing.T) {
+		f := &fakes{source: data(t)}
+		s := newSessions(t, f, t.TempDir())
+		create(s, fromC1)
+		if r := create(s, again); r.Action != nodeapi.ActionRestore {
+			t.Errorf("another try: %+v", r)
+		}
+		other := successor
+		other.Name = "other"
+		f.refusal = errors.New("no")
+		create(s, other)
+		f.refusal = nil
+		other.ID, other.UID = "s4", "u4"
+		if r := create(s, other); r.Action != nodeapi.ActionRestore {
+			t.Errorf("another Pod: %+v", r)
+		}
+	})
+}
+
 func TestAContainerWhoseRestoreFailedIsRestoredAgainAndItsVolumeFilledAgain(t *testing.T) {
 	f := &fakes{source: data(t)}
 	s := newSessions(t, f, t.TempDir())

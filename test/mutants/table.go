@@ -187,6 +187,9 @@ var mutants = []mutant{
 		`	case string(pcp.UID) != pin:`, `	case false:
 		_ = pin`,
 		unit, "internal/agent", "TestEveryRefusalOfARestoreHasReasonAndMessage"},
+	{"restores of one name one after the other", "internal/restoring/sessions.go",
+		`busy = busy && other.UID != sandbox.UID; !busy`, `busy = false; !busy`,
+		unit, "internal/restoring", "TestRestoresOfOneNameAreDoneOneAfterTheOther"},
 	{"a ticket that works twice", "internal/restoring/sessions.go",
 		`		dir, ok := s.tickets[ticket]
 		delete(s.tickets, ticket)`, `		dir, ok := s.tickets[ticket]`,
