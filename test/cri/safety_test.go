@@ -2,8 +2,10 @@ package cri_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -134,7 +136,7 @@ func TestAFreezeWindowThatOutlastsItsBudgetIsEndedBefore(t *testing.T) {
 	in.Options = map[string]string{"freezeBudget": "1500ms"}
 	stood := p.frozenWhile(t, func() {
 		_, err := theNode.stasis.CheckpointPod(testContext(t), in)
-		wantError(t, err, codes.FailedPrecondition, "stood still for 1.", "its budget is 1.5s")
+		wantError(t, err, codes.FailedPrecondition, "stood still for ", "its budget is 1.5s")
 	})
 	if stood == 0 || stood > 1500*time.Millisecond {
 		t.Errorf("it stood still for %v, its budget was 1.5s", stood)
@@ -308,4 +310,69 @@ func TestAReadOnlyDiskIsRefusedBeforeTheFreeze(t *testing.T) {
 	must(t, theNode.host.Do(func() error { return unix.Mount("", mount, "", unix.MS_REMOUNT|unix.MS_RDONLY, "") }))
 	p.refusedUnfrozen(t, in, codes.ResourceExhausted, dir, "read-only")
 	p.goesOn(t, "a")
+}
+
+// P13, P17: a disk that does not answer keeps no Pod frozen.
+func TestADiskThatHangsDoesNotKeepThePodFrozen(t *testing.T) {
+	p := theNode.run(t, "", container("a", counting))
+	p.numbers(t, "a", 5)
+	mount := theNode.directory(t)
+	dir := filepath.Join(mount, "checkpoint")
+	file := mount + ".img"
+	must(t, theNode.host.Do(func() error {
+		for _, command := range []string{
+			"truncate -s 256M " + file, "mkfs.ext4 -q " + file, "mount -o loop " + file + " " + mount, "mkdir -m 700 " + dir,
+		} {
+			if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
+				return fmt.Errorf("%s: %w: %s", command, err, out)
+			}
+		}
+		return nil
+	}))
+	onMount := func(request uint) error {
+		return theNode.host.Do(func() error {
+			f, err := os.Open(mount)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			return unix.IoctlSetInt(int(f.Fd()), request, 0)
+		})
+	}
+	const hang, goOn = 0xC0045877, 0xC0045878 // FIFREEZE, FITHAW
+	t.Cleanup(func() {
+		onMount(goOn) // if it still hangs
+		must(t, theNode.host.Do(func() error { return errors.Join(unix.Unmount(mount, 0), os.Remove(file)) }))
+	})
+	in := p.checkpointRequest(t)
+	in.OutputPath = dir
+	in.Options = map[string]string{"freezeBudget": "5s"}
+	hangs := make(chan error, 1)
+	go func() {
+		for end := time.Now().Add(20 * time.Second); !theNode.frozen(t, p) && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		}
+		hangs <- onMount(hang)
+	}()
+	answered := make(chan error, 1)
+	stood := p.frozenWhile(t, func() {
+		go func() {
+			_, err := theNode.stasis.CheckpointPod(testContext(t), in)
+			answered <- err
+		}()
+		must(t, <-hangs)
+		select {
+		case err := <-answered:
+			answered <- err
+		case <-time.After(7 * time.Second):
+		}
+	})
+	if stood == 0 || stood > 5*time.Second {
+		t.Errorf("it stood still for %v, its budget was 5s", stood)
+	}
+	p.goesOn(t, "a") // while the disk still hangs
+	must(t, onMount(goOn))
+	wantError(t, <-answered, codes.FailedPrecondition, "its budget is 5s")
+	if left := theNode.entries(t, dir); len(left) > 0 && !slices.Equal(left, []string{"lost+found"}) {
+		t.Errorf("the directory holds %v", left)
+	}
 }

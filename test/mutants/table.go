@@ -124,6 +124,14 @@ var mutants = []mutant{
 	{"a full disk not told from other failures", "internal/engine/criu/checkpoint.go",
 		`	if disk := diskError(reason); disk != nil {`, `	if disk := diskError(reason); disk != nil && disk != disk {`,
 		node, "test/cri", "TestADiskThatFillsUpFailsTheCheckpointAndNothingElse"},
+	{"a Pod frozen until the disk answers", "internal/engine/criu/orphans.go",
+		`			return ok && time.Since(at) > killedPatience`, `			return ok && at.IsZero()`,
+		node, "test/cri", "TestADiskThatHangsDoesNotKeepThePodFrozen"},
+	{"a Pod frozen until its archives are given up", "internal/engine/criu/checkpoint.go",
+		`	case <-ctx.Done():
+		return done, context.Cause(ctx)`, `	case <-ctx.Done():
+		return nil, <-done`,
+		node, "test/cri", "TestADiskThatHangsDoesNotKeepThePodFrozen"},
 	{"a read-only disk found out by the engine", "internal/agent/disk.go",
 		`	if st.Flags&unix.ST_RDONLY != 0 {`, `	if false {`,
 		node, "test/cri", "TestAReadOnlyDiskIsRefusedBeforeTheFreeze"},

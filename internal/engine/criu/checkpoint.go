@@ -23,9 +23,12 @@ import (
 	"podstasis.dev/stasis/internal/layer"
 )
 
-// thawTimeout bounds the thaw, which does not end with the operation's context:
-// it is what makes up for that context's end.
-const thawTimeout = 30 * time.Second
+// thawTimeout bounds one attempt at a thaw, and thawPatience all of them. They do
+// not end with the operation's context: the thaw is what makes up for its end.
+const (
+	thawTimeout  = 30 * time.Second
+	thawPatience = 10 * time.Minute
+)
 
 // Layout of a checkpoint directory; docs/format.md describes it.
 const (
@@ -201,12 +204,7 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 	defer stop()
 	var capturing <-chan error // what goes on although ctx has ended
 	defer func() {
-		thawCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), thawTimeout)
-		defer cancel()
-		if err != nil {
-			err = errors.Join(err, endCapture(thawCtx, w.sandbox.ID))
-		}
-		err = errors.Join(err, e.thaw(thawCtx, entry))
+		err = errors.Join(err, e.letGo(context.WithoutCancel(ctx), entry, err != nil))
 		m.FreezeDuration = time.Since(began)
 		clock.end("thaw")
 		if capturing != nil {
@@ -239,6 +237,35 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 	return nil
 }
 
+// letGo thaws what a freeze window froze, after it has ended what is left of a
+// capture that failed. It does not give up for long: what keeps CRIU from ending,
+// such as a disk that does not answer, may pass, and until then nobody else tries.
+func (e *Engine) letGo(ctx context.Context, entry frozen, failed bool) error {
+	ctx, cancel := context.WithTimeout(ctx, thawPatience)
+	defer cancel()
+	for {
+		err := func() error {
+			ctx, cancel := context.WithTimeout(ctx, thawTimeout)
+			defer cancel()
+			if failed {
+				if err := endCapture(ctx, entry.SandboxID); err != nil {
+					return err
+				}
+			}
+			return e.thaw(ctx, entry)
+		}()
+		if err == nil {
+			return nil
+		}
+		e.log.ErrorContext(ctx, "a Pod could not be thawed, trying again", "sandbox", entry.SandboxID, "err", err)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Second):
+		}
+	}
+}
+
 var (
 	// errBudgetUsedUp ends a freeze window whose budget is nearly used up.
 	errBudgetUsedUp = errors.New("the freeze budget is used up")
@@ -249,7 +276,7 @@ var (
 // thawReserve is the part of a window's time that is kept for the end of the
 // capture, should CRIU have to be killed, and for the thaw; where there is little
 // time in all, two fifths of it.
-const thawReserve = interruptPatience + 100*time.Millisecond
+const thawReserve = interruptPatience + killedPatience + 200*time.Millisecond
 
 // bounded bounds a freeze window that begins now, so that the Pod runs again when
 // budget (0: none) or deadline are there.

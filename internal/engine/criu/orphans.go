@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -73,30 +74,45 @@ func ignoredSignals(status string) (uint64, error) {
 	return 0, fmt.Errorf("%s has no SigIgn", status)
 }
 
+// killedPatience is how long a killed process is waited for. One that is in a
+// system call which does not return, as of a disk that does not answer, ends when
+// that does; it does nothing more before, and is no reason to keep a Pod frozen.
+const killedPatience = 100 * time.Millisecond
+
 // endCapture ends what is left of a sandbox's capture and waits until it is gone:
 // asked first, killed when that takes too long. It comes before a thaw: a CRIU
 // that lives on puts the freezer back, when it ends, into the state that it found.
 func endCapture(ctx context.Context, sandboxID string) error {
 	patience := time.Now().Add(interruptPatience)
+	killed := map[int]time.Time{}
 	for {
 		pids, err := capturing(sandboxID)
 		if err != nil {
 			return fmt.Errorf("look for what is left of a capture: %w", err)
 		}
-		if len(pids) == 0 {
+		alive := slices.DeleteFunc(pids, func(pid int) bool {
+			at, ok := killed[pid]
+			return ok && time.Since(at) > killedPatience
+		})
+		if len(alive) == 0 {
 			return nil
 		}
 		if time.Now().Before(patience) {
 			err = interruptCapture(sandboxID)
 		} else {
-			err = kill(pids)
+			err = kill(alive)
+			for _, pid := range alive {
+				if _, ok := killed[pid]; !ok {
+					killed[pid] = time.Now()
+				}
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("end an interrupted capture: %w", err)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("processes %v of an interrupted capture do not end: %w", pids, context.Cause(ctx))
+			return fmt.Errorf("processes %v of an interrupted capture do not end: %w", alive, context.Cause(ctx))
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
