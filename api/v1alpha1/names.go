@@ -71,4 +71,5 @@ const (
 	EventRestoreInProgress     = "RestoreInProgress"     // the data are whole and the restore begins
 	EventRestoreFailed         = "RestoreFailed"         // a container could not be restored
 	EventRestoreSucceeded      = "RestoreSucceeded"      // all containers go on
+	EventRestoreGivenUp        = "RestoreGivenUp"        // it kept failing: the Pod is Failed now
 )

@@ -50,6 +50,7 @@ func NewCommand(out io.Writer) *cobra.Command {
 	flags.IntVar(&o.MaxConcurrent, "max-concurrent-checkpoints", 4, "how many Pods are checkpointed at a time")
 	flags.Float64Var(&o.Disk.MaxShare, "max-disk-share", defaultMaxDiskShare, "the part of their disk that all checkpoints together may take, 0 to 1")
 	flags.Float64Var(&o.Disk.MinFree, "min-free-disk", defaultMinFreeDisk, "the part of the disk that checkpoints leave free, 0 to 1; not less than what the kubelet evicts Pods at (imagefs.available: 0.15)")
+	flags.DurationVar(&o.GiveUpAfter, "restore-give-up-after", defaultGiveUpAfter, "how long a restore may keep failing before its Pod becomes Failed; 0 for ever")
 	root.AddCommand(installCommand(&o), uninstallCommand(&o), preflightCommand(&o, out))
 	return root
 }

@@ -59,6 +59,7 @@ type Options struct {
 	NoKubernetes    bool   // the CRI layer alone
 	MaxConcurrent   int    // checkpoints at a time on this node
 	Disk            DiskLimits
+	GiveUpAfter     time.Duration // how long a restore may keep failing; 0: for ever
 	Log             *slog.Logger
 }
 
@@ -174,7 +175,7 @@ func (d *daemon) run(ctx context.Context) error {
 	if len(removed) > 0 {
 		d.Log.Info("leftovers of interrupted work removed", "names", removed)
 	}
-	d.observer = &observer{store: d.store, metrics: d.metrics, log: d.Log, now: time.Now}
+	d.observer = &observer{store: d.store, metrics: d.metrics, log: d.Log, now: time.Now, giveUpAfter: d.GiveUpAfter}
 	d.sessions, err = restoring.New(restoring.Config{
 		StateDir:      filepath.Join(d.RunDir, "restore"),
 		FreezeHook:    filepath.Join(nodeinstall.HostPrefix, "bin", "stasis-freeze-hook"),

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,10 +25,14 @@ type observer struct {
 	log     *slog.Logger
 	now     func() time.Time
 
+	// giveUpAfter is how long a restore may keep failing; 0: for ever.
+	giveUpAfter time.Duration
+
 	mu       sync.Mutex
 	marker   *marker              // nil until connected
 	recorder events.EventRecorder // nil until connected
 	begun    map[string]time.Time // by sandbox
+	failing  map[types.UID]failures
 }
 
 // connect gives the observer an API server to tell.
@@ -52,6 +57,9 @@ func (o *observer) Refused(ctx context.Context, sandbox nodeapi.Sandbox, reason 
 	message := "Not restored from PodCheckpoint " + from(sandbox) + ": " + reason.Message
 	o.event(sandbox, corev1.EventTypeWarning, reason.Reason, message)
 	o.mark(ctx, sandbox, corev1.ConditionFalse, reason.Reason, message)
+	if slices.Contains(lasting, reason.Reason) {
+		o.failed(ctx, sandbox, message)
+	}
 }
 
 // Began implements restoring.Observer.
@@ -83,6 +91,7 @@ func (o *observer) Failed(ctx context.Context, sandbox nodeapi.Sandbox, containe
 	message = what + " from PodCheckpoint " + from(sandbox) + ": " + message
 	o.event(sandbox, corev1.EventTypeWarning, v1alpha1.EventRestoreFailed, message)
 	o.mark(ctx, sandbox, corev1.ConditionFalse, v1alpha1.EventRestoreFailed, message)
+	o.failed(ctx, sandbox, message)
 }
 
 // Succeeded implements restoring.Observer.
@@ -90,6 +99,7 @@ func (o *observer) Succeeded(ctx context.Context, sandbox nodeapi.Sandbox) {
 	o.mu.Lock()
 	begun, known := o.begun[sandbox.ID]
 	delete(o.begun, sandbox.ID)
+	delete(o.failing, types.UID(sandbox.UID))
 	o.mu.Unlock()
 	o.metrics.restores.WithLabelValues(resultSuccess).Inc()
 	var took time.Duration

@@ -11,6 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"podstasis.dev/stasis/api/v1alpha1"
 )
 
 // markPatience is how long the API server may take to note a condition.
@@ -51,20 +53,39 @@ func (m *marker) clear(ctx context.Context, pod podRef, kind string) {
 }
 
 func (m *marker) patch(ctx context.Context, pod podRef, condition map[string]any) {
+	err := m.write(ctx, pod, map[string]any{"conditions": []any{condition}})
+	if err != nil {
+		m.log.Warn("a condition of a Pod could not be written", "namespace", pod.namespace, "pod", pod.name, "condition", condition["type"], "error", err)
+	}
+}
+
+// fail ends a Pod that cannot be restored: its kubelet takes down what there is of
+// it and starts nothing more.
+func (m *marker) fail(ctx context.Context, pod podRef, message string) error {
+	if m == nil {
+		return nil
+	}
+	return m.write(ctx, pod, map[string]any{
+		"phase": corev1.PodFailed, "reason": v1alpha1.EventRestoreFailed, "message": cut(message, maxEventBytes),
+	})
+}
+
+// write patches the status of one instance of a Pod. That it is gone is no error.
+func (m *marker) write(ctx context.Context, pod podRef, status map[string]any) error {
 	patch, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"uid": pod.uid}, // of another instance it is refused
-		"status":   map[string]any{"conditions": []any{condition}},
+		"status":   status,
 	})
 	if err != nil {
-		m.log.Error("a condition of a Pod could not be encoded", "error", err)
-		return
+		return err
 	}
 	// Also when the work was cancelled: the condition has to come off then.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), markPatience)
 	defer cancel()
 	object := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pod.namespace, Name: pod.name}}
 	err = m.client.Status().Patch(ctx, object, client.RawPatch(types.StrategicMergePatchType, patch))
-	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsInvalid(err) {
-		m.log.Warn("a condition of a Pod could not be written", "namespace", pod.namespace, "pod", pod.name, "condition", condition["type"], "error", err)
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) || apierrors.IsInvalid(err) {
+		return nil
 	}
+	return err
 }

@@ -198,6 +198,9 @@ var mutants = []mutant{
 	{"restores of one name one after the other", "internal/restoring/sessions.go",
 		`busy = busy && other.UID != sandbox.UID; !busy`, `busy = false; !busy`,
 		unit, "internal/restoring", "TestRestoresOfOneNameAreDoneOneAfterTheOther"},
+	{"giving up a restore that keeps failing", "internal/agent/giveup.go",
+		`	if !hasPod(sandbox) || o.giveUpAfter <= 0 {`, `	if true {`,
+		unit, "internal/agent", "TestARestoreThatKeepsFailingIsGivenUpAndOneThatWaitsIsNot"},
 	{"a ticket that works twice", "internal/restoring/sessions.go",
 		`		dir, ok := s.tickets[ticket]
 		delete(s.tickets, ticket)`, `		dir, ok := s.tickets[ticket]`,
