@@ -219,6 +219,12 @@ func newHarness(t *testing.T, objects ...client.Object) *harness {
 				}
 				return c.SubResource(sub).Update(ctx, obj, opts...)
 			},
+			SubResourcePatch: func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
+				if h.intercept.SubResourcePatch != nil {
+					return h.intercept.SubResourcePatch(ctx, c, sub, obj, patch, opts...)
+				}
+				return c.SubResource(sub).Patch(ctx, obj, patch, opts...)
+			},
 		}).Build()
 	h.start()
 	return h
@@ -432,6 +438,64 @@ func TestACrashDoesNotLeaveThePodMarked(t *testing.T) {
 	h.expectReady("cp", v1alpha1.ReasonCheckpointFailed, "interrupted")
 	if after := h.condition(v1alpha1.PodConditionCheckpointing); after != "" {
 		t.Errorf("condition %q", after)
+	}
+}
+
+// A Pod that stays marked is denied resizes and ephemeral containers for good.
+func TestAPodIsUnmarkedBeforeItsObjectEndsHoweverOftenThatFails(t *testing.T) {
+	for name, begin := range map[string]func(h *harness){
+		"taken": func(h *harness) { h.run("cp") },
+		"interrupted": func(h *harness) {
+			uid := podUID
+			pcp := h.get("cp")
+			pcp.Status.SourcePodUID = &uid
+			setReady(&pcp.Status, 1, metav1.Now(), v1alpha1.ReasonCheckpointInProgress, "")
+			if err := h.client.Status().Update(t.Context(), pcp); err != nil {
+				t.Fatal(err)
+			}
+			h.ops.marker.set(t.Context(), podRef{"ns", "app", podUID}, v1alpha1.PodConditionCheckpointing, corev1.ConditionTrue, "x", "y")
+			for range 3 {
+				_, _ = h.reconciler.Reconcile(t.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Namespace: "ns", Name: "cp"}})
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t, makePod(), makePCP())
+			failures := 2
+			h.intercept.SubResourcePatch = func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
+				data, err := patch.Data(obj)
+				if err == nil && strings.Contains(string(data), "$patch") && failures > 0 {
+					failures--
+					if terminal(h.get("cp")) {
+						t.Error("the object has ended and the Pod is marked")
+					}
+					return apierrors.NewServiceUnavailable("the test says so")
+				}
+				return c.SubResource(sub).Patch(ctx, obj, patch, opts...)
+			}
+			begin(h)
+			if !terminal(h.get("cp")) || failures > 0 {
+				t.Errorf("the object has not ended, or nothing failed: %d", failures)
+			}
+			if after := h.condition(v1alpha1.PodConditionCheckpointing); after != "" {
+				t.Errorf("the Pod is still marked: %q", after)
+			}
+		})
+	}
+}
+
+func TestAPodIsUnmarkedWhenItsObjectIsDeletedAfterACrash(t *testing.T) {
+	uid := podUID
+	h := newHarness(t, makePod(), makePCP(withReason(v1alpha1.ReasonCheckpointInProgress), func(p *v1alpha1.PodCheckpoint) {
+		p.Status.SourcePodUID = &uid
+	}))
+	h.ops.marker.set(t.Context(), podRef{"ns", "app", podUID}, v1alpha1.PodConditionCheckpointing, corev1.ConditionTrue, "x", "y")
+	if err := h.client.Delete(t.Context(), h.get("cp")); err != nil {
+		t.Fatal(err)
+	}
+	h.reconcile(t.Context(), "cp")
+	if after := h.condition(v1alpha1.PodConditionCheckpointing); after != "" {
+		t.Errorf("the Pod is still marked: %q", after)
 	}
 }
 

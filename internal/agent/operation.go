@@ -126,7 +126,7 @@ func (o *operations) run(ctx, working context.Context, op operation) {
 	begun := o.now()
 	rec, manifest, err := o.take(working, op)
 	took := o.now().Sub(begun)
-	o.marker.clear(ctx, pod, v1alpha1.PodConditionCheckpointing)
+	_ = o.marker.clear(ctx, pod, v1alpha1.PodConditionCheckpointing) // conclude makes sure, or the object's deletion
 	if errors.Is(err, errDeleted) {
 		log.Info("checkpoint abandoned, its object is being deleted")
 		o.metrics.checkpointFailed(took)
@@ -283,7 +283,7 @@ func sameContainers(m *checkpoint.Manifest, want []string) error {
 func (o *operations) tell(ctx context.Context, log *slog.Logger, rec *record) {
 	const first, most = 100 * time.Millisecond, 15 * time.Second
 	for delay := first; ; delay = min(2*delay, most) {
-		_, err := o.settle(ctx, rec)
+		_, err := o.conclude(ctx, rec)
 		if err == nil {
 			return
 		}
@@ -297,11 +297,22 @@ func (o *operations) tell(ctx context.Context, log *slog.Logger, rec *record) {
 		}
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
 		defer cancel()
-		if _, err := o.settle(last, rec); err != nil {
+		if _, err := o.conclude(last, rec); err != nil {
 			log.Warn("the outcome could not be written before the agent stopped; its next start does it", "error", err)
 		}
 		return
 	}
+}
+
+// conclude settles an operation that had marked its Pod. The mark goes first: once
+// the object has ended nobody looks for it any more.
+func (o *operations) conclude(ctx context.Context, rec *record) (bool, error) {
+	if rec.PodUID != "" {
+		if err := o.marker.clear(ctx, podRef{rec.Namespace, rec.PodName, rec.PodUID}, v1alpha1.PodConditionCheckpointing); err != nil {
+			return false, err
+		}
+	}
+	return o.settle(ctx, rec)
 }
 
 // settle writes an outcome to its object, once. It says whether this call ended

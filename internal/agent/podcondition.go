@@ -38,25 +38,32 @@ func (m *marker) set(ctx context.Context, pod podRef, kind string, status corev1
 	if m == nil {
 		return
 	}
-	m.patch(ctx, pod, map[string]any{
+	_ = m.patch(ctx, pod, map[string]any{ // logged; nothing waits for it
 		"type": kind, "status": status, "reason": reason, "message": cut(message, maxEventBytes),
 		"lastTransitionTime": metav1.NewTime(m.now()),
 	})
 }
 
-// clear takes a condition off a Pod.
-func (m *marker) clear(ctx context.Context, pod podRef, kind string) {
+// clear takes a condition off a Pod. An error, which is logged too, says that it
+// may be on it still and that trying again can help: others are denied things as
+// long as a Pod is marked.
+func (m *marker) clear(ctx context.Context, pod podRef, kind string) error {
 	if m == nil {
-		return
+		return nil
 	}
-	m.patch(ctx, pod, map[string]any{"$patch": "delete", "type": kind})
+	err := m.patch(ctx, pod, map[string]any{"$patch": "delete", "type": kind})
+	if apierrors.IsForbidden(err) {
+		return nil // then it could not be set either
+	}
+	return err
 }
 
-func (m *marker) patch(ctx context.Context, pod podRef, condition map[string]any) {
+func (m *marker) patch(ctx context.Context, pod podRef, condition map[string]any) error {
 	err := m.write(ctx, pod, map[string]any{"conditions": []any{condition}})
 	if err != nil {
 		m.log.Warn("a condition of a Pod could not be written", "namespace", pod.namespace, "pod", pod.name, "condition", condition["type"], "error", err)
 	}
+	return err
 }
 
 // fail ends a Pod that cannot be restored: its kubelet takes down what there is of

@@ -173,12 +173,9 @@ func (r *reconciler) interrupted(ctx context.Context, pcp *v1alpha1.PodCheckpoin
 	if err := r.store.removePartial(pcp.UID); err != nil {
 		return fmt.Errorf("remove the partial checkpoint: %w", err)
 	}
-	if uid := fresh.Status.SourcePodUID; uid != nil {
-		r.ops.marker.clear(ctx, podRef{fresh.Namespace, fresh.Spec.SourcePodName, *uid}, v1alpha1.PodConditionCheckpointing)
-	}
 	rec := failureRecord(&fresh, r.nodeName, metav1.NewTime(r.now()), v1alpha1.ReasonCheckpointFailed,
 		"The checkpoint was interrupted: the agent on node "+r.nodeName+" restarted while it was being taken; nothing of it was kept, create another PodCheckpoint")
-	ended, err := r.ops.settle(ctx, rec)
+	ended, err := r.ops.conclude(ctx, rec)
 	if err == nil && ended {
 		r.log.Info("interrupted checkpoint ended", "podcheckpoint", pcp.Namespace+"/"+pcp.Name)
 		r.metrics.checkpointFailed(0)
@@ -189,7 +186,6 @@ func (r *reconciler) interrupted(ctx context.Context, pcp *v1alpha1.PodCheckpoin
 // resume brings an operation to its end whose outcome is on record: whatever
 // came between the record and the status, it has happened.
 func (r *reconciler) resume(ctx context.Context, rec *record) error {
-	r.ops.marker.clear(ctx, podRef{rec.Namespace, rec.PodName, rec.PodUID}, v1alpha1.PodConditionCheckpointing)
 	if rec.Data != "" {
 		if err := r.store.commit(rec.UID, rec.Data); err != nil {
 			// The record says that it is there and it is not: a failing disk, or
@@ -200,7 +196,7 @@ func (r *reconciler) resume(ctx context.Context, rec *record) error {
 			}
 		}
 	}
-	_, err := r.ops.settle(ctx, rec)
+	_, err := r.ops.conclude(ctx, rec)
 	return err
 }
 
@@ -212,6 +208,12 @@ func (r *reconciler) deleted(ctx context.Context, pcp *v1alpha1.PodCheckpoint) (
 	if fl := r.flights.of(pcp.UID); fl != nil {
 		fl.stop(errDeleted)
 		return ctrl.Result{RequeueAfter: soon}, nil
+	}
+	if uid := pcp.Status.SourcePodUID; uid != nil && inProgress(pcp) {
+		// Its operation was abandoned, or died with an agent before this one.
+		if err := r.ops.marker.clear(ctx, podRef{pcp.Namespace, pcp.Spec.SourcePodName, *uid}, v1alpha1.PodConditionCheckpointing); err != nil {
+			return ctrl.Result{}, err
+		}
 	}
 	held, err := r.store.held()
 	if err != nil {

@@ -135,6 +135,12 @@ var mutants = []mutant{
 	{"a read-only disk found out by the engine", "internal/agent/disk.go",
 		`	if st.Flags&unix.ST_RDONLY != 0 {`, `	if false {`,
 		node, "test/cri", "TestAReadOnlyDiskIsRefusedBeforeTheFreeze"},
+	{"a Pod left marked when the API server was away", "internal/agent/operation.go",
+		`	if rec.PodUID != "" {`, `	if false {`,
+		unit, "internal/agent", "TestAPodIsUnmarkedBeforeItsObjectEndsHoweverOftenThatFails"},
+	{"a Pod left marked when its object is deleted", "internal/agent/reconciler.go",
+		`uid != nil && inProgress(pcp) {`, `uid != nil && false {`,
+		unit, "internal/agent", "TestAPodIsUnmarkedWhenItsObjectIsDeletedAfterACrash"},
 
 	// Data.
 	{"no digest check", "internal/checkpoint/directory.go",
