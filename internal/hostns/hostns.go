@@ -192,16 +192,10 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 func (h *Host) Start(c Command, stdin, stdout *os.File) (*Process, error) {
 	var cmd *exec.Cmd
 	err := h.Do(func() error {
-		name, err := lookPath(c.Name, h.path)
-		if err != nil {
-			return err
-		}
-		cmd = exec.Command(name, c.Args...)
-		cmd.Dir = "/"
-		cmd.Env = append([]string{"PATH=" + h.path, "HOME=/root", "LANG=C"}, c.Env...)
+		cmd = exec.Command(c.Name, c.Args...)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, os.Stderr
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		return cmd.Start()
+		return h.start(cmd, c)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start %s on the host: %w", c.Name, err)
@@ -221,25 +215,9 @@ func (h *Host) Run(ctx context.Context, c Command) (Output, error) {
 	var stdout, stderr strings.Builder
 	var cmd *exec.Cmd
 	err := h.Do(func() error {
-		name, err := lookPath(c.Name, h.path)
-		if err != nil {
-			return err
-		}
-		cmd = exec.CommandContext(ctx, name, c.Args...)
-		cmd.Dir = "/"
-		cmd.Env = append([]string{"PATH=" + h.path, "HOME=/root", "LANG=C"}, c.Env...)
+		cmd = exec.CommandContext(ctx, c.Name, c.Args...)
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		if c.Outside {
-			unified, err := leaveCgroups()
-			if err != nil {
-				return err
-			}
-			if unified != nil {
-				defer unified.Close()
-				cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(unified.Fd())
-			}
-		}
 		cmd.Cancel = func() error {
 			group := -cmd.Process.Pid
 			if c.Interrupt != nil {
@@ -250,7 +228,7 @@ func (h *Host) Run(ctx context.Context, c Command) (Output, error) {
 			return syscall.Kill(group, syscall.SIGKILL)
 		}
 		cmd.WaitDelay = 5 * time.Second
-		return cmd.Start()
+		return h.start(cmd, c)
 	})
 	if err != nil {
 		return Output{}, fmt.Errorf("start %s on the host: %w", c.Name, err)
@@ -264,6 +242,28 @@ func (h *Host) Run(ctx context.Context, c Command) (Output, error) {
 		return out, &ExitError{Command: c.Name, Err: err, Stderr: strings.TrimSpace(out.Stderr)}
 	}
 	return out, nil
+}
+
+// start starts a command with what its Command says of its surroundings. It runs
+// on a thread of Do.
+func (h *Host) start(cmd *exec.Cmd, c Command) (err error) {
+	if cmd.Path, err = lookPath(c.Name, h.path); err != nil {
+		return err
+	}
+	cmd.Err = nil // of a search in the caller's own PATH
+	cmd.Dir = "/"
+	cmd.Env = append([]string{"PATH=" + h.path, "HOME=/root", "LANG=C"}, c.Env...)
+	if c.Outside {
+		unified, err := leaveCgroups()
+		if err != nil {
+			return err
+		}
+		if unified != nil {
+			defer unified.Close()
+			cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(unified.Fd())
+		}
+	}
+	return cmd.Start()
 }
 
 // leaveCgroups moves the calling thread, and so what it starts, to the root of

@@ -9,11 +9,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
-	"strings"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"podstasis.dev/stasis/internal/hostns"
@@ -57,7 +54,7 @@ func (e *Engine) StartGuard(ctx context.Context, program string) (*Guard, error)
 		return nil, fmt.Errorf("start the guard: %w", err)
 	}
 	defer readyRead.Close()
-	process, err := e.host.Start(hostns.Command{Name: program, Args: []string{e.runDir}}, read, readyWrite)
+	process, err := e.host.Start(hostns.Command{Name: program, Args: []string{e.runDir}, Outside: true}, read, readyWrite)
 	readyWrite.Close()
 	if err != nil {
 		write.Close()
@@ -90,9 +87,6 @@ func (g *Guard) Close() error {
 func RunGuard(ctx context.Context, runDir string, in io.Reader, ready io.WriteCloser, log *slog.Logger) error {
 	// Who reads the agent's log may be gone with it: that must not end the guard.
 	signal.Ignore(unix.SIGPIPE)
-	if err := leaveCgroups(); err != nil {
-		return err
-	}
 	host, err := hostns.FromPID(os.Getpid())
 	if err != nil {
 		return err
@@ -142,31 +136,4 @@ func (e *Engine) thawAll(ctx context.Context, entries []frozen) error {
 		case <-time.After(time.Second):
 		}
 	}
-}
-
-// leaveCgroups moves the calling process into the root of every hierarchy: the
-// agent's container is ended by its cgroup, and its limits are not the guard's.
-func leaveCgroups() error {
-	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
-	if err != nil {
-		return fmt.Errorf("find the cgroup hierarchies: %w", err)
-	}
-	left := 0
-	for _, m := range mounts {
-		err := os.WriteFile(filepath.Join(m.Mountpoint, "cgroup.procs"), []byte("0"), 0)
-		// Some hierarchies are mounted twice, or read-only in a second place.
-		if err == nil {
-			left++
-		}
-	}
-	data, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(data)) {
-		if parts := strings.SplitN(strings.TrimSpace(line), ":", 3); len(parts) == 3 && parts[2] != "/" && parts[1] != "" && !strings.HasPrefix(parts[1], "name=") {
-			return fmt.Errorf("the guard is still in cgroup %s of %s (it left %d of %d hierarchies)", parts[2], parts[1], left, len(mounts))
-		}
-	}
-	return nil
 }
