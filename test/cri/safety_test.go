@@ -312,14 +312,14 @@ func TestAReadOnlyDiskIsRefusedBeforeTheFreeze(t *testing.T) {
 	p.goesOn(t, "a")
 }
 
-// P13, P17: a disk that does not answer keeps no Pod frozen.
-func TestADiskThatHangsDoesNotKeepThePodFrozen(t *testing.T) {
-	p := theNode.run(t, "", container("a", counting))
-	p.numbers(t, "a", 5)
-	mount := theNode.directory(t)
-	dir := filepath.Join(mount, "checkpoint")
-	file := mount + ".img"
-	must(t, theNode.host.Do(func() error {
+// loopDisk mounts a file system that lies in a sparse file below place, and makes a
+// directory in it.
+func (n *node) loopDisk(t *testing.T, place string) (mount, dir string) {
+	t.Helper()
+	mount = n.directory(t)
+	dir = filepath.Join(mount, "checkpoint")
+	file := filepath.Join(place, filepath.Base(mount)+".img")
+	must(t, n.host.Do(func() error {
 		for _, command := range []string{
 			"truncate -s 256M " + file, "mkfs.ext4 -q " + file, "mount -o loop " + file + " " + mount, "mkdir -m 700 " + dir,
 		} {
@@ -329,6 +329,36 @@ func TestADiskThatHangsDoesNotKeepThePodFrozen(t *testing.T) {
 		}
 		return nil
 	}))
+	t.Cleanup(func() {
+		must(t, n.host.Do(func() error { return errors.Join(unix.Unmount(mount, unix.MNT_DETACH), os.Remove(file)) }))
+	})
+	return mount, dir
+}
+
+// P17: a disk that says that it has written what it then cannot write.
+func TestADiskThatFailsOnlyWhenItIsSyncedFailsTheCheckpoint(t *testing.T) {
+	p := theNode.run(t, "", container("a", counting), big())
+	p.numbers(t, "big", 1)
+	under, _ := theNode.smallDisk(t, 48<<20) // below what the disk in it says to have
+	_, dir := theNode.loopDisk(t, under)
+	in := p.checkpointRequest(t)
+	in.OutputPath = dir
+	_, err := theNode.stasis.CheckpointPod(testContext(t), in)
+	t.Log(err)
+	// What the loop device makes of its file's disk being full.
+	wantError(t, err, codes.ResourceExhausted, "sync", dir, "no space left on device")
+	p.goesOn(t, "a")
+	if s := p.state(t, "big"); s != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("container big is %v", s)
+	}
+	p.checkpoint(t)
+}
+
+// P13, P17: a disk that does not answer keeps no Pod frozen.
+func TestADiskThatHangsDoesNotKeepThePodFrozen(t *testing.T) {
+	p := theNode.run(t, "", container("a", counting))
+	p.numbers(t, "a", 5)
+	mount, dir := theNode.loopDisk(t, "/var/lib/stasis")
 	onMount := func(request uint) error {
 		return theNode.host.Do(func() error {
 			f, err := os.Open(mount)
@@ -340,10 +370,7 @@ func TestADiskThatHangsDoesNotKeepThePodFrozen(t *testing.T) {
 		})
 	}
 	const hang, goOn = 0xC0045877, 0xC0045878 // FIFREEZE, FITHAW
-	t.Cleanup(func() {
-		onMount(goOn) // if it still hangs
-		must(t, theNode.host.Do(func() error { return errors.Join(unix.Unmount(mount, 0), os.Remove(file)) }))
-	})
+	t.Cleanup(func() { onMount(goOn) })       // if it still hangs
 	in := p.checkpointRequest(t)
 	in.OutputPath = dir
 	in.Options = map[string]string{"freezeBudget": "5s"}
