@@ -88,7 +88,10 @@ type PodCheckpointSpec struct {
 	// +kubebuilder:validation:items:MaxLength=63
 	Containers []string `json:"containers,omitempty"`
 
-	// options are passed to the engine, which refuses those it does not know.
+	// options are passed to the engine, which refuses those it does not know. All
+	// engines know freezeBudget: for how long the Pod may stand still, as a duration
+	// such as 500ms. It counts where it is less than what the Pod's liveness and
+	// startup probes bear.
 	// They must not hold secrets. Stasis' addition to the KEP.
 	// +optional
 	// +kubebuilder:validation:MaxProperties=32
