@@ -10,6 +10,9 @@ const (
 	// AnnotationRestoreFromUID pins the PodCheckpoint's UID. Admission writes it,
 	// or the controller when it takes the gate off; users never do.
 	AnnotationRestoreFromUID = GroupName + "/restore-from-uid"
+	// AnnotationGivenUp tells when the restore of a Pod was given up. The agent writes
+	// it together with the phase Failed.
+	AnnotationGivenUp = GroupName + "/given-up"
 	// AnnotationRestoreTicket is what the CRI service's RestorePod hands to the
 	// runtime it drives: a random, single-use name for one prepared restore. It is
 	// not for Pods: admission refuses it.

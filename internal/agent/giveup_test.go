@@ -63,6 +63,9 @@ func TestARestoreThatKeepsFailingIsGivenUpAndOneThatWaitsIsNot(t *testing.T) {
 			if ended := pod.Status.Phase == corev1.PodFailed; ended != tc.ended {
 				t.Errorf("phase %q", pod.Status.Phase)
 			}
+			if _, marked := pod.Annotations[v1alpha1.AnnotationGivenUp]; marked != tc.ended {
+				t.Errorf("annotations %v", pod.Annotations)
+			}
 			if tc.ended && (pod.Status.Reason != "RestoreFailed" || !strings.Contains(pod.Status.Message, "Given up after 5 tries in 16m0s; the last: ")) {
 				t.Errorf("%s: %s", pod.Status.Reason, pod.Status.Message)
 			}

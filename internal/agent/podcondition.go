@@ -59,7 +59,7 @@ func (m *marker) clear(ctx context.Context, pod podRef, kind string) error {
 }
 
 func (m *marker) patch(ctx context.Context, pod podRef, condition map[string]any) error {
-	err := m.write(ctx, pod, map[string]any{"conditions": []any{condition}})
+	err := m.write(ctx, pod, map[string]any{"uid": pod.uid}, map[string]any{"conditions": []any{condition}})
 	if err != nil {
 		m.log.Warn("a condition of a Pod could not be written", "namespace", pod.namespace, "pod", pod.name, "condition", condition["type"], "error", err)
 	}
@@ -72,17 +72,19 @@ func (m *marker) fail(ctx context.Context, pod podRef, message string) error {
 	if m == nil {
 		return nil
 	}
-	return m.write(ctx, pod, map[string]any{
+	// The annotation goes with it because a kubelet takes the status that others
+	// write for a mistake and puts its own back, unless something else of the Pod
+	// has changed too: then it looks at the Pod anew and finds that it has ended.
+	metadata := map[string]any{"uid": pod.uid, "annotations": map[string]string{v1alpha1.AnnotationGivenUp: m.now().UTC().Format(time.RFC3339Nano)}}
+	return m.write(ctx, pod, metadata, map[string]any{
 		"phase": corev1.PodFailed, "reason": v1alpha1.EventRestoreFailed, "message": cut(message, maxEventBytes),
 	})
 }
 
-// write patches the status of one instance of a Pod. That it is gone is no error.
-func (m *marker) write(ctx context.Context, pod podRef, status map[string]any) error {
-	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"uid": pod.uid}, // of another instance it is refused
-		"status":   status,
-	})
+// write patches the status of one instance of a Pod; metadata names its UID, for
+// another instance's is refused. That the Pod is gone is no error.
+func (m *marker) write(ctx context.Context, pod podRef, metadata, status map[string]any) error {
+	patch, err := json.Marshal(map[string]any{"metadata": metadata, "status": status})
 	if err != nil {
 		return err
 	}
