@@ -158,6 +158,14 @@ func TestAnAgentWritesTheStatusOfPodsOfItsNodeOnlyAndListsNone(t *testing.T) {
 	patch := client.RawPatch(types.StrategicMergePatchType, condition)
 	refused(t, stranger.Status().Patch(t.Context(), pod.DeepCopy(), patch), apierrors.IsForbidden, "writes only to objects of that node")
 	must(t, agent.Status().Patch(t.Context(), pod.DeepCopy(), patch))
+	givenUp := client.RawPatch(types.StrategicMergePatchType,
+		[]byte(`{"metadata":{"annotations":{"checkpoint.podstasis.dev/given-up":"now"}},"status":{"phase":"Failed","reason":"RestoreFailed"}}`))
+	refused(t, stranger.Status().Patch(t.Context(), pod.DeepCopy(), givenUp), apierrors.IsForbidden, "writes only to objects of that node")
+	given := pod.DeepCopy()
+	must(t, agent.Status().Patch(t.Context(), given, givenUp))
+	if given.Status.Phase != corev1.PodFailed || given.Annotations[checkpointv1alpha1.AnnotationGivenUp] != "now" {
+		t.Errorf("phase %s, annotations %v", given.Status.Phase, given.Annotations)
+	}
 	refused(t, agent.Update(t.Context(), pod.DeepCopy()), apierrors.IsForbidden)
 	refused(t, agent.List(t.Context(), &corev1.PodList{}), apierrors.IsForbidden)
 	refused(t, agent.List(t.Context(), &corev1.SecretList{}), apierrors.IsForbidden)

@@ -210,6 +210,9 @@ var mutants = []mutant{
 	{"giving up a restore that keeps failing", "internal/agent/giveup.go",
 		`	if !hasPod(sandbox) || o.giveUpAfter <= 0 {`, `	if true {`,
 		unit, "internal/agent", "TestARestoreThatKeepsFailingIsGivenUpAndOneThatWaitsIsNot"},
+	{"the kubelet noticing that a restore was given up", "internal/agent/podcondition.go",
+		`"annotations": map[string]string{v1alpha1.AnnotationGivenUp: m.now().UTC().Format(time.RFC3339Nano)}`, `"annotations": map[string]string{}`,
+		unit, "internal/agent", "TestARestoreThatKeepsFailingIsGivenUpAndOneThatWaitsIsNot"},
 	{"a ticket that works twice", "internal/restoring/sessions.go",
 		`		dir, ok := s.tickets[ticket]
 		delete(s.tickets, ticket)`, `		dir, ok := s.tickets[ticket]`,
