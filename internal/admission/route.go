@@ -37,7 +37,7 @@ func (r *router) Handle(ctx context.Context, req admission.Request) admission.Re
 	if pod.Labels[checkpointv1alpha1.LabelAllowed] == "false" {
 		// The agent says the same of a Pod that got the label since.
 		return deny(apierrors.NewForbidden(checkpointv1alpha1.GroupVersion.WithResource("podcheckpoints").GroupResource(), checkpoint.Name,
-			fmt.Errorf("Pod %q forbids it: it has the label %s=false", pod.Name, checkpointv1alpha1.LabelAllowed)))
+			fmt.Errorf("the Pod %q forbids it: it has the label %s=false", pod.Name, checkpointv1alpha1.LabelAllowed)))
 	}
 	node := pod.Spec.NodeName
 	switch {
