@@ -1,0 +1,301 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// nodes looks at the cluster's nodes from the machine that they are namespaces of.
+type nodes struct {
+	id     string            // of the devcluster, in the names of its cgroups
+	anchor map[string]string // by node: /proc/PID of a program there that nobody kills
+}
+
+const freezerRoot = "/sys/fs/cgroup/freezer"
+
+func (s *soak) findNodes(ctx context.Context, state string) (*nodes, error) {
+	data, err := os.ReadFile(filepath.Join(state, "cluster.json"))
+	if err != nil {
+		return nil, err
+	}
+	var description struct{ ID string }
+	if err := json.Unmarshal(data, &description); err != nil {
+		return nil, fmt.Errorf("read cluster.json: %w", err)
+	}
+	out, err := s.cluster.Devcluster(ctx, "status", "-o", "json")
+	if err != nil {
+		return nil, err
+	}
+	var places []struct {
+		Place      string
+		Components []struct {
+			Name string
+			PID  int
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &places); err != nil {
+		return nil, fmt.Errorf("read devcluster's status: %w", err)
+	}
+	n := &nodes{id: description.ID, anchor: map[string]string{}}
+	for _, place := range places {
+		for _, component := range place.Components {
+			if component.Name == "kube-proxy" {
+				n.anchor[place.Place] = "/proc/" + strconv.Itoa(component.PID)
+			}
+		}
+	}
+	if len(n.anchor) == 0 {
+		return nil, errors.New("no node has a kube-proxy")
+	}
+	if _, err := os.Stat(n.kubepods(n.names()[0])); err != nil {
+		return nil, fmt.Errorf("soak reads freezers of cgroup version 1: %w", err)
+	}
+	return n, nil
+}
+
+func (n *nodes) names() []string { return slices.Sorted(maps.Keys(n.anchor)) }
+
+func (n *nodes) kubepods(node string) string {
+	return filepath.Join(freezerRoot, "stasis-devcluster-"+n.id, node, "kubepods")
+}
+
+// file is a node's file as the machine reaches it.
+func (n *nodes) file(node, path string) string { return filepath.Join(n.anchor[node], "root", path) }
+
+// cgroup is a container's, or a sandbox's.
+type cgroup struct{ node, uid, id, path string }
+
+func (c cgroup) String() string {
+	return fmt.Sprintf("%s of Pod %s on %s", c.id[:min(12, len(c.id))], c.uid, c.node)
+}
+
+// cgroups lists those of all containers, and the Pods' own with an empty id.
+func (n *nodes) cgroups() ([]cgroup, error) {
+	var all []cgroup
+	for _, node := range n.names() {
+		for _, class := range []string{"", "burstable", "besteffort"} {
+			pods, err := filepath.Glob(filepath.Join(n.kubepods(node), class, "pod*"))
+			if err != nil {
+				return nil, err
+			}
+			for _, pod := range pods {
+				uid := strings.TrimPrefix(filepath.Base(pod), "pod")
+				all = append(all, cgroup{node, uid, "", pod})
+				entries, err := os.ReadDir(pod)
+				if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
+					return nil, err
+				}
+				for _, entry := range entries {
+					if entry.IsDir() {
+						all = append(all, cgroup{node, uid, entry.Name(), filepath.Join(pod, entry.Name())})
+					}
+				}
+			}
+		}
+	}
+	return all, nil
+}
+
+// watcher keeps, for every container that stands still, since when it has.
+type watcher struct {
+	nodes *nodes
+	mu    sync.Mutex
+	since map[cgroup]time.Time
+}
+
+func (w *watcher) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		w.look()
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func (w *watcher) look() {
+	all, err := w.nodes.cgroups()
+	if err != nil {
+		return // a Pod went in that moment
+	}
+	now := time.Now()
+	still := map[cgroup]bool{}
+	for _, c := range all {
+		state, err := os.ReadFile(filepath.Join(c.path, "freezer.state"))
+		still[c] = err == nil && string(bytes.TrimSpace(state)) != "THAWED"
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for c, frozen := range still {
+		if _, was := w.since[c]; frozen && !was {
+			w.since[c] = now
+		}
+	}
+	maps.DeleteFunc(w.since, func(c cgroup, _ time.Time) bool { return !still[c] })
+}
+
+// frozen copies what stands still now, and since when.
+func (w *watcher) frozen() map[cgroup]time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.since)
+}
+
+// process is one of a node.
+type process struct {
+	pid  int
+	node string // by its cgroup or its mount namespace
+	host bool   // in the node's own mount namespace, in no container
+	args []string
+	env  []byte
+}
+
+func (p process) program() string { return filepath.Base(p.args[0]) }
+
+// capture is the sandbox whose capture the process belongs to.
+func (p process) capture() string {
+	for variable := range bytes.SplitSeq(p.env, []byte{0}) {
+		if sandbox, ok := bytes.CutPrefix(variable, []byte("STASIS_CAPTURE=")); ok {
+			return string(sandbox)
+		}
+	}
+	return ""
+}
+
+func (n *nodes) processes() ([]process, error) {
+	mounts := map[string]string{} // by mount namespace: the node
+	for node, anchor := range n.anchor {
+		ns, err := os.Readlink(anchor + "/ns/mnt")
+		if err != nil {
+			return nil, fmt.Errorf("kube-proxy of %s: %w", node, err)
+		}
+		mounts[ns] = node
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var all []process
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		proc := "/proc/" + entry.Name()
+		ns, err := os.Readlink(proc + "/ns/mnt")
+		if err != nil {
+			continue // it has ended
+		}
+		p := process{pid: pid}
+		if p.node, p.host = mounts[ns], mounts[ns] != ""; !p.host {
+			groups, _ := os.ReadFile(proc + "/cgroup") // of one that has ended it is empty
+			for node := range n.anchor {
+				if bytes.Contains(groups, []byte("/stasis-devcluster-"+n.id+"/"+node+"/kubepods/")) {
+					p.node = node
+				}
+			}
+		}
+		command, err := os.ReadFile(proc + "/cmdline")
+		if err != nil || p.node == "" || len(command) == 0 {
+			continue
+		}
+		p.args = strings.Split(strings.TrimRight(string(command), "\x00"), "\x00")
+		p.env, _ = os.ReadFile(proc + "/environ")
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+// residents are the programs that belong on a node and in no container.
+var residents = []string{"containerd", "containerd-shim-runc-v2", "kubelet", "kube-proxy", "stasis-guard"}
+
+// leftovers says what is on the nodes beyond the living Pods, given by node and
+// UID. There are none of the round's own.
+func (n *nodes) leftovers(pods map[string][]string) error {
+	groups, err := n.cgroups()
+	if err != nil {
+		return err
+	}
+	processes, err := n.processes()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	found := func(node, format string, args ...any) {
+		errs = append(errs, fmt.Errorf(node+": "+format, args...))
+	}
+	containers := map[string]bool{}
+	for _, c := range groups {
+		containers[c.id] = true
+		if !slices.Contains(pods[c.node], c.uid) {
+			found(c.node, "cgroup %s of a Pod that is gone", c.path)
+		} else if members, err := os.ReadFile(filepath.Join(c.path, "cgroup.procs")); err == nil && c.id != "" && len(members) == 0 {
+			found(c.node, "cgroup %s without processes", c.path)
+		}
+	}
+	count := map[string]int{}
+	for _, p := range processes {
+		if !p.host {
+			continue
+		}
+		count[p.node+" "+p.program()]++
+		if p.capture() != "" || !slices.Contains(residents, p.program()) && !slices.Contains(p.args, "internal-supervise") {
+			found(p.node, "process %d: %s", p.pid, strings.Join(p.args, " "))
+		}
+	}
+	for _, node := range n.names() {
+		if got := count[node+" containerd-shim-runc-v2"]; got != len(pods[node]) {
+			found(node, "%d shims for %d Pods", got, len(pods[node]))
+		}
+		if got := count[node+" stasis-guard"]; got != 1 {
+			found(node, "%d guards", got)
+		}
+		for _, dir := range []string{"/var/lib/stasis/checkpoints", "/var/lib/stasis/records", "/var/lib/stasis/restored", "/run/stasis", "/run/stasis/frozen", "/run/stasis/restore", "/run/stasis/work"} {
+			entries, err := os.ReadDir(n.file(node, dir))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				found(node, "%w", err)
+			}
+			for _, entry := range entries {
+				if !slices.Contains([]string{"agent.sock", "cri.sock", "frozen", "restore", "work", "lock"}, entry.Name()) {
+					found(node, "file %s/%s", dir, entry.Name())
+				}
+			}
+		}
+		if netns, err := os.ReadDir(n.file(node, "/run/netns")); err != nil {
+			found(node, "%w", err)
+		} else if len(netns) != len(pods[node]) {
+			found(node, "%d network namespaces for %d Pods", len(netns), len(pods[node]))
+		}
+		mounts, err := os.ReadFile(n.anchor[node] + "/mounts")
+		if err != nil {
+			found(node, "%w", err)
+		}
+		for line := range strings.Lines(string(mounts)) {
+			fields := strings.Fields(line)
+			if len(fields) < 2 {
+				continue
+			}
+			path := strings.Split(fields[1], "/")
+			if i := slices.Index(path, "pods"); i > 0 && path[i-1] == "kubelet" && len(path) > i+1 && !slices.Contains(pods[node], path[i+1]) {
+				found(node, "mount %s", fields[1])
+			}
+			for _, dir := range []string{"k8s.io", "sandboxes"} {
+				if i := slices.Index(path, dir); i > 0 && len(path) > i+1 && !containers[path[i+1]] {
+					found(node, "mount %s", fields[1])
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
