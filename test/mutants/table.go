@@ -51,7 +51,10 @@ var mutants = []mutant{
 			_ = q`,
 		node, "test/cri", "TestABusyContainerUnderACPULimitFreezesAndHasItsLimitBackAfter"},
 	{"no thaw after an error", "internal/engine/criu/checkpoint.go",
-		`			err = errors.Join(err, endCapture(thawCtx, sandboxID))`, `			return`,
+		`		err = errors.Join(err, e.letGo(context.WithoutCancel(ctx), entry, err != nil))`, `		if err != nil {
+			return
+		}
+		err = e.letGo(context.WithoutCancel(ctx), entry, false)`,
 		node, "test/cri", "TestCheckpointPodThatOutlastsItsDeadlineThawsThePodAndLeavesAnEmptyDirectory"},
 	{"no thaw by the guard", "internal/engine/criu/guard.go",
 		`	return e.thawAll(ctx, entries)`, `	_ = entries
