@@ -15,6 +15,7 @@ import (
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlcontroller "sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -29,6 +30,14 @@ var agentLabels = client.MatchingLabels{
 	"app.kubernetes.io/name":      "stasis",
 	"app.kubernetes.io/component": "agent",
 }
+
+const (
+	// headStart is how long a PodCheckpoint is left to its agent before anybody asks
+	// whether there is one.
+	headStart = 3 * time.Second
+	// concurrency is how many PodCheckpoints are looked at side by side.
+	concurrency = 4
+)
 
 // indexNode finds PodCheckpoints by the node that owns them.
 const indexNode = "spec.nodeName"
@@ -57,6 +66,7 @@ func (r *lifecycle) setUp(ctx context.Context, mgr ctrl.Manager, metrics *Metric
 		Named("podcheckpoint-lifecycle").
 		For(&checkpointv1alpha1.PodCheckpoint{}, withPredicates(metrics.counting())).
 		WatchesMetadata(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.ofNode), onlyDeletes).
+		WithOptions(ctrlcontroller.Options{MaxConcurrentReconciles: concurrency}).
 		Complete(metrics.timed(r.clock, r))
 }
 
@@ -84,6 +94,11 @@ func (r *lifecycle) Reconcile(ctx context.Context, req reconcile.Request) (recon
 	}
 	if checkpoint.IsTerminal() {
 		return reconcile.Result{}, nil
+	}
+	// Agents begin at once and most are done within this: the controller then costs
+	// the API server nothing, however many PodCheckpoints are made.
+	if age := r.clock.Since(checkpoint.CreationTimestamp.Time); checkpoint.Spec.NodeName != "" && age < headStart {
+		return reconcile.Result{RequeueAfter: headStart - age}, nil
 	}
 	f, err := r.look(ctx, &checkpoint)
 	if err != nil {

@@ -157,3 +157,21 @@ func TestAFinalizerIsTakenOffOnlyWhenNoNodeHoldsData(t *testing.T) {
 		})
 	}
 }
+
+// The first questions about a PodCheckpoint are of node and agent; with a node that
+// does not exist they would end it, and with none that is Ready call it Pending.
+func TestACheckpointIsLeftToItsAgentForAMoment(t *testing.T) {
+	r, _, writes := newLifecycle(t, nil, checkpoint("node-1"), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1"}})
+	clock := clocktesting.NewFakePassiveClock(born.Add(time.Second))
+	r.clock = clock
+	r.live = nil // nobody is asked
+	again, err := r.Reconcile(t.Context(), request)
+	if err != nil || again.RequeueAfter != headStart-time.Second {
+		t.Errorf("%+v, %v", again, err)
+	}
+	r.live = r.client
+	clock.SetTime(born.Add(headStart))
+	if _, err := r.Reconcile(t.Context(), request); err != nil || *writes != 1 {
+		t.Errorf("after it: %v, %d writes", err, *writes)
+	}
+}

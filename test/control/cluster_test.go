@@ -60,6 +60,8 @@ type cluster struct {
 	clean  []func()
 	// plane is the control plane that runs now.
 	plane *plane
+	// registry holds its metrics.
+	registry *prometheus.Registry
 	// webhooks is where the API server calls the control plane.
 	webhooks int
 }
@@ -282,6 +284,7 @@ func (c *cluster) startPlane(ctx context.Context) (*plane, error) {
 	config := rest.CopyConfig(c.admin)
 	config.BearerToken = token.Status.Token
 
+	c.registry = prometheus.NewRegistry()
 	var logged bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&logged, nil))
 	running, stop := context.WithCancel(context.Background())
@@ -296,7 +299,7 @@ func (c *cluster) startPlane(ctx context.Context) (*plane, error) {
 		HealthAddress:   "0",
 		LeaderElection:  true,
 		Repeatable:      true,
-		Registry:        prometheus.NewRegistry(),
+		Registry:        c.registry,
 	}, log)
 	if err != nil {
 		stop()

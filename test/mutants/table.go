@@ -216,6 +216,13 @@ var mutants = []mutant{
 	{"the kubelet noticing that a restore was given up", "internal/agent/podcondition.go",
 		`"annotations": map[string]string{v1alpha1.AnnotationGivenUp: m.now().UTC().Format(time.RFC3339Nano)}`, `"annotations": map[string]string{}`,
 		unit, "internal/agent", "TestARestoreThatKeepsFailingIsGivenUpAndOneThatWaitsIsNot"},
+	{"the controller's patience with a new PodCheckpoint", "internal/controller/lifecycle.go",
+		`checkpoint.Spec.NodeName != "" && age < headStart {`, `checkpoint.Spec.NodeName != "" && age < 0 {`,
+		unit, "internal/controller", "TestACheckpointIsLeftToItsAgentForAMoment"},
+	{"agents that see their own PodCheckpoints only", "config/crd/checkpoint.podstasis.dev_podcheckpoints.yaml",
+		`    - jsonPath: .spec.nodeName
+`, ``,
+		control, "test/control", "TestAnAgentSeesOnlyItsOwnHoweverManyThereAre"},
 	{"a ticket that works twice", "internal/restoring/sessions.go",
 		`		dir, ok := s.tickets[ticket]
 		delete(s.tickets, ticket)`, `		dir, ok := s.tickets[ticket]`,
