@@ -14,6 +14,7 @@ include hack/images/images.mk
 include demo/demo.mk
 include config/config.mk
 -include test/mutants/mutants.mk
+include test/soak/soak.mk
 
 .PHONY: help programs up install-stasis test lint test-unit test-control test-cri test-install test-e2e
 

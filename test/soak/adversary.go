@@ -37,7 +37,7 @@ var targets = []string{agent, agent, agent, criu, criu, containerd, containerd, 
 func draw(random *rand.Rand, targets []string, nodes int) strike {
 	s := strike{component: targets[random.IntN(len(targets))], node: random.IntN(nodes), amid: random.IntN(2) == 0}
 	if s.delay = time.Duration(random.IntN(1500)) * time.Millisecond; s.amid {
-		s.delay /= 5
+		s.delay /= 10 // a Pod stands still for some 100 to 500 ms
 	}
 	return s
 }
@@ -90,13 +90,14 @@ func (s *soak) strike(ctx context.Context, k strike, d *damage, sources map[stri
 	case k.component == criu:
 		return s.killCRIU(ctx, k.delay/5, d)
 	case k.amid:
-		for len(s.watcher.frozen()) == 0 {
+		for found := false; !found; {
 			if !pause(ctx, 5*time.Millisecond) {
 				return nil
 			}
-		}
-		for c := range s.watcher.frozen() {
-			node = c.node
+			s.watcher.look()
+			for c := range s.watcher.frozen() {
+				node, found = c.node, true
+			}
 		}
 	}
 	if !pause(ctx, k.delay) {

@@ -170,7 +170,7 @@ func (s *soak) round(ctx context.Context, number int) error {
 		func() error { return s.judgeSources(ctx, subjects, d) },
 		func() error { return s.restoreAll(ctx, subjects, late, d) },
 		func() error { return s.judgeSources(ctx, subjects, d) },
-		func() error { return s.clear(ctx, namespace) },
+		func() error { return s.clear(ctx, namespace, number == s.first+s.rounds-1) },
 	} {
 		if err := errors.Join(append(d.wrong, step())...); err != nil {
 			return err
@@ -528,8 +528,8 @@ func (s *soak) restoreAll(ctx context.Context, subjects []*subject, strikes []st
 }
 
 // clear deletes the round's namespace, gives Pods of Stasis that the kubelet would
-// start ever later a fresh start, and looks for what is left on the nodes.
-func (s *soak) clear(ctx context.Context, namespace string) error {
+// start ever later (after the last round: all of them) a fresh start, and looks for what is left on the nodes.
+func (s *soak) clear(ctx context.Context, namespace string, last bool) error {
 	if err := s.noneFrozen(ctx, 2*time.Second); err != nil {
 		return err
 	}
@@ -547,7 +547,7 @@ func (s *soak) clear(ctx context.Context, namespace string) error {
 		return err
 	}
 	for _, pod := range pods.Items {
-		if pod.Status.ContainerStatuses[0].RestartCount > 1 {
+		if last || pod.Status.ContainerStatuses[0].RestartCount > 1 {
 			if err := client.IgnoreNotFound(s.cluster.Delete(ctx, &pod)); err != nil {
 				return err
 			}
@@ -565,6 +565,6 @@ func (s *soak) clear(ctx context.Context, namespace string) error {
 		for _, pod := range pods.Items {
 			living[pod.Spec.NodeName] = append(living[pod.Spec.NodeName], string(pod.UID))
 		}
-		return s.nodes.leftovers(living)
+		return s.nodes.leftovers(living, last)
 	})
 }
