@@ -94,6 +94,12 @@ func serveOne(ctx context.Context, conn *net.UnixConn, handler Handler) error {
 		return fmt.Errorf("read request: %w", err)
 	}
 	if err := json.NewEncoder(conn).Encode(handler.Handle(ctx, request)); err != nil {
+		// Whoever asked was killed, as the OCI runtime is with its containerd, and may
+		// have been cleaned up after before the answer was found: nobody else will say
+		// that there is no such sandbox.
+		if create := request.CreateSandbox; create != nil {
+			handler.Handle(ctx, Request{Report: &Report{Sandbox: create.Sandbox, Stage: StageDeleted}})
+		}
 		return fmt.Errorf("write answer: %w", err)
 	}
 	return nil

@@ -2,6 +2,7 @@ package nodeapi_test
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -63,6 +64,43 @@ func TestAStoppingAgentFinishesTheAnswerThatIsUnderWay(t *testing.T) {
 	stop()
 	if err := <-result; err != nil {
 		t.Error(err)
+	}
+}
+
+func TestASandboxWhoseCreatorIsGoneBeforeTheAnswerIsForgotten(t *testing.T) {
+	asked, let, reports := make(chan bool), make(chan bool), make(chan nodeapi.Report, 1)
+	socket, stop := serve(t, handlerFunc(func(r nodeapi.Request) nodeapi.Response {
+		if r.Report != nil {
+			reports <- *r.Report
+			return nodeapi.Response{}
+		}
+		asked <- true
+		<-let
+		return nodeapi.Response{Action: nodeapi.ActionRestore}
+	}))
+	defer stop()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := nodeapi.Request{CreateSandbox: &nodeapi.CreateSandbox{Sandbox: nodeapi.Sandbox{ID: "s1"}}}
+	if err := json.NewEncoder(conn).Encode(request); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	close(let)
+	select {
+	case report := <-reports:
+		if report.Stage != nodeapi.StageDeleted || report.Sandbox.ID != "s1" {
+			t.Errorf("reported %+v", report)
+		}
+	case <-ctx.Done():
+		t.Error("the sandbox that nobody makes is not forgotten")
 	}
 }
 

@@ -137,7 +137,7 @@ func (s *Sessions) createSandbox(ctx context.Context, sandbox nodeapi.Sandbox) (
 		s.Observer.Refused(ctx, sandbox, refusal)
 		return nodeapi.Response{}, refusal
 	}
-	if err := s.save(rec); err != nil {
+	if err := errors.Join(s.supersede(sandbox), s.save(rec)); err != nil {
 		s.endTurn(sandbox.ID)
 		return nodeapi.Response{}, err
 	}
@@ -404,16 +404,35 @@ func (s *Sessions) forget(sandboxID string) error {
 	return nil
 }
 
-// InUse lists the checkpoint directories that a restore under way reads: their
-// data must stay until every container has been let go.
-func (s *Sessions) InUse() ([]string, error) {
+// supersede drops what was kept for earlier sandboxes of the same Pod. There is one
+// at a time; the record of another is of one that its runtime was killed over, and
+// would keep the checkpoint's data in use for ever.
+func (s *Sessions) supersede(sandbox nodeapi.Sandbox) error {
+	if sandbox.UID == "" || sandbox.Annotations[annotationTicket] != "" {
+		return nil
+	}
+	records, err := s.records()
+	if err != nil {
+		return err
+	}
+	for _, rec := range records {
+		if rec.Sandbox.UID == sandbox.UID && rec.Sandbox.ID != sandbox.ID && rec.Sandbox.Annotations[annotationTicket] == "" {
+			if err := s.forget(rec.Sandbox.ID); err != nil {
+				return fmt.Errorf("forget sandbox %s, which %s follows: %w", rec.Sandbox.ID, sandbox.ID, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Sessions) records() ([]record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	files, err := filepath.Glob(filepath.Join(s.StateDir, "*.json"))
 	if err != nil {
 		return nil, err
 	}
-	var dirs []string
+	var records []record
 	for _, file := range files {
 		data, err := os.ReadFile(file)
 		if err != nil {
@@ -423,6 +442,20 @@ func (s *Sessions) InUse() ([]string, error) {
 		if err := json.Unmarshal(data, &rec); err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
+		records = append(records, rec)
+	}
+	return records, nil
+}
+
+// InUse lists the checkpoint directories that a restore under way reads: their
+// data must stay until every container has been let go.
+func (s *Sessions) InUse() ([]string, error) {
+	records, err := s.records()
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, rec := range records {
 		m, _, err := checkpoint.ReadManifest(rec.Dir)
 		if err != nil || rec.Ordinary {
 			continue

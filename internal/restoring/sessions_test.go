@@ -146,6 +146,23 @@ func TestARestoreGoesFromSandboxOverContainersToItsEnd(t *testing.T) {
 	}
 }
 
+// A container runtime that is killed while it makes a sandbox never says that there
+// is none; the kubelet makes another.
+func TestASandboxThatAnotherOfItsPodFollowsKeepsNothingInUse(t *testing.T) {
+	f := &fakes{source: data(t)}
+	state := t.TempDir()
+	s := newSessions(t, f, state)
+	create(s, fromC1)
+	again := sandbox("restore-from", "c1")
+	again.ID = "s2"
+	if r := create(s, again); r.Action != nodeapi.ActionRestore {
+		t.Fatalf("the second sandbox: %+v", r)
+	}
+	if left, _ := os.ReadDir(state); len(left) != 1 || left[0].Name() != "s2.json" {
+		t.Errorf("kept: %v", left)
+	}
+}
+
 func TestRestoresOfOneNameAreDoneOneAfterTheOther(t *testing.T) {
 	successor := sandbox("restore-from", "c1")
 	successor.ID, successor.UID = "s2", "u2"
