@@ -86,7 +86,7 @@ func run(pattern *regexp.Regexp) error {
 
 // try says whether the mutant's test fails.
 func (m mutant) try(root string) (dead bool, err error) {
-	dir, err := os.MkdirTemp(filepath.Join(root, "dist"), "mutant-")
+	dir, err := os.MkdirTemp(filepath.Join(root, "dist"), ".mutant-") // the dot keeps "./..." out of it
 	if err != nil {
 		return false, err
 	}
