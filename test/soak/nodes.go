@@ -225,7 +225,7 @@ var residents = []string{"containerd", "containerd-shim-runc-v2", "kubelet", "ku
 
 // leftovers says what is on the nodes beyond the living Pods, given by node and
 // UID. There are none of the round's own. What agents remember of Pods that they
-// have restored goes only when one starts, or ten minutes later.
+// have restored, and sockets of restores that were killed, go only when one starts.
 func (n *nodes) leftovers(pods map[string][]string, agentsAreNew bool) error {
 	groups, err := n.cgroups()
 	if err != nil {
@@ -271,7 +271,7 @@ func (n *nodes) leftovers(pods map[string][]string, agentsAreNew bool) error {
 				found(node, "%w", err)
 			}
 			for _, entry := range entries {
-				if filepath.Base(dir) == "restored" && !agentsAreNew {
+				if !agentsAreNew && (filepath.Base(dir) == "restored" || strings.HasPrefix(entry.Name(), "freeze-")) {
 					continue
 				}
 				if !slices.Contains([]string{"agent.sock", "cri.sock", "frozen", "restore", "work", "lock"}, entry.Name()) {

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -156,7 +158,8 @@ func platform() (checkpoint.Platform, error) {
 	}, nil
 }
 
-// ThawLeftovers thaws what the journal still names.
+// ThawLeftovers thaws what the journal still names, and removes what restores that
+// were killed have left.
 func (e *Engine) ThawLeftovers(ctx context.Context) error {
 	entries, err := e.journal.entries()
 	if err != nil {
@@ -165,6 +168,9 @@ func (e *Engine) ThawLeftovers(ctx context.Context) error {
 	var errs []error
 	for _, entry := range entries {
 		errs = append(errs, e.thawLeftover(ctx, entry))
+	}
+	if err := e.journal.host.Do(func() error { return removeDeafHooks(filepath.Dir(e.journal.dir), time.Now()) }); err != nil {
+		e.log.WarnContext(ctx, "what killed restores left could not be removed", "error", err)
 	}
 	return errors.Join(errs...)
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"podstasis.dev/stasis/internal/hostns"
 )
 
@@ -64,6 +66,7 @@ func FreezeHook(getenv func(string) string) error {
 // the file of options.
 type hookListener struct {
 	path     string
+	dir      *os.File // of the socket; locked as long as somebody listens
 	listener *net.UnixListener
 	calls    chan hookCall // closed when the listener is
 }
@@ -80,12 +83,19 @@ func listenForHook(runDir string) (*hookListener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("wait for the freeze hook: %w", err)
 	}
+	lock, err := os.Open(dir)
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("wait for the freeze hook: %w", err), lock.Close(), os.RemoveAll(dir))
+	}
 	path := filepath.Join(dir, "socket")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("wait for the freeze hook: %w", err), os.RemoveAll(dir))
+		return nil, errors.Join(fmt.Errorf("wait for the freeze hook: %w", err), lock.Close(), os.RemoveAll(dir))
 	}
-	h := &hookListener{path: path, listener: l, calls: make(chan hookCall, 16)}
+	h := &hookListener{path: path, dir: lock, listener: l, calls: make(chan hookCall, 16)}
 	go h.serve()
 	return h, nil
 }
@@ -95,7 +105,32 @@ func (h *hookListener) close() error {
 	if errors.Is(err, net.ErrClosed) {
 		err = nil
 	}
-	return errors.Join(err, os.RemoveAll(filepath.Dir(h.path)))
+	return errors.Join(err, os.RemoveAll(filepath.Dir(h.path)), h.dir.Close())
+}
+
+// removeDeafHooks removes the sockets of restoring processes that were killed:
+// the lock on them went with the process. One that is being made is left alone.
+func removeDeafHooks(runDir string, now time.Time) error {
+	dirs, err := filepath.Glob(filepath.Join(runDir, "freeze-*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range dirs {
+		info, err := os.Lstat(dir)
+		if err != nil || now.Sub(info.ModTime()) < time.Second {
+			continue
+		}
+		lock, err := os.Open(dir)
+		if err != nil {
+			continue // it has just gone
+		}
+		if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			errs = append(errs, os.RemoveAll(dir))
+		}
+		errs = append(errs, lock.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // frozen stops listening and returns when all processes of the container stand

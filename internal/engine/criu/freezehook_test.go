@@ -1,0 +1,47 @@
+package criu
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+func TestOnlySocketsOfRestoresThatWereKilledAreRemoved(t *testing.T) {
+	// A short path: that of a test's own directory may be too long for a socket.
+	runDir, err := os.MkdirTemp("", "hooks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(runDir)
+	var hooks [2]*hookListener
+	for i := range hooks {
+		if hooks[i], err = listenForHook(runDir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	listening, killed := hooks[0], hooks[1]
+	defer listening.close()
+	// What the death of the process does.
+	if err := killed.dir.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		what  string
+		after time.Duration
+		left  bool
+	}{
+		{"just made", 0, true},
+		{"a while later", time.Minute, false},
+	} {
+		if err := removeDeafHooks(runDir, time.Now().Add(step.after)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(filepath.Dir(listening.path)); err != nil {
+			t.Errorf("%s: that of a restore under way: %v", step.what, err)
+		}
+		if _, err := os.Stat(filepath.Dir(killed.path)); (err == nil) != step.left {
+			t.Errorf("%s: that of a killed one: %v", step.what, err)
+		}
+	}
+}
