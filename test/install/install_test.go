@@ -20,6 +20,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podstasis.dev/stasis/api/v1alpha1"
@@ -128,8 +129,9 @@ func rights(t *testing.T, _ *story) {
 		t.Fatal(err)
 	}
 	defer it.Delete(context.Background(), pcp)
-	pcp.Status.NodeName = nodeName
-	if err := agent.Status().Update(t.Context(), pcp); err == nil || !strings.Contains(err.Error(), "token names no node") {
+	// A patch: the controller ends the object at about the same time.
+	claim := client.RawPatch(types.MergePatchType, []byte(`{"status":{"nodeName":"`+nodeName+`"}}`))
+	if err := agent.Status().Patch(t.Context(), pcp.DeepCopy(), claim); err == nil || !strings.Contains(err.Error(), "token names no node") {
 		t.Errorf("a token without a node: %v", err)
 	}
 }
@@ -157,9 +159,8 @@ func stopped(t *testing.T, _ *story) {
 	unrestarted(t)
 }
 
-// killed does not ask for restart counts: CRIU dies with the agent's container,
-// and one that dies while it puts its code into a process, or takes it out, takes
-// that process along. The kubelet then starts the container again.
+// killed has CRIU outlive the agent's container: killed at the wrong moment it would
+// take the captured process along.
 func killed(t *testing.T, _ *story) {
 	ready(t)
 	inTheFreeze(t, "killed", "kill -9 "+agentPID(t))
@@ -168,6 +169,7 @@ func killed(t *testing.T, _ *story) {
 		t.Errorf("%s: %s", c.Reason, c.Message)
 	}
 	harmless(t)
+	unrestarted(t)
 }
 
 func containerdKilled(t *testing.T, _ *story) {
