@@ -85,6 +85,9 @@ type record struct {
 	// Created and Started name the containers that have come that far.
 	Created []string `json:"created,omitempty"`
 	Started []string `json:"started,omitempty"`
+	// Filling names, for a volume, the container that was told to fill it. What that
+	// has come to may never be known: its report is lost when the agent is away.
+	Filling map[string]string `json:"filling,omitempty"`
 }
 
 // Issue implements criservice.Tickets.
@@ -254,7 +257,9 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 		WorkDir:    workDir,
 		FreezeHook: s.FreezeHook,
 		Path:       s.Path,
-		Volumes:    volumesFor(rec, m, in.Container),
+	}
+	if answer.Volumes, err = s.fill(in.Sandbox.ID, m, in.Container); err != nil {
+		return nodeapi.Response{}, err
 	}
 	if archive := m.Containers[i].Rootfs; archive != "" {
 		answer.RootfsArchive = filepath.Join(rec.Dir, filepath.FromSlash(archive))
@@ -262,21 +267,36 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 	return nodeapi.Response{Action: nodeapi.ActionRestore, Container: answer}, nil
 }
 
-// volumesFor lists the volumes that a container mounts and that no container
-// created before it has filled.
-func volumesFor(rec record, m *checkpoint.Manifest, container string) []nodeapi.VolumeRestore {
+// fill lists the volumes that a container is to fill, and keeps that it is: those it
+// mounts, unless another container that mounts them was told to or exists. To fill
+// one again would replace files that another container, held before its start, has
+// open.
+func (s *Sessions) fill(sandboxID string, m *checkpoint.Manifest, container string) ([]nodeapi.VolumeRestore, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rec, err := s.read(sandboxID)
+	if err != nil {
+		return nil, err
+	}
 	var volumes []nodeapi.VolumeRestore
 	for _, v := range m.Volumes {
 		filled := slices.ContainsFunc(v.Mounts, func(m checkpoint.VolumeMount) bool { return slices.Contains(rec.Created, m.Container) })
+		if by := rec.Filling[v.Name]; by != "" && by != container {
+			filled = true
+		}
 		i := slices.IndexFunc(v.Mounts, func(m checkpoint.VolumeMount) bool { return m.Container == container })
 		if !filled && i >= 0 {
 			volumes = append(volumes, nodeapi.VolumeRestore{
 				Archive:     filepath.Join(rec.Dir, filepath.FromSlash(v.Archive)),
 				Destination: v.Mounts[i].Destination,
 			})
+			if rec.Filling == nil {
+				rec.Filling = map[string]string{}
+			}
+			rec.Filling[v.Name] = container
 		}
 	}
-	return volumes
+	return volumes, s.write(rec)
 }
 
 func (s *Sessions) report(ctx context.Context, in nodeapi.Report) error {

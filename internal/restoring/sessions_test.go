@@ -146,6 +146,28 @@ func TestARestoreGoesFromSandboxOverContainersToItsEnd(t *testing.T) {
 	}
 }
 
+// Container a may be there, with the volume's files open, though nobody has heard.
+func TestAVolumeIsFilledByOneContainerAloneThoughItsReportIsLost(t *testing.T) {
+	f := &fakes{source: data(t)}
+	state := t.TempDir()
+	s := newSessions(t, f, state)
+	create(s, fromC1)
+	if a := container(s, "a"); len(a.Container.Volumes) != 1 {
+		t.Fatalf("container a fills %+v", a.Container.Volumes)
+	}
+	s = newSessions(t, f, state) // the agent was killed, and with it the report of container a
+	if b := container(s, "b"); len(b.Container.Volumes) != 0 {
+		t.Errorf("container b fills what a may have open: %+v", b.Container.Volumes)
+	}
+	if a := container(s, "a"); len(a.Container.Volumes) != 1 {
+		t.Errorf("container a, tried again, fills %+v", a.Container.Volumes)
+	}
+	report(t, s, "b", nodeapi.StageCreated)
+	if a := container(s, "a"); len(a.Container.Volumes) != 0 {
+		t.Errorf("container a, tried again while b is there, fills %+v", a.Container.Volumes)
+	}
+}
+
 // A container runtime that is killed while it makes a sandbox never says that there
 // is none; the kubelet makes another.
 func TestASandboxThatAnotherOfItsPodFollowsKeepsNothingInUse(t *testing.T) {
