@@ -281,7 +281,12 @@ func (s *Sessions) fill(sandboxID string, m *checkpoint.Manifest, container stri
 	var volumes []nodeapi.VolumeRestore
 	for _, v := range m.Volumes {
 		filled := slices.ContainsFunc(v.Mounts, func(m checkpoint.VolumeMount) bool { return slices.Contains(rec.Created, m.Container) })
-		if by := rec.Filling[v.Name]; by != "" && by != container {
+		by := rec.Filling[v.Name]
+		if by == container && filled && !slices.Contains(rec.Created, container) {
+			return nil, &nodeapi.Error{Reason: reasonFailed, Message: fmt.Sprintf("nobody knows whether container %s, tried again, has filled volume %s, "+
+				"and another container that mounts it is there already: restore another Pod", container, v.Name)}
+		}
+		if by != "" && by != container {
 			filled = true
 		}
 		i := slices.IndexFunc(v.Mounts, func(m checkpoint.VolumeMount) bool { return m.Container == container })
@@ -299,12 +304,29 @@ func (s *Sessions) fill(sandboxID string, m *checkpoint.Manifest, container stri
 	return volumes, s.write(rec)
 }
 
+// unfill lets any container fill the volumes that a failed one was told to.
+func (s *Sessions) unfill(sandboxID, container string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rec, err := s.read(sandboxID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	maps.DeleteFunc(rec.Filling, func(_, by string) bool { return by == container })
+	return s.write(rec)
+}
+
 func (s *Sessions) report(ctx context.Context, in nodeapi.Report) error {
 	if in.Stage == nodeapi.StageDeleted {
 		s.endTurn(in.Sandbox.ID)
 		return s.forget(in.Sandbox.ID)
 	}
 	if in.Stage == nodeapi.StageFailed {
+		if err := s.unfill(in.Sandbox.ID, in.Container); err != nil {
+			return err
+		}
 		s.Observer.Failed(ctx, in.Sandbox, in.Container, in.Message)
 		return nil
 	}

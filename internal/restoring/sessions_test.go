@@ -163,8 +163,22 @@ func TestAVolumeIsFilledByOneContainerAloneThoughItsReportIsLost(t *testing.T) {
 		t.Errorf("container a, tried again, fills %+v", a.Container.Volumes)
 	}
 	report(t, s, "b", nodeapi.StageCreated)
-	if a := container(s, "a"); len(a.Container.Volumes) != 0 {
-		t.Errorf("container a, tried again while b is there, fills %+v", a.Container.Volumes)
+	if a := container(s, "a"); a.Error == nil || !strings.Contains(a.Error.Message, "nobody knows whether container a") {
+		t.Errorf("container a, tried again while b is there: %+v", a)
+	}
+}
+
+func TestAVolumeThatAFailedContainerWasToFillIsFilledByTheNext(t *testing.T) {
+	s := newSessions(t, &fakes{source: data(t)}, t.TempDir())
+	create(s, fromC1)
+	container(s, "a")
+	report(t, s, "a", nodeapi.StageFailed)
+	if b := container(s, "b"); len(b.Container.Volumes) != 1 {
+		t.Errorf("container b fills %+v", b.Container.Volumes)
+	}
+	report(t, s, "b", nodeapi.StageCreated)
+	if a := container(s, "a"); a.Error != nil || len(a.Container.Volumes) != 0 {
+		t.Errorf("container a, tried again, fills what b has filled: %+v", a)
 	}
 }
 
