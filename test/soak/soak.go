@@ -112,7 +112,7 @@ func (s *soak) report(outcome string) {
 	}
 	fmt.Fprintf(s.out, "kills of an agent while a source was frozen: %d, thawed after %s at most\n", s.amid.Load(), s.slowest.Round(time.Millisecond))
 	fmt.Fprintf(s.out, "Pods whose CRIU was killed: %d ran on, %d were restarted by the kubelet\n", s.survivedCRIU, s.hurt)
-	fmt.Fprintf(s.out, "checkpoints: %d Ready, %d failed, each taken when asked for again (%d)\n", s.ready, s.failed, s.retried)
+	fmt.Fprintf(s.out, "checkpoints: %d Ready; %d failed, %d of these were taken when asked for again\n", s.ready, s.failed, s.retried)
 	for _, reason := range slices.SortedFunc(maps.Keys(s.reasons), func(a, b string) int {
 		return cmp.Or(s.reasons[b]-s.reasons[a], strings.Compare(a, b))
 	}) {
