@@ -374,6 +374,9 @@ func TestADiskThatHangsDoesNotKeepThePodFrozen(t *testing.T) {
 	in := p.checkpointRequest(t)
 	in.OutputPath = dir
 	in.Options = map[string]string{"freezeBudget": "5s"}
+	// The disk hangs before CRIU is at work: one that hangs in a system call while it
+	// is attached to the processes holds them until the disk answers.
+	theNode.replaceCRIU(t, "sleep 1")
 	hangs := make(chan error, 1)
 	go func() {
 		for end := time.Now().Add(20 * time.Second); !theNode.frozen(t, p) && time.Now().Before(end); time.Sleep(time.Millisecond) {
