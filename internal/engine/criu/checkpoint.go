@@ -48,6 +48,13 @@ type target struct {
 	workDir  string // for CRIU's log
 }
 
+// pauseAttempts and pauseRetry bound how often a container that could not be frozen
+// is tried again.
+const (
+	pauseAttempts = 5
+	pauseRetry    = 20 * time.Millisecond
+)
+
 // captureAttempts bounds how often a freeze is given up because a process came
 // in between that cannot be captured.
 const captureAttempts = 10
@@ -314,10 +321,18 @@ func (e *Engine) freeze(ctx context.Context, entry frozen, targets []target) err
 		return fmt.Errorf("lift CPU limits for the freeze window: %w", err)
 	}
 	return each(targets, func(t target) error {
-		if _, err := e.runtimeCapturing(ctx, entry.SandboxID, t.Runtime, "pause", t.ID); err != nil {
-			return fmt.Errorf("freeze container %s: %w", t.Name, err)
+		for attempt := 1; ; attempt++ {
+			if _, err := e.runtimeCapturing(ctx, entry.SandboxID, t.Runtime, "pause", t.ID); err != nil {
+				// The runtime gives up, thawed, when processes keep beginning while the v1
+				// freezer stops the others, as at an exec probe: a moment later it can.
+				if attempt < pauseAttempts && ctx.Err() == nil {
+					time.Sleep(pauseRetry)
+					continue
+				}
+				return fmt.Errorf("freeze container %s: %w", t.Name, err)
+			}
+			return nil
 		}
-		return nil
 	})
 }
 
