@@ -121,22 +121,24 @@ func (s *Sessions) Handle(ctx context.Context, request nodeapi.Request) nodeapi.
 		err = errors.New("the request asks nothing: stasis-runtime and stasis-agent are of different versions")
 	}
 	if err != nil {
-		var refusal *nodeapi.Error
-		if !errors.As(err, &refusal) {
-			refusal = &nodeapi.Error{Reason: reasonFailed, Message: err.Error()}
-		}
-		return nodeapi.Response{Error: refusal}
+		return nodeapi.Response{Error: refusalOf(err)}
 	}
 	return response
+}
+
+// refusalOf is the refusal in an error; what has no reason of its own failed.
+func refusalOf(err error) *nodeapi.Error {
+	var refusal *nodeapi.Error
+	if errors.As(err, &refusal) {
+		return refusal
+	}
+	return &nodeapi.Error{Reason: reasonFailed, Message: err.Error()}
 }
 
 func (s *Sessions) createSandbox(ctx context.Context, sandbox nodeapi.Sandbox) (nodeapi.Response, error) {
 	rec, err := s.inTurn(ctx, sandbox)
 	if err != nil {
-		var refusal *nodeapi.Error
-		if !errors.As(err, &refusal) {
-			refusal = &nodeapi.Error{Reason: reasonFailed, Message: err.Error()}
-		}
+		refusal := refusalOf(err)
 		s.Observer.Refused(ctx, sandbox, refusal)
 		return nodeapi.Response{}, refusal
 	}
@@ -364,12 +366,12 @@ func (s *Sessions) advance(in nodeapi.Report) (rec record, whole bool, err error
 	if err != nil {
 		return rec, false, err
 	}
-	for _, c := range m.Containers {
-		if !slices.Contains(rec.Started, c.Name) {
-			return rec, false, nil
-		}
-	}
-	return rec, true, nil
+	return rec, rec.whole(m), nil
+}
+
+// whole says whether every container of the checkpoint has been let go.
+func (rec record) whole(m *checkpoint.Manifest) bool {
+	return !slices.ContainsFunc(m.Containers, func(c checkpoint.Container) bool { return !slices.Contains(rec.Started, c.Name) })
 }
 
 func add(names []string, name string) []string {
@@ -498,15 +500,12 @@ func (s *Sessions) InUse() ([]string, error) {
 	}
 	var dirs []string
 	for _, rec := range records {
-		m, _, err := checkpoint.ReadManifest(rec.Dir)
-		if err != nil || rec.Ordinary {
+		if rec.Ordinary {
 			continue
 		}
-		for _, c := range m.Containers {
-			if !slices.Contains(rec.Started, c.Name) {
-				dirs = append(dirs, rec.Dir)
-				break
-			}
+		m, _, err := checkpoint.ReadManifest(rec.Dir)
+		if err == nil && !rec.whole(m) {
+			dirs = append(dirs, rec.Dir)
 		}
 	}
 	return dirs, nil
