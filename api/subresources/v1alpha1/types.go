@@ -1,0 +1,337 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
+)
+
+// PodCheckpointRequest is what is posted to pods/checkpoint (KEP-5901): take a
+// checkpoint of the Pod of that name, and what has come of it.
+//
+// A PodCheckpoint is created, and the call waits for its end, for spec.waitSeconds
+// at most. It ends sooner when the client goes away; the checkpoint goes on.
+// Posted again with the same checkpointName for the same Pod, it waits for the
+// PodCheckpoint that is there.
+//
+// +kubebuilder:object:root=true
+// +k8s:openapi-gen=true
+type PodCheckpointRequest struct {
+	metav1.TypeMeta `json:",inline"`
+	// metadata is not stored. name and namespace, if set, are those of the Pod in
+	// the request's path.
+	// +optional
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// spec says what to capture, and how.
+	// +optional
+	Spec PodCheckpointRequestSpec `json:"spec,omitempty"`
+
+	// status is what has come of it, filled in by the answer.
+	// +optional
+	Status PodCheckpointRequestStatus `json:"status,omitempty"`
+}
+
+// PodCheckpointRequestSpec says what to capture of a Pod, and how.
+//
+// +k8s:openapi-gen=true
+type PodCheckpointRequestSpec struct {
+	// checkpointName is the name of the PodCheckpoint to create. Empty: the Pod's
+	// name and a random suffix.
+	// +optional
+	CheckpointName string `json:"checkpointName,omitempty"`
+
+	// sourcePodUID, if set, is the UID that the Pod must have.
+	// +optional
+	SourcePodUID *types.UID `json:"sourcePodUID,omitempty"`
+
+	// containers selects containers; empty means all. A checkpoint of some is for
+	// forensics and cannot be restored as a Pod.
+	// +optional
+	// +listType=set
+	Containers []string `json:"containers,omitempty"`
+
+	// timeoutSeconds bounds the checkpoint itself. Unset or 0 means 120 seconds.
+	// +optional
+	TimeoutSeconds *int32 `json:"timeoutSeconds,omitempty"`
+
+	// options are passed to the engine, which refuses those it does not know.
+	// +optional
+	Options map[string]string `json:"options,omitempty"`
+
+	// waitSeconds is how long this call waits for the checkpoint's end: 0 to 50.
+	// Unset means 50. Kubernetes ends ordinary calls after 60 seconds.
+	// +optional
+	WaitSeconds *int32 `json:"waitSeconds,omitempty"`
+}
+
+// PodCheckpointRequestStatus is what has come of a request when it is answered.
+//
+// +k8s:openapi-gen=true
+type PodCheckpointRequestStatus struct {
+	// checkpointName and checkpointUID are the PodCheckpoint's, to be watched.
+	// +optional
+	CheckpointName string `json:"checkpointName,omitempty"`
+	// +optional
+	CheckpointUID types.UID `json:"checkpointUID,omitempty"`
+
+	// nodeName is the node that the checkpoint is taken on.
+	// +optional
+	NodeName string `json:"nodeName,omitempty"`
+
+	// checkpointLocation says where the data are, once Ready.
+	// +optional
+	CheckpointLocation *checkpointv1alpha1.CheckpointSource `json:"checkpointLocation,omitempty"`
+
+	// freezeDuration is how long the Pod's processes stood still.
+	// +optional
+	FreezeDuration *metav1.Duration `json:"freezeDuration,omitempty"`
+
+	// size is how large the checkpoint is.
+	// +optional
+	Size *checkpointv1alpha1.CheckpointSize `json:"size,omitempty"`
+
+	// ready is the PodCheckpoint's condition Ready at the moment of the answer.
+	// +optional
+	Ready *metav1.Condition `json:"ready,omitempty"`
+}
+
+// CheckpointContents is what podcheckpoints/contents answers: what is inside a
+// checkpoint, as its node reads it from the engine's images. Values of environment
+// variables are masked. Lists are bounded; truncated says which were cut.
+//
+// +kubebuilder:object:root=true
+// +k8s:openapi-gen=true
+type CheckpointContents struct {
+	metav1.TypeMeta `json:",inline"`
+	// metadata is the PodCheckpoint's name, namespace and UID.
+	// +optional
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// engine captured the processes.
+	Engine checkpointv1alpha1.EngineStatus `json:"engine"`
+	// cutTime is the moment that the state is of.
+	// +optional
+	CutTime *metav1.MicroTime `json:"cutTime,omitempty"`
+	// freezeDuration is how long the source stood still.
+	// +optional
+	FreezeDuration *metav1.Duration `json:"freezeDuration,omitempty"`
+	// phases says how long each phase took, in order.
+	// +optional
+	// +listType=atomic
+	Phases []checkpointv1alpha1.PhaseTiming `json:"phases,omitempty"`
+	// containers, in the order of the manifest.
+	// +listType=map
+	// +listMapKey=name
+	Containers []ContainerContents `json:"containers"`
+	// volumes that were captured with the Pod.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	Volumes []VolumeContents `json:"volumes,omitempty"`
+	// truncated names the lists that were cut, as JSON paths.
+	// +optional
+	// +listType=atomic
+	Truncated []string `json:"truncated,omitempty"`
+}
+
+// ContainerContents is what is inside the checkpoint of one container.
+//
+// +k8s:openapi-gen=true
+type ContainerContents struct {
+	// name of the container.
+	Name string `json:"name"`
+	// image that it ran.
+	// +optional
+	Image string `json:"image,omitempty"`
+	// imageBytes is the size of the engine's images, memory among them.
+	ImageBytes int64 `json:"imageBytes"`
+	// processes, parents before their children.
+	// +optional
+	// +listType=atomic
+	Processes []Process `json:"processes,omitempty"`
+	// sockets of the container's processes, each once.
+	// +optional
+	// +listType=atomic
+	Sockets []Socket `json:"sockets,omitempty"`
+	// mounts of the container.
+	// +optional
+	// +listType=atomic
+	Mounts []Mount `json:"mounts,omitempty"`
+	// changes of the root file system against its image.
+	// +optional
+	// +listType=atomic
+	Changes []FileChange `json:"changes,omitempty"`
+	// changedBytes is the size of all changed files.
+	// +optional
+	ChangedBytes int64 `json:"changedBytes,omitempty"`
+}
+
+// Process is one process of a container, with numbers as the container sees them.
+//
+// +k8s:openapi-gen=true
+type Process struct {
+	PID  int64 `json:"pid"`
+	PPID int64 `json:"ppid"`
+	// command is the name of its main thread (comm).
+	Command string `json:"command"`
+	// arguments are its command line.
+	// +optional
+	// +listType=atomic
+	Arguments []string `json:"arguments,omitempty"`
+	// state is "running", "stopped" or "zombie".
+	State string `json:"state"`
+	// threads is how many it has, the main one included.
+	Threads int64 `json:"threads"`
+	UID     int64 `json:"uid"`
+	GID     int64 `json:"gid"`
+	// executable is the path of the program.
+	// +optional
+	Executable string `json:"executable,omitempty"`
+	// workingDirectory is a path within the container.
+	// +optional
+	WorkingDirectory string `json:"workingDirectory,omitempty"`
+	// memory in bytes.
+	Memory ProcessMemory `json:"memory"`
+	// mappings are the biggest ones, by captured bytes.
+	// +optional
+	// +listType=atomic
+	Mappings []Mapping `json:"mappings,omitempty"`
+	// files that it has open.
+	// +optional
+	// +listType=atomic
+	Files []OpenFile `json:"files,omitempty"`
+	// environment of the process, values masked unless they were asked for.
+	// +optional
+	// +listType=atomic
+	Environment []EnvironmentVariable `json:"environment,omitempty"`
+}
+
+// ProcessMemory sums up a process's memory, in bytes.
+//
+// +k8s:openapi-gen=true
+type ProcessMemory struct {
+	// virtual is the size of all mappings.
+	Virtual int64 `json:"virtual"`
+	// captured is what the checkpoint holds of it.
+	Captured int64 `json:"captured"`
+	// byKind splits captured by kind of mapping.
+	// +optional
+	ByKind map[string]int64 `json:"byKind,omitempty"`
+}
+
+// Mapping is a range of a process's address space.
+//
+// +k8s:openapi-gen=true
+type Mapping struct {
+	// start and end are addresses, in hexadecimal, end exclusive.
+	Start string `json:"start"`
+	End   string `json:"end"`
+	// protection is as in /proc/PID/maps: "rw-p".
+	Protection string `json:"protection"`
+	// kind is "heap", "stack", "anonymous", "file", "shared", "vdso" or "other".
+	Kind string `json:"kind"`
+	// path is the file's, where one is mapped.
+	// +optional
+	Path string `json:"path,omitempty"`
+	// capturedBytes is what the checkpoint holds of it.
+	CapturedBytes int64 `json:"capturedBytes"`
+}
+
+// OpenFile is a file descriptor.
+//
+// +k8s:openapi-gen=true
+type OpenFile struct {
+	FD int64 `json:"fd"`
+	// type is "regular", "directory", "pipe", "fifo", "socket", "eventpoll",
+	// "eventfd", "timerfd", "signalfd", "inotify", "tty", "memfd", "character device"
+	// or what the engine calls it.
+	Type string `json:"type"`
+	// path, or a description such as "tcp 0.0.0.0:80 listen".
+	// +optional
+	Path string `json:"path,omitempty"`
+	// position in a regular file.
+	// +optional
+	Position int64 `json:"position,omitempty"`
+	// flags are those of open(2) that matter: "O_RDWR|O_APPEND".
+	// +optional
+	Flags string `json:"flags,omitempty"`
+}
+
+// Socket of a container.
+//
+// +k8s:openapi-gen=true
+type Socket struct {
+	// family and type: "tcp", "tcp6", "udp", "udp6", "unix", "netlink", "packet".
+	Protocol string `json:"protocol"`
+	// state is "LISTEN", "ESTABLISHED" and so on.
+	// +optional
+	State string `json:"state,omitempty"`
+	// local and remote are "address:port", or the name of a Unix socket.
+	// +optional
+	Local string `json:"local,omitempty"`
+	// +optional
+	Remote string `json:"remote,omitempty"`
+	// pids of the processes that hold it.
+	// +optional
+	// +listType=atomic
+	PIDs []int64 `json:"pids,omitempty"`
+}
+
+// Mount of a container.
+//
+// +k8s:openapi-gen=true
+type Mount struct {
+	Destination string `json:"destination"`
+	Type        string `json:"type"`
+	// +optional
+	Source string `json:"source,omitempty"`
+	// +optional
+	// +listType=atomic
+	Options []string `json:"options,omitempty"`
+}
+
+// FileChange is a difference of a root file system against its image.
+//
+// +k8s:openapi-gen=true
+type FileChange struct {
+	// path from the root of the file system.
+	Path string `json:"path"`
+	// change is "written", "removed" or "replaced" (a directory whose old contents
+	// no longer show).
+	Change string `json:"change"`
+	// size in bytes of a regular file.
+	// +optional
+	Size int64 `json:"size,omitempty"`
+	// mode as ls(1) shows it: "-rw-r--r--".
+	// +optional
+	Mode string `json:"mode,omitempty"`
+	// digest of a regular file's content, where it was computed.
+	// +optional
+	Digest string `json:"digest,omitempty"`
+}
+
+// EnvironmentVariable of a process.
+//
+// +k8s:openapi-gen=true
+type EnvironmentVariable struct {
+	Name string `json:"name"`
+	// value is empty where it is masked.
+	// +optional
+	Value string `json:"value,omitempty"`
+	// masked says that the value is left out, whatever it is.
+	// +optional
+	Masked bool `json:"masked,omitempty"`
+}
+
+// VolumeContents is what was captured of a volume.
+//
+// +k8s:openapi-gen=true
+type VolumeContents struct {
+	Name string `json:"name"`
+	// bytes of its archive.
+	Bytes int64 `json:"bytes"`
+	// files is how many entries it has.
+	Files int64 `json:"files"`
+}

@@ -1,0 +1,44 @@
+// Package agentapi is what the API server of Stasis and the agents say to each
+// other: HTTP over TLS, on a port of the agent's Pod.
+//
+// An agent announces itself in a Lease that only it may write: its address, the
+// certificate that it serves with, and its version. The API server shows a token
+// of its ServiceAccount, made for the audience TokenAudience alone, which the agent
+// has reviewed.
+package agentapi
+
+// Version of this protocol. An agent that announces a lower one than a call needs
+// is too old for it, and the caller says so without calling (A3).
+const Version = 1
+
+// TokenAudience is the audience of the tokens that the API server shows.
+const TokenAudience = "stasis-agent"
+
+// LeasePrefix and the node's name make the name of the agent's Lease, in the
+// namespace that Stasis is installed in.
+const LeasePrefix = "agent-"
+
+// Annotations of the Lease.
+const (
+	AnnotationAddress     = "checkpoint.podstasis.dev/agent-address"     // IP:port
+	AnnotationCertificate = "checkpoint.podstasis.dev/agent-certificate" // sha256:HEX of the certificate's DER
+	AnnotationProtocol    = "checkpoint.podstasis.dev/agent-protocol"    // Version, in decimal
+	AnnotationVersion     = "checkpoint.podstasis.dev/agent-version"     // of the program, for people
+)
+
+// Paths, to be filled with the PodCheckpoint's UID.
+//
+//	GET, HEAD ArchivePath     the archive, or one container's (?container=NAME); Range, If-Range,
+//	                          ETag; Want-Repr-Digest is answered by Repr-Digest (RFC 9530)
+//	GET ContentsPath          a CheckpointContents, as JSON
+//	PUT ImportPath            a part of an archive to import: Content-Range: bytes FIRST-LAST/SIZE,
+//	                          or bytes */SIZE to ask; the answer's header Upload-Offset says
+//	                          how many bytes are there
+const (
+	ArchivePath  = "/v1/checkpoints/{uid}/archive"
+	ContentsPath = "/v1/checkpoints/{uid}/contents"
+	ImportPath   = "/v1/imports/{uid}"
+)
+
+// HeaderUploadOffset says how many bytes of an import are there.
+const HeaderUploadOffset = "Upload-Offset"
