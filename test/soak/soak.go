@@ -162,17 +162,25 @@ func (s *soak) round(ctx context.Context, number int) error {
 	if err := s.create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}); err != nil {
 		return err
 	}
-	for _, step := range []func() error{
-		func() error { return s.beginSources(ctx, namespace, subjects) },
-		func() error { return s.checkpointAll(ctx, subjects, early, d) },
-		func() error { return s.healthy(ctx) },
-		func() error { return s.again(ctx, subjects, d) },
-		func() error { return s.judgeSources(ctx, subjects, d) },
-		func() error { return s.restoreAll(ctx, subjects, late, d) },
-		func() error { return s.judgeSources(ctx, subjects, d) },
-		func() error { return s.clear(ctx, namespace, number == s.first+s.rounds-1) },
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"begin", func() error { return s.beginSources(ctx, namespace, subjects) }},
+		{"checkpoint", func() error { return s.checkpointAll(ctx, subjects, early, d) }},
+		{"recover", func() error { return s.healthy(ctx) }},
+		{"again", func() error { return s.again(ctx, subjects, d) }},
+		{"sources", func() error { return s.judgeSources(ctx, subjects, d) }},
+		{"restore", func() error { return s.restoreAll(ctx, subjects, late, d) }},
+		{"sources", func() error { return s.judgeSources(ctx, subjects, d) }},
+		{"clear", func() error { return s.clear(ctx, namespace, number == s.first+s.rounds-1) }},
 	} {
-		if err := errors.Join(append(d.wrong, step())...); err != nil {
+		begin := time.Now()
+		err := step.do()
+		if took := time.Since(begin); took >= time.Second {
+			text = append(text, fmt.Sprintf("%s=%s", step.name, took.Round(time.Second)))
+		}
+		if err := errors.Join(append(d.wrong, err)...); err != nil {
 			return err
 		}
 	}
@@ -256,7 +264,7 @@ func ready(pod *corev1.Pod) bool {
 }
 
 func (s *soak) read(ctx context.Context, pod *corev1.Pod, container string, gaps bool) (reading, error) {
-	log, err := s.cluster.Kubectl(ctx, "-n", pod.Namespace, "logs", pod.Name, "-c", container)
+	log, err := s.cluster.Log(ctx, pod, container)
 	if err != nil {
 		return reading{}, err
 	}

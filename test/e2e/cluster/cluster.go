@@ -19,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -31,6 +32,7 @@ import (
 type Cluster struct {
 	root, state string
 	config      *rest.Config
+	clients     kubernetes.Interface
 	client.WithWatch
 }
 
@@ -69,6 +71,9 @@ func Attach(root, state string) (*Cluster, error) {
 	c.config.QPS, c.config.Burst = 200, 400
 	c.config.WarningHandler = rest.NoWarnings{}
 	log.SetLogger(logr.Discard()) // else controller-runtime complains that there is none
+	if c.clients, err = kubernetes.NewForConfig(c.config); err != nil {
+		return nil, err
+	}
 	c.WithWatch, err = connect(c.config)
 	return c, err
 }
@@ -166,6 +171,12 @@ func (c *Cluster) run(ctx context.Context, program string, args ...string) (stri
 		return out.String(), fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, strings.TrimSpace(complaint.String()))
 	}
 	return out.String(), nil
+}
+
+// Log is what a container has written.
+func (c *Cluster) Log(ctx context.Context, pod *corev1.Pod, container string) (string, error) {
+	text, err := c.clients.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: container}).DoRaw(ctx)
+	return string(text), err
 }
 
 // Follow starts kubectl and returns what it prints, as it comes, and a function

@@ -121,6 +121,8 @@ func NodeFiles(c plan.Cluster, i int, a Authorities, now time.Time) (map[string]
 			"evictionHard":                object{"memory.available": "50Mi", "nodefs.available": "1%", "nodefs.inodesFree": "1%", "imagefs.available": "1%"},
 			"imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
 			"nodeStatusUpdateFrequency": "4s",
+			// What is killed here is killed on purpose, and wanted back at once.
+			"crashLoopBackOff": object{"maxContainerRestartPeriod": "2s"},
 		}),
 		configDir + "/manifests/.keep": "",
 		configDir + "/kube-proxy.yaml": encode(object{
