@@ -3,16 +3,17 @@
 //
 // An agent announces itself in a Lease that only it may write: its address, the
 // certificate that it serves with, and its version. The API server shows a token
-// of its ServiceAccount, made for the audience TokenAudience alone, which the agent
-// has reviewed.
+// of its ServiceAccount, made for the one agent that it calls (Audience), which that
+// agent has reviewed: what one node is shown is of no use to it at another.
 package agentapi
 
 // Version of this protocol. An agent that announces a lower one than a call needs
 // is too old for it, and the caller says so without calling (A3).
 const Version = 1
 
-// TokenAudience is the audience of the tokens that the API server shows.
-const TokenAudience = "stasis-agent"
+// Audience of the tokens that the API server shows to the agent of a node, and the
+// only one that this agent accepts.
+func Audience(node string) string { return "stasis-agent/" + node }
 
 // LeasePrefix and the node's name make the name of the agent's Lease, in the
 // namespace that Stasis is installed in.
