@@ -109,6 +109,9 @@ type CheckpointContents struct {
 	// +optional
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
+	// source is the Pod that was captured, and where it ran.
+	// +optional
+	Source ContentsSource `json:"source,omitzero"`
 	// engine captured the processes.
 	Engine checkpointv1alpha1.EngineStatus `json:"engine"`
 	// cutTime is the moment that the state is of.
@@ -134,6 +137,29 @@ type CheckpointContents struct {
 	// +optional
 	// +listType=atomic
 	Truncated []string `json:"truncated,omitempty"`
+}
+
+// ContentsSource is the Pod that was captured, as its sandbox was called, and where
+// it ran.
+//
+// +k8s:openapi-gen=true
+type ContentsSource struct {
+	// +optional
+	PodNamespace string `json:"podNamespace,omitempty"`
+	// +optional
+	PodName string `json:"podName,omitempty"`
+	// +optional
+	PodUID string `json:"podUID,omitempty"`
+	// podIPs that it had.
+	// +optional
+	// +listType=atomic
+	PodIPs []string `json:"podIPs,omitempty"`
+	// platform and kernel of its node: "linux/amd64 6.1.0".
+	// +optional
+	Platform string `json:"platform,omitempty"`
+	// runtime that the engine drove: "runc 1.5.2".
+	// +optional
+	Runtime string `json:"runtime,omitempty"`
 }
 
 // ContainerContents is what is inside the checkpoint of one container.
@@ -166,6 +192,10 @@ type ContainerContents struct {
 	// changedBytes is the size of all changed files.
 	// +optional
 	ChangedBytes int64 `json:"changedBytes,omitempty"`
+	// notes say what could not be read, and which images were skipped.
+	// +optional
+	// +listType=atomic
+	Notes []string `json:"notes,omitempty"`
 }
 
 // Process is one process of a container, with numbers as the container sees them.
@@ -184,8 +214,19 @@ type Process struct {
 	State string `json:"state"`
 	// threads is how many it has, the main one included.
 	Threads int64 `json:"threads"`
-	UID     int64 `json:"uid"`
-	GID     int64 `json:"gid"`
+	// threadNames are the names of the threads (comm), the main one's first.
+	// +optional
+	// +listType=atomic
+	ThreadNames []string `json:"threadNames,omitempty"`
+	UID         int64    `json:"uid"`
+	GID         int64    `json:"gid"`
+	// credentials say more of what it may do.
+	// +optional
+	Credentials *Credentials `json:"credentials,omitempty"`
+	// addressSpace tells one run of a program from another: a digest of where its
+	// code, stack, arguments and heap begin. Processes that were forked share it.
+	// +optional
+	AddressSpace string `json:"addressSpace,omitempty"`
 	// executable is the path of the program.
 	// +optional
 	Executable string `json:"executable,omitempty"`
@@ -206,6 +247,28 @@ type Process struct {
 	// +optional
 	// +listType=atomic
 	Environment []EnvironmentVariable `json:"environment,omitempty"`
+}
+
+// Credentials of a process's main thread.
+//
+// +k8s:openapi-gen=true
+type Credentials struct {
+	EffectiveUID int64 `json:"effectiveUID"`
+	EffectiveGID int64 `json:"effectiveGID"`
+	// groups are the supplementary ones.
+	// +optional
+	// +listType=atomic
+	Groups []int64 `json:"groups,omitempty"`
+	// capabilities that are effective: "CAP_NET_BIND_SERVICE".
+	// +optional
+	// +listType=atomic
+	Capabilities []string `json:"capabilities,omitempty"`
+	// noNewPrivileges says that no program that it starts gets more.
+	// +optional
+	NoNewPrivileges bool `json:"noNewPrivileges,omitempty"`
+	// seccomp is "disabled", "strict" or "filter".
+	// +optional
+	Seccomp string `json:"seccomp,omitempty"`
 }
 
 // ProcessMemory sums up a process's memory, in bytes.
@@ -307,7 +370,10 @@ type FileChange struct {
 	// mode as ls(1) shows it: "-rw-r--r--".
 	// +optional
 	Mode string `json:"mode,omitempty"`
-	// digest of a regular file's content, where it was computed.
+	// modificationTime of what was written.
+	// +optional
+	ModificationTime *metav1.Time `json:"modificationTime,omitempty"`
+	// digest of a regular file's content, where it was computed: of small files only.
 	// +optional
 	Digest string `json:"digest,omitempty"`
 }
