@@ -535,19 +535,42 @@ func (s *soak) restoreAll(ctx context.Context, subjects []*subject, strikes []st
 	})
 }
 
-// clear deletes the round's namespace, gives Pods of Stasis that the kubelet would
-// start ever later (after the last round: all of them) a fresh start, and looks for what is left on the nodes.
+// emptyOf deletes a namespace's objects of one kind and waits until they are gone.
+func (s *soak) emptyOf(ctx context.Context, namespace string, kind client.Object) error {
+	return eventually(ctx, patience, fmt.Sprintf("every %T of %s is deleted", kind, namespace), func() error {
+		if err := s.cluster.DeleteAllOf(ctx, kind, client.InNamespace(namespace)); err != nil {
+			return err
+		}
+		kinds, err := s.cluster.GroupVersionKindFor(kind)
+		if err != nil {
+			return err
+		}
+		left := &metav1.PartialObjectMetadataList{}
+		left.SetGroupVersionKind(kinds.GroupVersion().WithKind(kinds.Kind + "List"))
+		if err := s.cluster.List(ctx, left, client.InNamespace(namespace)); err != nil {
+			return err
+		}
+		if n := len(left.Items); n > 0 {
+			return fmt.Errorf("%d are left, %s among them", n, left.Items[0].Name)
+		}
+		return nil
+	})
+}
+
+// clear deletes what is in the round's namespace, starts the Pods of Stasis afresh
+// after the last round, and looks for what is left on the nodes.
 func (s *soak) clear(ctx context.Context, namespace string, last bool) error {
 	if err := s.noneFrozen(ctx, 2*time.Second); err != nil {
 		return err
 	}
-	object := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}
-	if err := eventually(ctx, patience, "namespace "+namespace+" is deleted", func() error {
-		if err := s.cluster.Delete(ctx, object); !apierrors.IsNotFound(err) {
-			return errors.Join(err, errors.New("it is still there"))
+	// One by one: the namespace controller takes its time.
+	for _, kind := range []client.Object{&corev1.Pod{}, &checkpointv1alpha1.PodCheckpoint{}} {
+		if err := s.emptyOf(ctx, namespace, kind); err != nil {
+			return err
 		}
-		return nil
-	}); err != nil {
+	}
+	object := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}
+	if err := client.IgnoreNotFound(s.cluster.Delete(ctx, object)); err != nil { // goes when it goes, it is empty
 		return err
 	}
 	var pods corev1.PodList
@@ -555,7 +578,7 @@ func (s *soak) clear(ctx context.Context, namespace string, last bool) error {
 		return err
 	}
 	for _, pod := range pods.Items {
-		if last || pod.Status.ContainerStatuses[0].RestartCount > 1 {
+		if last {
 			if err := client.IgnoreNotFound(s.cluster.Delete(ctx, &pod)); err != nil {
 				return err
 			}
