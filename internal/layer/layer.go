@@ -2,9 +2,9 @@
 // another tree: the writable layer of a container and the contents of volumes.
 //
 // The stream is POSIX pax (pax(1)) with extended attributes as SCHILY.xattr
-// records; removed files are character devices 0:0 and replaced directories
-// carry trusted.overlay.opaque, as overlayfs keeps them (Linux
-// Documentation/filesystems/overlayfs.rst).
+// records, and an OCI image's layer: what overlayfs keeps as character devices 0:0
+// and as an attribute (Linux Documentation/filesystems/overlayfs.rst) becomes files
+// named .wh.NAME and .wh..wh..opq.
 package layer
 
 import (
@@ -100,6 +100,10 @@ func (t *writer) add(full, rel string) error {
 		return err
 	}
 	st := info.Sys().(*syscall.Stat_t)
+	if info.Mode()&fs.ModeCharDevice != 0 && st.Rdev == 0 {
+		// All removed files of an overlay may share one inode: this comes before links.
+		return t.addWhiteout(rel, info.ModTime())
+	}
 	h.Format = tar.FormatPAX
 	h.Name = rel
 	if info.IsDir() {
@@ -108,13 +112,22 @@ func (t *writer) add(full, rel string) error {
 	h.Uname, h.Gname = "", "" // names belong to the container, numbers are kept
 	h.ModTime = info.ModTime()
 	h.AccessTime, h.ChangeTime = h.AccessTime.Truncate(0), h.ChangeTime.Truncate(0)
-	if h.PAXRecords, err = xattrs(full); err != nil {
+	attributes, opaque, err := xattrs(full)
+	if err != nil {
 		return err
+	}
+	h.PAXRecords = literal(rel, attributes)
+	if info.IsDir() && opaque {
+		if err := t.tar.WriteHeader(h); err != nil {
+			return err
+		}
+		return t.addOpaque(rel, info.ModTime())
 	}
 	if !info.IsDir() && st.Nlink > 1 {
 		id := inode{uint64(st.Dev), st.Ino}
 		if first, seen := t.links[id]; seen {
-			h.Typeflag, h.Linkname, h.Size, h.PAXRecords = tar.TypeLink, first, 0, nil
+			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
+			h.PAXRecords = literal(rel, nil)
 		} else {
 			t.links[id] = rel
 		}
@@ -138,26 +151,29 @@ func (t *writer) add(full, rel string) error {
 	return nil
 }
 
-func xattrs(full string) (map[string]string, error) {
+// xattrs returns a file's extended attributes as records, and whether overlayfs
+// keeps it as a directory that shows nothing of what is below.
+func xattrs(full string) (records map[string]string, opaque bool, err error) {
 	names, err := listXattr(full)
 	if err != nil {
-		return nil, fmt.Errorf("extended attributes of %s: %w", full, err)
+		return nil, false, fmt.Errorf("extended attributes of %s: %w", full, err)
 	}
-	var records map[string]string
 	for _, name := range names {
 		value, err := getXattr(full, name)
 		if errors.Is(err, unix.ENODATA) {
 			continue
 		} else if err != nil {
-			return nil, fmt.Errorf("extended attribute %s of %s: %w", name, full, err)
+			return nil, false, fmt.Errorf("extended attribute %s of %s: %w", name, full, err)
 		}
 		if kind, ok := strings.CutPrefix(name, overlayPrefix); ok {
 			switch kind {
 			case "opaque":
+				opaque = opaque || string(value) == "y"
+				continue
 			case "origin", "impure", "nlink", "uuid", "upper":
 				continue // book-keeping of the mount that is gone
 			default:
-				return nil, fmt.Errorf("%s has %s: the overlay is mounted with redirect_dir or metacopy, whose writable layers cannot be captured by themselves; mount it without", full, name)
+				return nil, false, fmt.Errorf("%s has %s: the overlay is mounted with redirect_dir or metacopy, whose writable layers cannot be captured by themselves; mount it without", full, name)
 			}
 		}
 		if records == nil {
@@ -165,7 +181,7 @@ func xattrs(full string) (map[string]string, error) {
 		}
 		records[paxXattr+name] = string(value)
 	}
-	return records, nil
+	return records, opaque, nil
 }
 
 func listXattr(full string) ([]string, error) {
@@ -209,6 +225,7 @@ func Apply(ctx context.Context, r io.Reader, dir string) error {
 	defer root.Close()
 	t := tar.NewReader(r)
 	var dirs []*tar.Header // their times are set last: filling them changes those
+	var last *tar.Header
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return err
@@ -219,19 +236,16 @@ func Apply(ctx context.Context, r io.Reader, dir string) error {
 		} else if err != nil {
 			return fmt.Errorf("lay archive over %s: read archive: %w", dir, err)
 		}
-		name, err := localName(h.Name)
-		if err == nil {
-			err = apply(root, t, h, name)
-		}
-		if err != nil {
+		if err := apply(root, t, h, last); err != nil {
 			return fmt.Errorf("lay archive over %s: %q: %w", dir, h.Name, err)
 		}
 		if h.Typeflag == tar.TypeDir {
 			dirs = append(dirs, h)
 		}
+		last = h
 	}
 	for i := len(dirs) - 1; i >= 0; i-- {
-		name, _ := localName(dirs[i].Name)
+		name, _ := cleanName(dirs[i].Name)
 		if err := root.Chtimes(name, dirs[i].AccessTime, dirs[i].ModTime); err != nil {
 			return fmt.Errorf("lay archive over %s: times of %q: %w", dir, name, err)
 		}
@@ -239,20 +253,28 @@ func Apply(ctx context.Context, r io.Reader, dir string) error {
 	return nil
 }
 
-// localName gives an archive's name the one spelling that os.Root takes.
-func localName(name string) (string, error) {
+// cleanName gives an archive's name the one spelling that os.Root takes.
+func cleanName(name string) (string, error) {
 	name = path.Clean(strings.TrimSuffix(name, "/"))
-	if !fs.ValidPath(name) {
+	if !fs.ValidPath(name) || strings.ContainsRune(name, 0) {
 		return "", errors.New("the name leads out of the tree")
 	}
-	return filepath.FromSlash(name), nil
+	return name, nil
 }
 
-func apply(root *os.Root, content io.Reader, h *tar.Header, name string) error {
-	if isWhiteout(h) {
-		return root.RemoveAll(name)
+// apply lays one entry. last is the one before it.
+func apply(root *os.Root, content io.Reader, h, last *tar.Header) error {
+	name, meaning, err := Explain(h)
+	if err != nil {
+		return err
 	}
-	if h.Typeflag == tar.TypeDir {
+	name = filepath.FromSlash(name)
+	switch {
+	case meaning == Removed:
+		return root.RemoveAll(name)
+	case meaning == Replaced:
+		return applyOpaque(root, last, name)
+	case h.Typeflag == tar.TypeDir:
 		return applyDir(root, h, name)
 	}
 	// Removing first keeps other names of the same inode as they are, and an
@@ -278,7 +300,7 @@ func apply(root *os.Root, content io.Reader, h *tar.Header, name string) error {
 			return err
 		}
 	case tar.TypeLink:
-		target, err := localName(h.Linkname)
+		target, err := cleanName(h.Linkname)
 		if err != nil {
 			return err
 		}
@@ -291,10 +313,6 @@ func apply(root *os.Root, content io.Reader, h *tar.Header, name string) error {
 		return fmt.Errorf("unexpected entry of type %q", h.Typeflag)
 	}
 	return setAttributes(root, h, name)
-}
-
-func isWhiteout(h *tar.Header) bool {
-	return h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0
 }
 
 func applyDir(root *os.Root, h *tar.Header, name string) error {

@@ -244,10 +244,10 @@ var mutants = []mutant{
 			changed = true`, `			changed = true`,
 		unit, "internal/ociruntime", "TestAnnotationsThatReachTheEngineAreDroppedFromEveryPod"},
 	{"archives that lead out of the tree", "internal/layer/layer.go",
-		`	if !fs.ValidPath(name) {
+		`	if !fs.ValidPath(name) || strings.ContainsRune(name, 0) {
 		return "", errors.New("the name leads out of the tree")
 	}
-	return filepath.FromSlash(name), nil`, `	return strings.TrimLeft(strings.ReplaceAll(name, "..", "dotdot"), "/"), nil`,
+	return name, nil`, `	return strings.TrimLeft(strings.ReplaceAll(name, "..", "dotdot"), "/"), nil`,
 		unit, "internal/layer", "TestHostileArchivesDoNotReachOutOfTheTree"},
 	{"a deadline not required", "internal/criservice/service.go",
 		`	if _, ok := ctx.Deadline(); !ok {`, `	if false {`,
@@ -294,4 +294,15 @@ var mutants = []mutant{
 	{"the demo takes any later count for a continuation", "demo/counters/counters.go",
 		`	if stood < window.Frozen*8/10 {`, `	if false {`,
 		unit, "demo/counters", "TestARestoredPodContinuesOnlyWhereItsSourceStoodStill"},
+
+	// Archives, and what they hold.
+	{"removed files written as overlayfs keeps them", "internal/layer/whiteout.go",
+		`		Name: dir + whiteoutPrefix + base, ModTime: modified,`, `		Name: dir + base, ModTime: modified,`,
+		unit, "internal/layer", "TestRemovedFilesAndReplacedDirectoriesAreWrittenAsAnImageLayerDoes"},
+	{"removed files that share an inode written as links", "internal/layer/layer.go",
+		`	if info.Mode()&fs.ModeCharDevice != 0 && st.Rdev == 0 {`, `	if info.Mode()&fs.ModeCharDevice != 0 && st.Rdev == 0 && st.Nlink == 1 {`,
+		unit, "internal/layer", "TestSeveralFilesThatWereRemovedTogetherAreGoneAfter"},
+	{"a file named like a whiteout taken for one", "internal/layer/whiteout.go",
+		`h.PAXRecords[paxLiteral] != ""`, `false`,
+		unit, "internal/layer", "TestFilesNamedLikeWhiteoutsComeBackAsTheyWere"},
 }
