@@ -64,6 +64,8 @@ type Container struct {
 	Image string `json:"image"` // as the CRI names it
 	// ImageID is the digest-bearing reference of the image that ran.
 	ImageID string `json:"imageID,omitempty"`
+	// Created is when the container was made; unknown in older checkpoints.
+	Created *time.Time `json:"created,omitempty"`
 	// Rootfs is the tar of the writable layer, relative to the directory; empty
 	// if the container could not write to its root.
 	Rootfs string `json:"rootfs,omitempty"`

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
@@ -175,7 +176,8 @@ func (s *Service) container(ctx context.Context, sandboxID, id string) (engine.C
 	}
 	c := engine.Container{
 		ID: st.GetId(), Name: name, Image: st.GetImage().GetImage(), ImageID: st.GetImageRef(),
-		PID: info.PID, Spec: info.RuntimeSpec,
+		Created: time.Unix(0, st.GetCreatedAt()).UTC(),
+		PID:     info.PID, Spec: info.RuntimeSpec,
 		Runtime: engine.Runtime{Binary: info.RuntimeOptions.BinaryName, Root: info.RuntimeOptions.Root},
 	}
 	if c.Runtime.Binary == "" {

@@ -66,6 +66,7 @@ type Sandbox struct {
 type Container struct {
 	ID, Name       string
 	Image, ImageID string
+	Created        time.Time
 	PID            int // of its init process, in the agent's PID namespace
 	Runtime        Runtime
 	Spec           *specs.Spec

@@ -95,6 +95,9 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 		clock.done = nil
 	}
 	m.Phases = clock.done
+	if err := e.keepReports(targets); err != nil {
+		return nil, err
+	}
 	e.learn(dir, m.FreezeDuration)
 	return m, nil
 }
@@ -575,6 +578,9 @@ func describe(c engine.Container) checkpoint.Container {
 	d := checkpoint.Container{
 		Name: c.Name, ID: c.ID, Image: c.Image, ImageID: c.ImageID,
 		Rootfs: containersDir + "/" + c.Name + "/" + rootfsArchive,
+	}
+	if !c.Created.IsZero() {
+		d.Created = &c.Created
 	}
 	if p := c.Spec.Process; p != nil {
 		d.Process = checkpoint.Process{Args: p.Args, Cwd: p.Cwd, UID: p.User.UID, GID: p.User.GID, Terminal: p.Terminal}
