@@ -102,7 +102,7 @@ func (d *Demo) install(ctx context.Context) error {
 	}
 	d.say("Install Stasis")
 	for _, args := range [][]string{
-		{"apply", "-k", "config/default"},
+		{"apply", "-k", "config/install"},
 		{"-n", "stasis-system", "rollout", "status", "deployment", "--timeout=120s"},
 		{"-n", "stasis-system", "rollout", "status", "daemonset", "--timeout=120s"},
 	} {

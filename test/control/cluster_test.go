@@ -217,13 +217,13 @@ func (c *cluster) install(ctx context.Context, kubectl string) error {
 	if err != nil {
 		return err
 	}
-	rendered, err := exec.CommandContext(ctx, kubectl, "kustomize", config+"/default").Output()
+	rendered, err := exec.CommandContext(ctx, kubectl, "kustomize", config+"/install").Output()
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
-			return fmt.Errorf("kubectl kustomize config/default: %s", exit.Stderr)
+			return fmt.Errorf("kubectl kustomize config/install: %s", exit.Stderr)
 		}
-		return fmt.Errorf("kubectl kustomize config/default: %w", err)
+		return fmt.Errorf("kubectl kustomize config/install: %w", err)
 	}
 	decoder := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(rendered), 4096)
 	for {

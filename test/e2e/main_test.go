@@ -71,7 +71,7 @@ func run(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	if err := shared.Install(ctx); err != nil {
+	if err := shared.InstallFrom(ctx, "test/e2e/config"); err != nil {
 		shared.Diagnose(ctx, os.Stderr)
 		return 1, err
 	}

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/go-logr/logr"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -80,7 +81,7 @@ func Attach(root, state string) (*Cluster, error) {
 
 func connect(config *rest.Config) (client.WithWatch, error) {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, rbacv1.AddToScheme, checkpointv1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{batchv1.AddToScheme, corev1.AddToScheme, rbacv1.AddToScheme, checkpointv1alpha1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			return nil, err
 		}
@@ -110,9 +111,14 @@ func (c *Cluster) Down(ctx context.Context) error {
 	return nil
 }
 
-// Install puts Stasis into the cluster as the README tells users to. STASIS_DIST
-// names another directory than dist to take the images from.
+// Install puts Stasis into the cluster as the README tells users to.
 func (c *Cluster) Install(ctx context.Context) error {
+	return c.InstallFrom(ctx, "config/install")
+}
+
+// InstallFrom puts Stasis into the cluster as a kustomization has it. STASIS_DIST
+// names another directory than dist to take the images from.
+func (c *Cluster) InstallFrom(ctx context.Context, kustomization string) error {
 	dist := cmp.Or(os.Getenv("STASIS_DIST"), filepath.Join(c.root, "dist"))
 	for _, image := range Images {
 		if out, err := c.Devcluster(ctx, "load", filepath.Join(dist, "images", image+".tar")); err != nil {
@@ -120,7 +126,7 @@ func (c *Cluster) Install(ctx context.Context) error {
 		}
 	}
 	for _, args := range [][]string{
-		{"apply", "-k", "config/default"},
+		{"apply", "-k", kustomization},
 		{"-n", "stasis-system", "rollout", "status", "deployment", "--timeout=120s"},
 		{"-n", "stasis-system", "rollout", "status", "daemonset", "--timeout=120s"},
 	} {

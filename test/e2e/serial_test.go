@@ -1,0 +1,98 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
+)
+
+// P24: a Pod that is deleted by force leaves its name before its node has taken it
+// down. A hook that the kubelet waits for keeps its restore under way meanwhile.
+func TestTheRestoreOfAPodWaitsForThatOfADeletedOneOfItsName(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	build := func(name string) *podBuilder {
+		b := MakePod(name).Shell("first", idle).Shell("second", idle)
+		b.pod.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{
+			Exec: &corev1.ExecAction{Command: []string{"sleep", "3"}},
+		}}
+		return b
+	}
+	s.running(build("source").Obj())
+	s.checkpoint("one", "source")
+	seen := s.restoringConditions("restored")
+
+	earlier := s.create(build("restored").RestoreFrom("one").Obj())
+	s.waitEvent(earlier, "Started") // the first of its containers, and its hook runs
+	if err := s.Delete(t.Context(), earlier, client.GracePeriodSeconds(0), client.Preconditions{UID: &earlier.UID}); err != nil {
+		t.Fatal(err)
+	}
+	later := s.create(build("restored").RestoreFrom("one").Obj())
+	s.waitEvent(later, checkpointv1alpha1.EventRestoreInProgress, "of UID "+string(earlier.UID), "waits for its end")
+
+	s.eventually("its turn has come", func() error {
+		s.nudge("restored")
+		time.Sleep(time.Second)
+		if len(s.pod("restored").Status.ContainerStatuses) == 0 || s.pod("restored").Status.ContainerStatuses[0].State.Running == nil {
+			return errPhase(s.pod("restored"))
+		}
+		return nil
+	})
+	restored := s.waitReady("restored")
+	if restored.UID != later.UID {
+		t.Fatalf("the Pod that is ready has UID %s, want %s", restored.UID, later.UID)
+	}
+	s.waitEvent(later, checkpointv1alpha1.EventRestoreSucceeded)
+	s.unharmed("restored")
+	s.eventually("the condition is gone", func() error {
+		for _, condition := range s.pod("restored").Status.Conditions {
+			if condition.Type == checkpointv1alpha1.PodConditionRestoring {
+				return errCondition(condition)
+			}
+		}
+		return nil
+	})
+	told := seen()
+	for _, want := range []struct {
+		pod    types.UID
+		status corev1.ConditionStatus
+	}{{earlier.UID, corev1.ConditionTrue}, {later.UID, corev1.ConditionFalse}, {later.UID, corev1.ConditionTrue}} {
+		if what := fmt.Sprint(want.pod, want.status); !told[what] {
+			t.Errorf("condition Restoring of Pod %s was never %s; seen: %v", want.pod, want.status, told)
+		}
+	}
+}
+
+// restoringConditions watches what the condition Restoring of a Pod of a name says,
+// and returns a function that ends it and lists UIDs and statuses.
+func (s *scene) restoringConditions(name string) func() map[string]bool {
+	s.Helper()
+	watching, err := s.Watch(s.Context(), &corev1.PodList{}, client.InNamespace(s.namespace), client.MatchingFields{"metadata.name": name})
+	if err != nil {
+		s.Fatal(err)
+	}
+	done := make(chan map[string]bool)
+	go func() {
+		seen := map[string]bool{}
+		for event := range watching.ResultChan() {
+			pod, isPod := event.Object.(*corev1.Pod)
+			if !isPod || event.Type == watch.Deleted {
+				continue
+			}
+			for _, condition := range pod.Status.Conditions {
+				if condition.Type == checkpointv1alpha1.PodConditionRestoring {
+					seen[fmt.Sprint(pod.UID, condition.Status)] = true
+				}
+			}
+		}
+		done <- seen
+	}()
+	return func() map[string]bool { watching.Stop(); return <-done }
+}
