@@ -41,5 +41,11 @@ const (
 	ImportPath   = "/v1/imports/{uid}"
 )
 
+// QueryContainer of ArchivePath selects one container.
+const QueryContainer = "container"
+
+// MaxPart is the most that one part of an import holds, in bytes.
+const MaxPart = 64 << 20
+
 // HeaderUploadOffset says how many bytes of an import are there.
 const HeaderUploadOffset = "Upload-Offset"

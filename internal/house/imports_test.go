@@ -33,6 +33,8 @@ var rules = []struct {
 		"the CRI layer works without Kubernetes"},
 	{"internal/controller", nodeSide, "the API layer knows Pods and objects, never a process or a file"},
 	{"internal/admission", nodeSide, "the API layer knows Pods and objects, never a process or a file"},
+	{"internal/agentapi", nodeSide, "it is what both sides say to each other"},
+	{"internal/apiserver/...", nodeSide, "the API layer knows Pods and objects, never a process or a file"},
 	{"internal/kubectl", nodeSide, "a user's program has no business on a node"},
 }
 
@@ -70,6 +72,9 @@ func forbidden(pkg, prefix string) bool {
 	if prefix == "." {
 		first, _, _ := strings.Cut(strings.TrimPrefix(pkg, "vendor/"), "/")
 		return strings.Contains(first, ".") && !strings.HasPrefix(pkg, "vendor/")
+	}
+	if strings.HasPrefix(prefix, module) && !strings.HasSuffix(prefix, "/") {
+		return pkg == prefix || strings.HasPrefix(pkg, prefix+"/") // internal/agent is not internal/agentapi
 	}
 	return strings.HasPrefix(pkg, prefix)
 }
