@@ -183,6 +183,8 @@ func (d *daemon) run(ctx context.Context) error {
 		Resolver:      d,
 		Observer:      d.observer,
 		Compatibility: d.engine,
+		Node:          &restoresNode{runtime: d.runtime, host: d.host},
+		Now:           time.Now,
 		Log:           d.Log,
 	})
 	if err != nil {
@@ -225,6 +227,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	part("serve "+criSocket, func() error { return server.Serve(criListener) })
 	part("serve "+agentSocket, func() error { return nodeapi.Serve(serving, agentListener, d.sessions, d.Log) })
+	part("follow restores", func() error { d.sessions.Run(serving); return nil })
 	if d.MetricsAddress != "" {
 		part("serve metrics and health", func() error { return serveHTTP(serving, d.MetricsAddress, d.ready) })
 	}
@@ -260,6 +263,7 @@ func (d *daemon) watch(ctx context.Context) error {
 		if err == nil {
 			d.observer.connect(k.recorder, k.marker)
 			d.kube.Store(k)
+			d.sessions.Wake() // there is somebody to tell now
 			return k.start(ctx, filepath.Join(d.RunDir, criSocket))
 		}
 		d.Log.Warn("the API server cannot be reached, trying again", "error", err, "in", delay)

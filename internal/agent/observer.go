@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -94,8 +96,34 @@ func (o *observer) Failed(ctx context.Context, sandbox nodeapi.Sandbox, containe
 	o.failed(ctx, sandbox, message)
 }
 
+// Remember implements restoring.Observer.
+func (o *observer) Remember(sandbox nodeapi.Sandbox) error {
+	if !hasPod(sandbox) {
+		return nil
+	}
+	if err := o.store.markRestored(types.NamespacedName{Namespace: sandbox.Namespace, Name: sandbox.Name}, types.UID(sandbox.UID)); err != nil {
+		return fmt.Errorf("remember that the Pod has been restored: %w", err)
+	}
+	return nil
+}
+
+// errUnconnected says that there is nobody to tell yet.
+var errUnconnected = errors.New("the API server has not been reached since this agent started")
+
 // Succeeded implements restoring.Observer.
-func (o *observer) Succeeded(ctx context.Context, sandbox nodeapi.Sandbox) {
+func (o *observer) Succeeded(ctx context.Context, sandbox nodeapi.Sandbox) error {
+	if hasPod(sandbox) {
+		_, marker := o.connected()
+		if marker == nil {
+			return errUnconnected
+		}
+		if err := marker.note(ctx, refOf(sandbox), sandbox.ID, v1alpha1.EventRestoreSucceeded, "Restored from PodCheckpoint "+from(sandbox)); err != nil {
+			return err
+		}
+		if err := marker.clear(ctx, refOf(sandbox), v1alpha1.PodConditionRestoring); err != nil {
+			return fmt.Errorf("take the condition %s off the Pod: %w", v1alpha1.PodConditionRestoring, err)
+		}
+	}
 	o.mu.Lock()
 	begun, known := o.begun[sandbox.ID]
 	delete(o.begun, sandbox.ID)
@@ -107,17 +135,8 @@ func (o *observer) Succeeded(ctx context.Context, sandbox nodeapi.Sandbox) {
 		took = o.now().Sub(begun)
 		o.metrics.restoreDuration.Observe(took.Seconds())
 	}
-	if hasPod(sandbox) {
-		if err := o.store.markRestored(types.NamespacedName{Namespace: sandbox.Namespace, Name: sandbox.Name}, types.UID(sandbox.UID)); err != nil {
-			o.log.Error("a later sandbox of the Pod would be restored again", append(about(sandbox), "error", err)...)
-		}
-	}
 	o.log.Info("restored", append(about(sandbox), "took", took)...)
-	o.event(sandbox, corev1.EventTypeNormal, v1alpha1.EventRestoreSucceeded, "Restored from PodCheckpoint "+from(sandbox))
-	if hasPod(sandbox) {
-		_, marker := o.connected()
-		marker.clear(ctx, refOf(sandbox), v1alpha1.PodConditionRestoring)
-	}
+	return nil
 }
 
 // mark puts the condition Restoring on the Pod of a sandbox.

@@ -45,7 +45,8 @@ type CreateContainer struct {
 	Container   string  `json:"container"` // the container's name in the Pod
 }
 
-// Report tells how the restore of one container went on.
+// Report tells how the restore of one container went on. It may be lost with the
+// agent that it is for: what has to be known lies in a Progress.
 type Report struct {
 	Sandbox   Sandbox     `json:"sandbox"`
 	Container string      `json:"container,omitempty"`
@@ -97,12 +98,13 @@ type Response struct {
 type ContainerRestore struct {
 	// ImageDir holds the engine's images.
 	ImageDir string `json:"imageDir"`
-	// WorkDir is where the engine may write logs.
+	// WorkDir is where the engine may write logs, and stasis-runtime keeps its
+	// Progress.
 	WorkDir string `json:"workDir"`
 	// RootfsArchive is a tar of the captured writable layer; empty if there is none.
 	RootfsArchive string `json:"rootfsArchive,omitempty"`
-	// Volumes are to be filled before the container continues; each archive is
-	// listed for the first container that asks, and only for that one.
+	// Volumes are to be filled before the container continues: those that no other
+	// container has been restored with.
 	Volumes []VolumeRestore `json:"volumes,omitempty"`
 	// FreezeHook is the program that the engine calls to keep the container frozen.
 	FreezeHook string `json:"freezeHook"`

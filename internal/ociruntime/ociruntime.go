@@ -20,7 +20,6 @@ import (
 	"syscall"
 	"time"
 
-	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/layer"
 	"podstasis.dev/stasis/internal/nodeapi"
@@ -98,8 +97,12 @@ func run(ctx context.Context, executable string, in invocation, args []string) e
 		return c.create(ctx)
 	case "start":
 		return c.start(ctx)
+	case "kill":
+		return c.kill(ctx)
 	case "delete":
 		return c.delete(ctx)
+	case nodeapi.LookCommand:
+		return c.look(ctx)
 	}
 	return c.stepAside()
 }
@@ -128,6 +131,15 @@ func (c call) passOn(ctx context.Context) error {
 	return nil
 }
 
+// passOnAs runs the real runtime with another command.
+func (c call) passOnAs(ctx context.Context, command ...string) error {
+	out, err := exec.CommandContext(ctx, c.Runtime, slices.Concat(c.global, command)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w: %s", filepath.Base(c.Runtime), command[0], err, out)
+	}
+	return nil
+}
+
 func (c call) ask(ctx context.Context, request nodeapi.Request) (nodeapi.Response, error) {
 	response, err := nodeapi.Call(ctx, c.Socket, request)
 	if err != nil {
@@ -139,9 +151,15 @@ func (c call) ask(ctx context.Context, request nodeapi.Request) (nodeapi.Respons
 	return response, nil
 }
 
-// report tells the agent how far a restore has come. The container's fate does
-// not depend on it: an agent that is away learns it from the container runtime.
+// reportPatience bounds the wait for an agent that hears and does not answer.
+const reportPatience = 2 * time.Second
+
+// report tells the agent how far a restore has come. Nothing depends on it: an
+// agent that is away finds the container's nodeapi.Progress, and learns from the
+// container runtime which sandboxes are gone.
 func (c call) report(ctx context.Context, r nodeapi.Report) {
+	ctx, cancel := context.WithTimeout(ctx, reportPatience)
+	defer cancel()
 	if _, err := c.ask(ctx, nodeapi.Request{Report: &r}); err != nil {
 		logError(c.log, fmt.Errorf("report to the Stasis agent: %w", err))
 	}
@@ -197,6 +215,13 @@ func (c call) createSandbox(ctx context.Context, b *bundle, sandbox nodeapi.Sand
 
 func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sandbox) error {
 	name := b.annotations[annotationContainer]
+	// One after the other in a sandbox: whoever asks knows that every container
+	// before it is either there, which the agent finds, or came to nothing.
+	lock, err := c.lock(sandbox.ID)
+	if err != nil {
+		return fmt.Errorf("find the sandbox of container %s: %w", name, err)
+	}
+	defer lock.Close()
 	response, err := c.ask(ctx, nodeapi.Request{CreateContainer: &nodeapi.CreateContainer{Sandbox: sandbox, ContainerID: c.id, Container: name}})
 	if err != nil {
 		return err
@@ -228,8 +253,10 @@ func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sa
 		c.report(ctx, nodeapi.Report{Sandbox: sandbox, Container: name, Stage: nodeapi.StageFailed, Message: err.Error()})
 		return err
 	}
-	if err := c.mark(c.id, marker{Sandbox: sandbox, Container: name}); err != nil {
-		return err
+	m := marker{Sandbox: sandbox, Container: name, WorkDir: response.Container.WorkDir}
+	if err := errors.Join(c.mark(c.id, m), c.note(c.id, m, nodeapi.StageCreated)); err != nil {
+		// Nobody could let it go.
+		return errors.Join(err, c.passOnAs(ctx, "delete", "--force", c.id))
 	}
 	c.report(ctx, nodeapi.Report{Sandbox: sandbox, Container: name, Stage: nodeapi.StageCreated, Milliseconds: time.Since(began).Milliseconds()})
 	return nil
@@ -282,146 +309,6 @@ func applyArchive(ctx context.Context, archive, dir string) error {
 	}
 	defer f.Close()
 	return layer.Apply(ctx, f, dir)
-}
-
-// start lets a restored container go, or all that go together when it is the last
-// of them; other containers are the real runtime's.
-func (c call) start(ctx context.Context) error {
-	m, err := c.marked(c.id)
-	if err != nil {
-		return err
-	}
-	if m == nil || m.Container == "" || m.Started {
-		return c.stepAside()
-	}
-	ids, err := c.arrive(*m)
-	if err != nil {
-		return err
-	}
-	for _, id := range ids {
-		err := c.letGo(ctx, id)
-		if err != nil && id == c.id {
-			return fmt.Errorf("let the restored container go: %w", err)
-		}
-		if err != nil {
-			// The other one's affair: it may have been killed while it waited.
-			logError(c.log, fmt.Errorf("let the restored container %s go: %w", id, err))
-		}
-	}
-	return nil
-}
-
-// arrive notes that a container was asked to start, and returns the IDs of those
-// that are to be let go now: none while others are waited for.
-func (c call) arrive(m marker) (ids []string, err error) {
-	// Starts of one sandbox's containers must not miss each other.
-	lock, err := os.Open(filepath.Join(c.root, m.Sandbox.ID))
-	if err != nil {
-		return nil, fmt.Errorf("find the sandbox of the restored container: %w", err)
-	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("lock the sandbox of the restored container: %w", err)
-	}
-	sandbox, err := c.marked(m.Sandbox.ID)
-	if err != nil {
-		return nil, err
-	}
-	if sandbox == nil || !slices.Contains(sandbox.Together, m.Container) {
-		return []string{c.id}, nil
-	}
-	if sandbox.Arrived == nil {
-		sandbox.Arrived = map[string]string{}
-	}
-	sandbox.Arrived[m.Container] = c.id
-	if err := c.mark(m.Sandbox.ID, *sandbox); err != nil {
-		return nil, err
-	}
-	for _, name := range sandbox.Together {
-		id, arrived := sandbox.Arrived[name]
-		if !arrived {
-			return nil, nil
-		}
-		ids = append(ids, id)
-	}
-	return ids, nil
-}
-
-// letGo thaws a restored container, once.
-func (c call) letGo(ctx context.Context, id string) error {
-	m, err := c.marked(id)
-	if err != nil || m == nil || m.Started {
-		return err
-	}
-	cmd := exec.CommandContext(ctx, c.Runtime, append(append([]string{}, c.global...), "resume", id)...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s resume: %w", filepath.Base(c.Runtime), err)
-	}
-	m.Started = true
-	if err := c.mark(id, *m); err != nil {
-		return err
-	}
-	c.report(ctx, nodeapi.Report{Sandbox: m.Sandbox, Container: m.Container, Stage: nodeapi.StageStarted})
-	return nil
-}
-
-// delete lets the agent forget a sandbox that is gone.
-func (c call) delete(ctx context.Context) error {
-	m, err := c.marked(c.id)
-	if err != nil {
-		return err
-	}
-	if m == nil || m.Container != "" {
-		return c.stepAside()
-	}
-	if err := c.passOn(ctx); err != nil {
-		return err
-	}
-	c.report(ctx, nodeapi.Report{Sandbox: m.Sandbox, Stage: nodeapi.StageDeleted})
-	return nil
-}
-
-// marker is kept in the real runtime's state directory of a container that
-// belongs to a restored Pod.
-type marker struct {
-	Sandbox   nodeapi.Sandbox `json:"sandbox"`
-	Container string          `json:"container,omitempty"` // empty: the sandbox itself
-	Started   bool            `json:"started,omitempty"`
-
-	// Of a sandbox: the containers that are let go together, and the IDs of those
-	// that have been asked to start, by name.
-	Together []string          `json:"together,omitempty"`
-	Arrived  map[string]string `json:"arrived,omitempty"`
-}
-
-const markerName = "stasis.json"
-
-// mark writes the marker of the container or sandbox id.
-func (c call) mark(id string, m marker) error {
-	data, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	if err := checkpoint.WriteFile(filepath.Join(c.root, id, markerName), data, 0o600); err != nil {
-		return fmt.Errorf("mark the restored container: %w", err)
-	}
-	return nil
-}
-
-// marked reads the marker of id; nil when it was created by the real runtime.
-func (c call) marked(id string) (*marker, error) {
-	data, err := os.ReadFile(filepath.Join(c.root, id, markerName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	} else if err != nil {
-		return nil, err
-	}
-	var m marker
-	if err := json.Unmarshal(data, &m); err != nil {
-		return nil, fmt.Errorf("read the mark of a restored container: %w", err)
-	}
-	return &m, nil
 }
 
 // logError appends to the log that the container runtime reads for the reason of

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"podstasis.dev/stasis/internal/nodeapi"
 	"podstasis.dev/stasis/internal/ociruntime"
@@ -67,10 +68,10 @@ func newBench(t *testing.T, annotations map[string]string) *bench {
 	dir := t.TempDir()
 	b := &bench{agent: &agent{}, t: t, dir: dir, bundle: dir + "/bundle", root: dir + "/root", log: dir + "/log.json",
 		executable: dir + "/bin/stasis-runtime", calls: dir + "/calls", failing: dir + "/fail"}
-	for _, d := range []string{"bin", "etc", "bundle/rootfs", "root/c1"} {
+	for _, d := range []string{"bin", "etc", "bundle/rootfs", "root/c1", "root/s1"} {
 		b.must(os.MkdirAll(filepath.Join(dir, d), 0o755))
 	}
-	b.must(os.WriteFile(dir+"/runc", []byte("#!/bin/sh\necho \"$@\" >> "+b.calls+"\n[ ! -e "+b.failing+" ]\n"), 0o755))
+	b.must(os.WriteFile(dir+"/runc", []byte("#!/bin/sh\necho \"$@\" >> "+b.calls+"\n[ ! -e "+b.hook()+" ] || . "+b.hook()+"\n[ ! -e "+b.failing+" ]\n"), 0o755))
 	config, _ := json.Marshal(ociruntime.Config{Runtime: dir + "/runc", Socket: dir + "/s"})
 	b.must(os.WriteFile(dir+"/etc/runtime.json", config, 0o644))
 	spec, _ := json.Marshal(map[string]any{
@@ -89,6 +90,9 @@ func newBench(t *testing.T, annotations map[string]string) *bench {
 	return b
 }
 
+// hook is where a test has the real runtime do more than that.
+func (b *bench) hook() string { return b.dir + "/hook" }
+
 func (b *bench) must(err error) {
 	b.t.Helper()
 	if err != nil {
@@ -104,6 +108,7 @@ func (b *bench) run(args ...string) error {
 	cmd := exec.Command(self, append([]string{"--root", b.root, "--log", b.log, "--log-format", "json"}, args...)...)
 	cmd.Args[0] = "/opt/stasis/bin/stasis-runtime"
 	cmd.Env = append(os.Environ(), "STASIS_RUNTIME_UNDER_TEST="+b.executable)
+	cmd.WaitDelay = 20 * time.Millisecond // if it is killed, what it has started goes on
 	out, err := cmd.CombinedOutput()
 	if len(out) > 0 {
 		b.t.Logf("%s", out)
@@ -309,9 +314,13 @@ func (b *bench) restored(containers map[string]string) {
 	b.t.Helper()
 	for id, name := range containers {
 		b.must(os.MkdirAll(filepath.Join(b.root, id), 0o755))
-		b.must(os.WriteFile(filepath.Join(b.root, id, "stasis.json"), []byte(`{"sandbox":{"id":"s1"},"container":"`+name+`"}`), 0o600))
+		b.must(os.MkdirAll(b.work(name), 0o755))
+		b.must(os.WriteFile(filepath.Join(b.root, id, "stasis.json"), []byte(`{"sandbox":{"id":"s1"},"container":"`+name+`","workDir":"`+b.work(name)+`"}`), 0o600))
+		b.must(nodeapi.WriteProgress(b.work(name), nodeapi.Progress{ContainerID: id, Root: b.root, Stage: nodeapi.StageCreated}))
 	}
 }
+
+func (b *bench) work(container string) string { return filepath.Join(b.dir, "work", container) }
 
 // started lists the containers that the agent heard to be let go.
 func (b *bench) started() []string {

@@ -38,7 +38,7 @@ type Source struct {
 }
 
 // Observer is told how restores go on; the agent turns it into events,
-// conditions and metrics. Calls come from one goroutine per sandbox.
+// conditions and metrics.
 type Observer interface {
 	// Refused: the sandbox's creation was refused for this reason.
 	Refused(ctx context.Context, sandbox nodeapi.Sandbox, reason *nodeapi.Error)
@@ -46,6 +46,11 @@ type Observer interface {
 	Began(ctx context.Context, sandbox nodeapi.Sandbox)
 	// Failed: one container could not be restored.
 	Failed(ctx context.Context, sandbox nodeapi.Sandbox, container, message string)
-	// Succeeded: every container of the checkpoint has been let go.
-	Succeeded(ctx context.Context, sandbox nodeapi.Sandbox)
+	// Remember: every container of the checkpoint has been let go, so the Pod is not
+	// to be restored again. It may be called again.
+	Remember(sandbox nodeapi.Sandbox) error
+	// Succeeded: the same, for others to know. It is called again until it returns
+	// no error, in the worst case after it had: by an agent whose predecessor ended
+	// before it could note that.
+	Succeeded(ctx context.Context, sandbox nodeapi.Sandbox) error
 }

@@ -3,7 +3,6 @@ package restoring
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
@@ -47,12 +47,17 @@ type Config struct {
 	Resolver         Resolver
 	Observer         Observer
 	Compatibility    Compatibility
+	Node             Node
+	Now              func() time.Time
 	Log              *slog.Logger
 }
 
-// Sessions answers the OCI runtime's questions.
+// Sessions answers the OCI runtime's questions. What they keep of a restore is what
+// the OCI runtime reported and, where that was lost, what Run finds on the node.
 type Sessions struct {
 	Config
+
+	wake chan struct{} // has one element when Run has something to do at once
 
 	mu      sync.Mutex // guards tickets, turns and every record on disk
 	tickets map[string]string
@@ -70,24 +75,7 @@ func New(c Config) (*Sessions, error) {
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of restore records: %w", err)
 	}
-	return &Sessions{Config: c, tickets: map[string]string{}, turns: map[podName]nodeapi.Sandbox{}}, nil
-}
-
-// record is what is kept of one sandbox.
-type record struct {
-	Sandbox  nodeapi.Sandbox `json:"sandbox"`
-	Ordinary bool            `json:"ordinary,omitempty"`
-	Dir      string          `json:"dir,omitempty"`
-	// CompletedInit names the init containers that are not run again.
-	CompletedInit []string `json:"completedInit,omitempty"`
-	// Together names the containers that are let go together.
-	Together []string `json:"together,omitempty"`
-	// Created and Started name the containers that have come that far.
-	Created []string `json:"created,omitempty"`
-	Started []string `json:"started,omitempty"`
-	// Filling names, for a volume, the container that was told to fill it. What that
-	// has come to may never be known: its report is lost when the agent is away.
-	Filling map[string]string `json:"filling,omitempty"`
+	return &Sessions{Config: c, tickets: map[string]string{}, turns: map[podName]nodeapi.Sandbox{}, wake: make(chan struct{}, 1)}, nil
 }
 
 // Issue implements criservice.Tickets.
@@ -168,10 +156,15 @@ func (s *Sessions) inTurn(ctx context.Context, sandbox nodeapi.Sandbox) (record,
 	}
 	s.mu.Unlock()
 	if busy {
+		s.Wake() // it may be over, and nobody said so
 		return record{}, &nodeapi.Error{Reason: reasonBusy, Message: fmt.Sprintf(
 			"a restore of another Pod %s/%s, of UID %s, is still under way on this node; this one waits for its end", name.namespace, name.name, other.UID)}
 	}
-	rec, err := s.admit(ctx, sandbox)
+	err := s.rememberEarlier(ctx, sandbox)
+	var rec record
+	if err == nil {
+		rec, err = s.admit(ctx, sandbox)
+	}
 	if err != nil || rec.Ordinary {
 		s.endTurn(sandbox.ID)
 	}
@@ -191,7 +184,7 @@ func (s *Sessions) admit(ctx context.Context, sandbox nodeapi.Sandbox) (record, 
 	if err != nil {
 		return record{}, err
 	}
-	rec := record{Sandbox: sandbox, Ordinary: source.Ordinary, Dir: source.Dir, CompletedInit: source.CompletedInit, Together: source.Together}
+	rec := record{Sandbox: sandbox, Since: s.Now(), Ordinary: source.Ordinary, Dir: source.Dir, CompletedInit: source.CompletedInit, Together: source.Together}
 	if source.Ordinary {
 		return rec, nil
 	}
@@ -207,6 +200,10 @@ func (s *Sessions) admit(ctx context.Context, sandbox nodeapi.Sandbox) (record, 
 	if err := s.Compatibility.CheckRestore(ctx, m); err != nil {
 		return record{}, err
 	}
+	for _, c := range m.Containers {
+		rec.Containers = append(rec.Containers, c.Name)
+	}
+	rec.Since = s.Now() // to look at all of it may take long
 	return rec, nil
 }
 
@@ -229,7 +226,7 @@ func (s *Sessions) source(ctx context.Context, sandbox nodeapi.Sandbox) (Source,
 }
 
 func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContainer) (nodeapi.Response, error) {
-	rec, err := s.load(in.Sandbox.ID)
+	rec, unclear, err := s.catchUp(ctx, in.Sandbox.ID)
 	if errors.Is(err, fs.ErrNotExist) {
 		// Fail closed: an ordinary start would pass for a restored one.
 		return nodeapi.Response{}, &nodeapi.Error{Reason: reasonFailed, Message: "nothing was prepared for sandbox " + in.Sandbox.ID}
@@ -241,6 +238,12 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 		return nodeapi.Response{Action: nodeapi.ActionOrdinary}, nil
 	case slices.Contains(rec.CompletedInit, in.Container):
 		return nodeapi.Response{Action: nodeapi.ActionCompleted}, nil
+	case unclear[in.Container] != nil:
+		// Restored again, it might run a second time; started anew, it might never have run.
+		refusal := &nodeapi.Error{Reason: reasonFailed, Message: fmt.Sprintf("nobody knows whether container %s, whose start was interrupted, has run: "+
+			"restore another Pod (%v)", in.Container, unclear[in.Container])}
+		s.Observer.Failed(ctx, in.Sandbox, in.Container, refusal.Message)
+		return nodeapi.Response{}, refusal
 	}
 	m, _, err := checkpoint.ReadManifest(rec.Dir)
 	if err != nil {
@@ -250,8 +253,8 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 	if i < 0 {
 		return nodeapi.Response{}, &nodeapi.Error{Reason: "PodSpecMismatch", Message: fmt.Sprintf("the checkpoint holds no container %q", in.Container)}
 	}
-	workDir := filepath.Join(s.StateDir, in.Sandbox.ID+".work", in.Container)
-	if err := os.MkdirAll(workDir, 0o700); err != nil {
+	workDir := filepath.Join(s.workDirs(in.Sandbox.ID), in.Container)
+	if err := errors.Join(os.MkdirAll(workDir, 0o700), nodeapi.ForgetProgress(workDir)); err != nil {
 		return nodeapi.Response{}, fmt.Errorf("make the engine's work directory: %w", err)
 	}
 	answer := &nodeapi.ContainerRestore{
@@ -260,253 +263,76 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 		FreezeHook: s.FreezeHook,
 		Path:       s.Path,
 	}
-	if answer.Volumes, err = s.fill(in.Sandbox.ID, m, in.Container); err != nil {
-		return nodeapi.Response{}, err
-	}
+	answer.Volumes = rec.fill(m, in.Container)
 	if archive := m.Containers[i].Rootfs; archive != "" {
 		answer.RootfsArchive = filepath.Join(rec.Dir, filepath.FromSlash(archive))
 	}
 	return nodeapi.Response{Action: nodeapi.ActionRestore, Container: answer}, nil
 }
 
-// fill lists the volumes that a container is to fill, and keeps that it is: those it
-// mounts, unless another container that mounts them was told to or exists. To fill
-// one again would replace files that another container, held before its start, has
-// open.
-func (s *Sessions) fill(sandboxID string, m *checkpoint.Manifest, container string) ([]nodeapi.VolumeRestore, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	rec, err := s.read(sandboxID)
-	if err != nil {
-		return nil, err
-	}
-	var volumes []nodeapi.VolumeRestore
+// fill lists the volumes that a container is to fill: those it mounts, unless
+// another container that mounts them has been restored. To fill one again would
+// replace files that the other, held before its start, has open. The OCI runtime
+// makes one container of a sandbox after the other, so none is under way.
+func (rec record) fill(m *checkpoint.Manifest, container string) (volumes []nodeapi.VolumeRestore) {
 	for _, v := range m.Volumes {
-		filled := slices.ContainsFunc(v.Mounts, func(m checkpoint.VolumeMount) bool { return slices.Contains(rec.Created, m.Container) })
-		by := rec.Filling[v.Name]
-		if by == container && filled && !slices.Contains(rec.Created, container) {
-			return nil, &nodeapi.Error{Reason: reasonFailed, Message: fmt.Sprintf("nobody knows whether container %s, tried again, has filled volume %s, "+
-				"and another container that mounts it is there already: restore another Pod", container, v.Name)}
+		if slices.ContainsFunc(v.Mounts, func(m checkpoint.VolumeMount) bool { return slices.Contains(rec.Created, m.Container) }) {
+			continue
 		}
-		if by != "" && by != container {
-			filled = true
-		}
-		i := slices.IndexFunc(v.Mounts, func(m checkpoint.VolumeMount) bool { return m.Container == container })
-		if !filled && i >= 0 {
+		if i := slices.IndexFunc(v.Mounts, func(m checkpoint.VolumeMount) bool { return m.Container == container }); i >= 0 {
 			volumes = append(volumes, nodeapi.VolumeRestore{
 				Archive:     filepath.Join(rec.Dir, filepath.FromSlash(v.Archive)),
 				Destination: v.Mounts[i].Destination,
 			})
-			if rec.Filling == nil {
-				rec.Filling = map[string]string{}
-			}
-			rec.Filling[v.Name] = container
 		}
 	}
-	return volumes, s.write(rec)
+	return volumes
 }
 
-// unfill lets any container fill the volumes that a failed one was told to.
-func (s *Sessions) unfill(sandboxID, container string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	rec, err := s.read(sandboxID)
+func (s *Sessions) report(ctx context.Context, in nodeapi.Report) error {
+	switch in.Stage {
+	case nodeapi.StageDeleted:
+		return s.deleted(ctx, in.Sandbox.ID)
+	case nodeapi.StageFailed:
+		s.Observer.Failed(ctx, in.Sandbox, in.Container, in.Message)
+		return nil
+	}
+	rec, err := s.advance(in)
+	if err != nil {
+		return err
+	}
+	if rec.whole() {
+		s.endTurn(in.Sandbox.ID)
+		s.Wake()
+	}
+	return nil
+}
+
+// deleted is told that a sandbox is gone. Reports of what it came to may have been
+// lost before this one.
+func (s *Sessions) deleted(ctx context.Context, sandboxID string) error {
+	s.endTurn(sandboxID)
+	rec, _, err := s.catchUp(ctx, sandboxID)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
 		return err
 	}
-	maps.DeleteFunc(rec.Filling, func(_, by string) bool { return by == container })
-	return s.write(rec)
+	if !rec.whole() || rec.Told {
+		return s.forget(sandboxID)
+	}
+	_, err = s.update(sandboxID, func(rec *record) { rec.Gone = true })
+	s.Wake()
+	return err
 }
 
-func (s *Sessions) report(ctx context.Context, in nodeapi.Report) error {
-	if in.Stage == nodeapi.StageDeleted {
-		s.endTurn(in.Sandbox.ID)
-		return s.forget(in.Sandbox.ID)
-	}
-	if in.Stage == nodeapi.StageFailed {
-		if err := s.unfill(in.Sandbox.ID, in.Container); err != nil {
-			return err
-		}
-		s.Observer.Failed(ctx, in.Sandbox, in.Container, in.Message)
-		return nil
-	}
-	rec, whole, err := s.advance(in)
-	if err != nil {
-		return err
-	}
-	if whole {
-		s.endTurn(in.Sandbox.ID)
-		s.Observer.Succeeded(ctx, rec.Sandbox)
-	}
-	return nil
-}
-
-// advance notes how far a container has come, and says whether it was the last.
-func (s *Sessions) advance(in nodeapi.Report) (rec record, whole bool, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if rec, err = s.read(in.Sandbox.ID); err != nil {
-		return rec, false, err
-	}
+// advance notes how far a container has come.
+func (s *Sessions) advance(in nodeapi.Report) (record, error) {
 	switch in.Stage {
 	case nodeapi.StageCreated:
-		rec.Created = add(rec.Created, in.Container)
-		return rec, false, s.write(rec)
+		return s.update(in.Sandbox.ID, func(rec *record) { rec.Created = add(rec.Created, in.Container) })
 	case nodeapi.StageStarted:
-		rec.Started = add(rec.Started, in.Container)
-	default:
-		return rec, false, fmt.Errorf("unknown stage %q of a restore", in.Stage)
+		return s.update(in.Sandbox.ID, func(rec *record) { rec.Started = add(rec.Started, in.Container) })
 	}
-	if err := s.write(rec); err != nil {
-		return rec, false, err
-	}
-	m, _, err := checkpoint.ReadManifest(rec.Dir)
-	if err != nil {
-		return rec, false, err
-	}
-	return rec, rec.whole(m), nil
-}
-
-// whole says whether every container of the checkpoint has been let go.
-func (rec record) whole(m *checkpoint.Manifest) bool {
-	return !slices.ContainsFunc(m.Containers, func(c checkpoint.Container) bool { return !slices.Contains(rec.Started, c.Name) })
-}
-
-func add(names []string, name string) []string {
-	if slices.Contains(names, name) {
-		return names
-	}
-	return append(names, name)
-}
-
-func (s *Sessions) file(sandboxID string) (string, error) {
-	if sandboxID == "" || filepath.Base(sandboxID) != sandboxID {
-		return "", fmt.Errorf("bad sandbox ID %q", sandboxID)
-	}
-	return filepath.Join(s.StateDir, sandboxID+".json"), nil
-}
-
-func (s *Sessions) save(rec record) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.write(rec)
-}
-
-func (s *Sessions) load(sandboxID string) (record, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.read(sandboxID)
-}
-
-func (s *Sessions) write(rec record) error {
-	file, err := s.file(rec.Sandbox.ID)
-	if err != nil {
-		return err
-	}
-	data, err := json.Marshal(rec)
-	if err != nil {
-		return err
-	}
-	if err := checkpoint.WriteFile(file, data, 0o600); err != nil {
-		return fmt.Errorf("keep the record of a restore: %w", err)
-	}
-	return nil
-}
-
-func (s *Sessions) read(sandboxID string) (record, error) {
-	file, err := s.file(sandboxID)
-	if err != nil {
-		return record{}, err
-	}
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return record{}, fmt.Errorf("read the record of a restore: %w", err)
-	}
-	var rec record
-	if err := json.Unmarshal(data, &rec); err != nil {
-		return record{}, fmt.Errorf("read the record of a restore: %s: %w", file, err)
-	}
-	return rec, nil
-}
-
-// forget drops what was kept for a sandbox.
-func (s *Sessions) forget(sandboxID string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	file, err := s.file(sandboxID)
-	if err != nil {
-		return err
-	}
-	if err := os.RemoveAll(filepath.Join(s.StateDir, sandboxID+".work")); err != nil {
-		return err
-	}
-	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-// supersede drops what was kept for earlier sandboxes of the same Pod. There is one
-// at a time; the record of another is of one that its runtime was killed over, and
-// would keep the checkpoint's data in use for ever.
-func (s *Sessions) supersede(sandbox nodeapi.Sandbox) error {
-	if sandbox.UID == "" || sandbox.Annotations[annotationTicket] != "" {
-		return nil
-	}
-	records, err := s.records()
-	if err != nil {
-		return err
-	}
-	for _, rec := range records {
-		if rec.Sandbox.UID == sandbox.UID && rec.Sandbox.ID != sandbox.ID && rec.Sandbox.Annotations[annotationTicket] == "" {
-			if err := s.forget(rec.Sandbox.ID); err != nil {
-				return fmt.Errorf("forget sandbox %s, which %s follows: %w", rec.Sandbox.ID, sandbox.ID, err)
-			}
-		}
-	}
-	return nil
-}
-
-func (s *Sessions) records() ([]record, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	files, err := filepath.Glob(filepath.Join(s.StateDir, "*.json"))
-	if err != nil {
-		return nil, err
-	}
-	var records []record
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		var rec record
-		if err := json.Unmarshal(data, &rec); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		records = append(records, rec)
-	}
-	return records, nil
-}
-
-// InUse lists the checkpoint directories that a restore under way reads: their
-// data must stay until every container has been let go.
-func (s *Sessions) InUse() ([]string, error) {
-	records, err := s.records()
-	if err != nil {
-		return nil, err
-	}
-	var dirs []string
-	for _, rec := range records {
-		if rec.Ordinary {
-			continue
-		}
-		m, _, err := checkpoint.ReadManifest(rec.Dir)
-		if err == nil && !rec.whole(m) {
-			dirs = append(dirs, rec.Dir)
-		}
-	}
-	return dirs, nil
+	return record{}, fmt.Errorf("unknown stage %q of a restore", in.Stage)
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
@@ -23,6 +24,14 @@ type fakes struct {
 	incompat   error
 	told       []string
 	resolvedBy []string
+	remembered []string // sandboxes
+	unheard    error    // of Succeeded
+
+	up     map[string]bool // sandboxes
+	noCRI  error
+	look   func(root, containerID string) error
+	looked []string
+	now    time.Time
 }
 
 func (f *fakes) Resolve(_ context.Context, s nodeapi.Sandbox) (restoring.Source, error) {
@@ -37,13 +46,35 @@ func (f *fakes) Began(context.Context, nodeapi.Sandbox) { f.told = append(f.told
 func (f *fakes) Failed(_ context.Context, _ nodeapi.Sandbox, c, m string) {
 	f.told = append(f.told, "failed "+c+" "+m)
 }
-func (f *fakes) Succeeded(context.Context, nodeapi.Sandbox) { f.told = append(f.told, "succeeded") }
+func (f *fakes) Remember(s nodeapi.Sandbox) error {
+	f.remembered = append(f.remembered, s.ID)
+	return nil
+}
+func (f *fakes) Succeeded(context.Context, nodeapi.Sandbox) error {
+	if f.unheard == nil {
+		f.told = append(f.told, "succeeded")
+	}
+	return f.unheard
+}
+func (f *fakes) SandboxesUp(context.Context) (map[string]bool, error) {
+	if f.up == nil && f.noCRI == nil {
+		return map[string]bool{"s1": true}, nil
+	}
+	return f.up, f.noCRI
+}
+func (f *fakes) LookAtStart(_ context.Context, root, containerID string) error {
+	f.looked = append(f.looked, root+" "+containerID)
+	if f.look == nil {
+		return errors.New("not to be asked")
+	}
+	return f.look(root, containerID)
+}
 
 func newSessions(t *testing.T, f *fakes, state string) *restoring.Sessions {
 	t.Helper()
 	s, err := restoring.New(restoring.Config{
-		StateDir: state, FreezeHook: "/hook", Path: "/bin", Resolver: f, Observer: f, Compatibility: f,
-		Log: slog.New(slog.DiscardHandler),
+		StateDir: state, FreezeHook: "/hook", Path: "/bin", Resolver: f, Observer: f, Compatibility: f, Node: f,
+		Now: func() time.Time { return f.now }, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -97,6 +128,9 @@ func report(t *testing.T, s *restoring.Sessions, name string, stage nodeapi.Repo
 	if r.Error != nil {
 		t.Fatal(r.Error)
 	}
+	if err := s.Reconcile(context.Background()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestARestoreGoesFromSandboxOverContainersToItsEnd(t *testing.T) {
@@ -143,28 +177,6 @@ func TestARestoreGoesFromSandboxOverContainersToItsEnd(t *testing.T) {
 	report(t, s, "", nodeapi.StageDeleted)
 	if left, _ := os.ReadDir(state); len(left) != 0 {
 		t.Errorf("left behind: %v", left)
-	}
-}
-
-// Container a may be there, with the volume's files open, though nobody has heard.
-func TestAVolumeIsFilledByOneContainerAloneThoughItsReportIsLost(t *testing.T) {
-	f := &fakes{source: data(t)}
-	state := t.TempDir()
-	s := newSessions(t, f, state)
-	create(s, fromC1)
-	if a := container(s, "a"); len(a.Container.Volumes) != 1 {
-		t.Fatalf("container a fills %+v", a.Container.Volumes)
-	}
-	s = newSessions(t, f, state) // the agent was killed, and with it the report of container a
-	if b := container(s, "b"); len(b.Container.Volumes) != 0 {
-		t.Errorf("container b fills what a may have open: %+v", b.Container.Volumes)
-	}
-	if a := container(s, "a"); len(a.Container.Volumes) != 1 {
-		t.Errorf("container a, tried again, fills %+v", a.Container.Volumes)
-	}
-	report(t, s, "b", nodeapi.StageCreated)
-	if a := container(s, "a"); a.Error == nil || !strings.Contains(a.Error.Message, "nobody knows whether container a") {
-		t.Errorf("container a, tried again while b is there: %+v", a)
 	}
 }
 
