@@ -156,6 +156,7 @@ func TestASandboxThatIsGoneKeepsNothingInUseThoughNobodySaysSo(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		meanwhile func(f *fakes, reconcile func())
+		container bool // asked for before
 		gone      bool
 	}{
 		"it was up and is not any more": {func(f *fakes, reconcile func()) {
@@ -163,32 +164,38 @@ func TestASandboxThatIsGoneKeepsNothingInUseThoughNobodySaysSo(t *testing.T) {
 			reconcile()
 			set(f, 2*time.Second, nil, "other")
 			reconcile()
-		}, true},
+		}, false, true},
+		"it had a container, and is not up any more": {func(f *fakes, reconcile func()) {
+			set(f, time.Second, nil)
+			reconcile()
+		}, true, true},
 		"it is up": {func(f *fakes, reconcile func()) {
 			set(f, time.Hour, nil, "s1")
 			reconcile()
-		}, false},
+		}, false, false},
 		"it is being made": {func(f *fakes, reconcile func()) {
 			set(f, time.Minute, nil)
 			reconcile()
-		}, false},
+		}, false, false},
 		"it was never made": {func(f *fakes, reconcile func()) {
 			set(f, time.Hour, nil)
 			reconcile()
-		}, true},
+		}, false, true},
 		"the container runtime does not answer": {func(f *fakes, reconcile func()) {
 			set(f, time.Second, nil, "s1")
 			reconcile()
 			set(f, time.Hour, errors.New("containerd is being restarted"))
 			reconcile()
-		}, false},
+		}, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := &fakes{source: data(t), now: begin}
 			state := t.TempDir()
 			s := newSessions(t, f, state)
 			create(s, fromC1)
-			container(s, "a")
+			if c.container {
+				container(s, "a")
+			}
 			c.meanwhile(f, func() {
 				if err := s.Reconcile(context.Background()); !errors.Is(err, f.noCRI) {
 					t.Error(err)

@@ -233,6 +233,11 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 	} else if err != nil {
 		return nodeapi.Response{}, err
 	}
+	if !rec.Seen { // nobody asks for containers of a sandbox that is not up
+		if rec, err = s.update(in.Sandbox.ID, func(rec *record) { rec.Seen = true }); err != nil {
+			return nodeapi.Response{}, err
+		}
+	}
 	switch {
 	case rec.Ordinary, slices.Contains(rec.Started, in.Container):
 		return nodeapi.Response{Action: nodeapi.ActionOrdinary}, nil
