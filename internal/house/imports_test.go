@@ -21,6 +21,8 @@ var rules = []struct {
 		"whoever imports the API types gets apimachinery and core/v1 and nothing else"},
 	{"internal/checkpoint", []string{".", module},
 		"the vocabulary is the standard library's"},
+	{"internal/archive", []string{"k8s.io", "sigs.k8s.io", module + "internal/engine", module + "internal/agent", module + "internal/layer"},
+		"users read archives on any machine"},
 	{"internal/nodeapi", []string{".", module},
 		"stasis-runtime starts several times for each container"},
 	{"cmd/stasis-runtime", []string{"k8s.io", "sigs.k8s.io", "google.golang.org"},
