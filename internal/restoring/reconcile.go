@@ -167,6 +167,9 @@ func (s *Sessions) catchUp(ctx context.Context, sandboxID string) (rec record, u
 			rec.Started = add(rec.Started, name)
 		}
 	})
+	if rec.whole() {
+		s.Wake()
+	}
 	return rec, unclear, err
 }
 
