@@ -3,5 +3,6 @@
 // moves upstream by changing its group; what Stasis adds is marked as such.
 //
 // +kubebuilder:object:generate=true
+// +k8s:openapi-model-package=dev.podstasis.checkpoint.v1alpha1
 // +groupName=checkpoint.podstasis.dev
 package v1alpha1

@@ -19,6 +19,10 @@ const (
 	AnnotationRestoreTicket = GroupName + "/restore-ticket"
 )
 
+// AnnotationRequestedBy of a PodCheckpoint names the user whose call to pods/checkpoint
+// it was created for (KEP-5901). Admission lets nobody but Stasis write it.
+const AnnotationRequestedBy = GroupName + "/requested-by"
+
 const (
 	// SchedulingGate holds back a Pod whose PodCheckpoint is not Ready yet.
 	SchedulingGate = GroupName + "/not-ready"
@@ -31,6 +35,9 @@ const (
 	// VerbRestore is the RBAC verb on a named PodCheckpoint that lets its holder
 	// restore it.
 	VerbRestore = "restore"
+	// VerbImport is the RBAC verb on podcheckpoints that lets its holder create one
+	// with spec.import.
+	VerbImport = "import"
 )
 
 // LabelAllowed with the value "false" on a Pod forbids checkpoints of it (P35).

@@ -52,6 +52,8 @@ type PodCheckpointList struct {
 }
 
 // PodCheckpointSpec says which Pod to checkpoint and how.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.import) || (!has(self.sourcePodUID) && !has(self.options))",message="a checkpoint that is imported has no sourcePodUID and no options: nothing is captured"
 type PodCheckpointSpec struct {
 	// sourcePodName names the running Pod to checkpoint, in this object's namespace (P2).
 	// +kubebuilder:validation:MinLength=1
@@ -96,6 +98,26 @@ type PodCheckpointSpec struct {
 	// +optional
 	// +kubebuilder:validation:MaxProperties=32
 	Options map[string]string `json:"options,omitempty"`
+
+	// import, if set, makes this a checkpoint that is brought in instead of taken:
+	// its archive is uploaded to podcheckpoints/archive of the aggregated API, to the
+	// node in nodeName, or to one that admission chooses. sourcePodName is that of the
+	// archive. Whoever creates it needs the verb import on podcheckpoints. Stasis'
+	// addition to the KEP.
+	// +optional
+	Import *CheckpointImport `json:"import,omitempty"`
+}
+
+// CheckpointImport says which archive a checkpoint is made of.
+type CheckpointImport struct {
+	// digest of the whole archive: "sha256:" and 64 hexadecimal digits. What arrives
+	// is not unpacked before it has been compared with it.
+	// +kubebuilder:validation:Pattern=`^sha256:[0-9a-f]{64}$`
+	Digest string `json:"digest"`
+	// sizeBytes is how long the archive is.
+	// +kubebuilder:validation:Minimum=1024
+	// +kubebuilder:validation:Maximum=17592186044416
+	SizeBytes int64 `json:"sizeBytes"`
 }
 
 // PodCheckpointStatus tells what was observed of the operation.
@@ -192,6 +214,8 @@ type PodCheckpointContainerStatus struct {
 }
 
 // EngineStatus names what captured the processes.
+//
+// +k8s:openapi-gen=true
 type EngineStatus struct {
 	// name of the engine, such as "criu".
 	Name string `json:"name"`
@@ -200,6 +224,8 @@ type EngineStatus struct {
 }
 
 // CheckpointSize is how large a checkpoint is.
+//
+// +k8s:openapi-gen=true
 type CheckpointSize struct {
 	// logical is the size of the captured state, as a quantity of bytes with a
 	// binary suffix, such as "12Mi".
@@ -209,6 +235,8 @@ type CheckpointSize struct {
 }
 
 // PhaseTiming is how long one phase took.
+//
+// +k8s:openapi-gen=true
 type PhaseTiming struct {
 	// name of the phase, such as "freeze".
 	Name string `json:"name"`
@@ -219,6 +247,7 @@ type PhaseTiming struct {
 // CheckpointSource says where a checkpoint's data are. The member that type
 // names is set.
 //
+// +k8s:openapi-gen=true
 // +union
 // +kubebuilder:validation:XValidation:rule="self.type == 'NodeLocal' ? has(self.nodeLocal) : !has(self.nodeLocal)",message="nodeLocal is set exactly when type is NodeLocal"
 type CheckpointSource struct {
@@ -240,6 +269,8 @@ type CheckpointSourceType string
 const CheckpointSourceTypeNodeLocal CheckpointSourceType = "NodeLocal"
 
 // NodeLocalCheckpointSource locates data on the node that took the checkpoint.
+//
+// +k8s:openapi-gen=true
 type NodeLocalCheckpointSource struct {
 	// path is relative to the agent's checkpoint root, never an absolute host path
 	// (P4); one that leads out of the root is refused.

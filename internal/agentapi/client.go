@@ -49,6 +49,7 @@ type Refusal struct {
 	Node    string
 	Status  int // of HTTP
 	Message string
+	Header  http.Header
 }
 
 func (r *Refusal) Error() string {
@@ -56,7 +57,8 @@ func (r *Refusal) Error() string {
 }
 
 // Archive asks for a checkpoint's archive, or for one container's. Of the header
-// given, what is for the agent is passed on. The caller closes the answer's body. The answer's status is 200, 206, 304, 412 or 416.
+// given, what is for the agent is passed on. The caller closes the answer's body;
+// its status is 200, 206, 304, 412 or 416.
 func (c *Client) Archive(ctx context.Context, method, node, uid, container string, header http.Header) (*http.Response, error) {
 	path := fill(ArchivePath, uid)
 	if container != "" {
@@ -111,7 +113,7 @@ func (c *Client) call(ctx context.Context, r call) (*http.Response, error) {
 	if message == "" {
 		message = http.StatusText(answer.StatusCode)
 	}
-	return nil, &Refusal{Node: r.node, Status: answer.StatusCode, Message: message}
+	return nil, &Refusal{Node: r.node, Status: answer.StatusCode, Message: message, Header: answer.Header}
 }
 
 // errSlow ends a call whose answer does not begin in time.

@@ -3,5 +3,6 @@
 // Nothing of it is stored.
 //
 // +kubebuilder:object:generate=true
+// +k8s:openapi-model-package=dev.podstasis.checkpoint.subresources.v1alpha1
 // +groupName=subresources.checkpoint.podstasis.dev
 package v1alpha1

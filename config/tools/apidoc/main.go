@@ -20,23 +20,34 @@ import (
 )
 
 func main() {
-	dir := flag.String("package", "", "directory of the API package")
-	out := flag.String("out", "", "file to write")
+	out := flag.String("out", "", "file to write; the arguments are the directories of the API packages")
 	flag.Parse()
-	if err := run(*dir, *out); err != nil {
+	if err := run(flag.Args(), *out); err != nil {
 		fmt.Fprintln(os.Stderr, "apidoc:", err)
 		os.Exit(1)
 	}
 }
 
-func run(dir, out string) error {
-	p, err := load(dir)
-	if err != nil {
-		return err
+func run(dirs []string, out string) error {
+	var text strings.Builder
+	text.WriteString(head)
+	for _, dir := range dirs {
+		p, err := load(dir)
+		if err != nil {
+			return err
+		}
+		p.write()
+		text.WriteString(p.b.String())
 	}
-	p.write()
-	return os.WriteFile(out, []byte(p.b.String()), 0o644)
+	return os.WriteFile(out, []byte(text.String()), 0o644)
 }
+
+const head = `# API reference
+
+<!-- Made from the Go types by "make generate"; do not edit. -->
+
+Numbers such as P1 are those of the requirements in [design.md](design.md). Words are KEP-5823's.
+`
 
 // pkg is a parsed API package and the text that is made of it.
 type pkg struct {
@@ -109,9 +120,7 @@ func (p *pkg) write() {
 		}
 	}
 	group := markers(doc).value("groupName")
-	p.printf("# API reference: %s/%s\n\n", group, p.files[0].Name.Name)
-	p.printf("<!-- Made from the Go types by `make generate`; do not edit. -->\n\n%s\n", prose(doc))
-	p.printf("\nNumbers such as P1 are those of the requirements in [design.md](design.md). Words are KEP-5823's.\n")
+	p.printf("\n# %s/%s\n\n%s\n", group, p.files[0].Name.Name, prose(doc))
 	for _, kind := range p.kinds {
 		p.kind(kind)
 	}
