@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -48,7 +49,7 @@ func TestCheckpointWaitsAndSaysNodeLocationSizeAndFreezeTime(t *testing.T) {
 	}{{"watching", false}, {"polling, where the user may not watch", true}} {
 		t.Run(way.name, func(t *testing.T) {
 			c := newCluster(t, agent(t, completed), way.forbidWatch, sourcePod())
-			got := runCheckpoint(t, c, "web", "--timeout", "30s", "--option", "a=b=c")
+			got := runCheckpoint(t, c, "web", "--name", "web-00001", "--timeout", "30s", "--option", "a=b=c")
 			wantCode(t, got, ExitOK)
 			wantAll(t, "standard output", got.out, "podcheckpoint/web-00001 ready", "node-1", "NodeLocal team-a_web-1_uid",
 				"12.0 MiB (12582912 bytes)", "143ms", "kubectl restore web-00001")
@@ -77,11 +78,17 @@ func TestCheckpointThatFailedExits1WithItsReason(t *testing.T) {
 	}
 }
 
+// following is a checkpoint command that waits.
+func following(c client.WithWatch) *checkpointOptions {
+	env, _, _ := testEnvironment(c)
+	none := dryRunNone
+	return &checkpointOptions{environment: env, output: newOutput(&cobra.Command{}, "created"), pod: "web", wait: true, dryRun: &none}
+}
+
 func TestCheckpointStillInProgressAtTheEndOfTheWaitExits3(t *testing.T) {
 	c := newCluster(t, agent(t, nil), false, sourcePod())
-	o := &checkpointOptions{output: newOutput(), now: time.Now, client: c, namespace: namespace, pod: "web", wait: true, dryRun: dryRunNone,
-		timeout: time.Second, grace: -500 * time.Millisecond}
-	o.Out, o.ErrOut = new(strings.Builder), new(strings.Builder)
+	o := following(c)
+	o.timeout, o.grace = time.Second, -500*time.Millisecond
 	err := o.run(t.Context())
 	if ExitCode(err) != ExitInProgress || !strings.Contains(err.Error(), "goes on") {
 		t.Errorf("error %v has exit code %d, want %d", err, ExitCode(err), ExitInProgress)
@@ -92,8 +99,7 @@ func TestCheckpointInterruptedExits130AndSaysThatItGoesOn(t *testing.T) {
 	c := newCluster(t, agent(t, nil), false, sourcePod())
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	o := &checkpointOptions{output: newOutput(), now: time.Now, client: c, namespace: namespace, pod: "web", wait: true, dryRun: dryRunNone}
-	o.Out, o.ErrOut = new(strings.Builder), new(strings.Builder)
+	o := following(c)
 	err := o.run(ctx)
 	if ExitCode(err) != ExitInterrupted || !strings.Contains(err.Error(), "goes on") {
 		t.Errorf("error %v has exit code %d, want %d", err, ExitCode(err), ExitInterrupted)
@@ -137,7 +143,7 @@ func TestCheckpointPrintsOneObjectInTheFormAskedFor(t *testing.T) {
 	if checkpoint.Kind != "PodCheckpoint" || checkpoint.Status.NodeName != "node-1" {
 		t.Errorf("kind %q, node %q", checkpoint.Kind, checkpoint.Status.NodeName)
 	}
-	got = runCheckpoint(t, newCluster(t, agent(t, completed), false, sourcePod()), "web", "-o", "name")
+	got = runCheckpoint(t, newCluster(t, agent(t, completed), false, sourcePod()), "web", "--name", "web-00001", "-o", "name")
 	if want := "podcheckpoint.checkpoint.podstasis.dev/web-00001\n"; got.out != want {
 		t.Errorf("-o name printed %q, want %q", got.out, want)
 	}

@@ -84,18 +84,26 @@ type result struct {
 	out, err string
 }
 
+// testEnvironment speaks with c, which has no aggregated API.
+func testEnvironment(c client.WithWatch) (env *environment, out, errOut *bytes.Buffer) {
+	streams, _, out, errOut := genericiooptions.NewTestIOStreams()
+	env = newEnvironment(streams)
+	env.client, env.namespace = c, namespace
+	return env, out, errOut
+}
+
 func runCheckpoint(t *testing.T, c client.WithWatch, args ...string) result {
 	t.Helper()
-	streams, _, out, errOut := genericiooptions.NewTestIOStreams()
-	cmd := newCheckpointCommand(&checkpointOptions{IOStreams: streams, output: newOutput(), now: time.Now, client: c, namespace: namespace})
+	env, out, errOut := testEnvironment(c)
+	cmd := newCheckpointCommand(env)
 	cmd.SetArgs(args)
 	return finish(run(t.Context(), cmd, errOut), out, errOut)
 }
 
 func runRestore(t *testing.T, c client.WithWatch, args ...string) result {
 	t.Helper()
-	streams, _, out, errOut := genericiooptions.NewTestIOStreams()
-	cmd := newRestoreCommand(&restoreOptions{IOStreams: streams, output: newOutput(), now: time.Now, client: c, namespace: namespace})
+	env, out, errOut := testEnvironment(c)
+	cmd := newRestoreCommand(env)
 	cmd.SetArgs(args)
 	return finish(run(t.Context(), cmd, errOut), out, errOut)
 }
