@@ -262,3 +262,33 @@ func TestADeletedSandboxIsForgottenWhenItsSuccessIsTold(t *testing.T) {
 		t.Errorf("left %v, told %v", left, f.told)
 	}
 }
+
+func TestATurnOutlivesTheAgentUntilTheRestoreIsFoundToBeOver(t *testing.T) {
+	successor := sandbox("restore-from", "c1")
+	successor.ID, successor.UID = "s2", "u2"
+	for how, over := range map[string]func(*testing.T, *fakes, []nodeapi.Response){
+		"complete": func(t *testing.T, _ *fakes, containers []nodeapi.Response) {
+			for _, c := range containers {
+				comesTo(t, c, nodeapi.StageStarted)
+			}
+		},
+		"gone": func(_ *testing.T, f *fakes, _ []nodeapi.Response) { f.up = map[string]bool{} },
+	} {
+		t.Run(how, func(t *testing.T) {
+			f := &fakes{source: data(t)}
+			state := t.TempDir()
+			s := newSessions(t, f, state)
+			create(s, fromC1)
+			containers := []nodeapi.Response{container(s, "a"), container(s, "b")}
+			s = newSessions(t, f, state)
+			if r := create(s, successor); r.Error == nil || r.Error.Reason != "RestoreInProgress" {
+				t.Fatalf("the successor while the first restores: %+v", r)
+			}
+			over(t, f, containers)
+			reconcile(t, s)
+			if r := create(s, successor); r.Action != nodeapi.ActionRestore {
+				t.Errorf("the successor after it: %+v", r)
+			}
+		})
+	}
+}

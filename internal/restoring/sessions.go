@@ -75,7 +75,17 @@ func New(c Config) (*Sessions, error) {
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of restore records: %w", err)
 	}
-	return &Sessions{Config: c, tickets: map[string]string{}, turns: map[podName]nodeapi.Sandbox{}, wake: make(chan struct{}, 1)}, nil
+	s := &Sessions{Config: c, tickets: map[string]string{}, turns: map[podName]nodeapi.Sandbox{}, wake: make(chan struct{}, 1)}
+	records, err := s.records()
+	if err != nil { // to be an agent that does not start would help nobody
+		c.Log.Error("whose restores are under way is not known", "error", err)
+	}
+	for _, rec := range records {
+		if !rec.Ordinary && !rec.whole() && rec.Sandbox.Annotations[annotationTicket] == "" {
+			s.turns[podName{rec.Sandbox.Namespace, rec.Sandbox.Name}] = rec.Sandbox
+		}
+	}
+	return s, nil
 }
 
 // Issue implements criservice.Tickets.
@@ -142,8 +152,6 @@ func (s *Sessions) createSandbox(ctx context.Context, sandbox nodeapi.Sandbox) (
 }
 
 // inTurn admits a sandbox unless a restore of another Pod of its name is under way.
-// Turns are kept in memory alone: nobody waits for a restore whose end was told to
-// an agent that is gone.
 func (s *Sessions) inTurn(ctx context.Context, sandbox nodeapi.Sandbox) (record, error) {
 	if sandbox.Annotations[annotationTicket] != "" {
 		return s.admit(ctx, sandbox) // RestorePod: its caller knows what it does at a time

@@ -64,11 +64,12 @@ func (p *pod) kept(t *testing.T) bool {
 	return err == nil
 }
 
-// atResume has a script run, once, when stasis-runtime has the real OCI runtime let
-// a container go. In it $real is the real runtime.
-func (n *node) atResume(t *testing.T, script string) {
+// at has a script run, once, when stasis-runtime calls the real OCI runtime with a
+// command: "restore", or "resume", which lets a container go. In it $real is the real
+// runtime.
+func (n *node) at(t *testing.T, command, script string) {
 	t.Helper()
-	const config, wrapper, done = "/opt/stasis/etc/runtime.json", "/opt/stasis/bin/test-runc", "/run/stasis-test-resumed"
+	const config, wrapper, done = "/opt/stasis/etc/runtime.json", "/opt/stasis/bin/test-runc", "/run/stasis-test-called"
 	var before []byte
 	must(t, n.host.Do(func() (err error) {
 		if before, err = os.ReadFile(config); err != nil {
@@ -78,8 +79,8 @@ func (n *node) atResume(t *testing.T, script string) {
 		if err := json.Unmarshal(before, &installed); err != nil {
 			return err
 		}
-		text := fmt.Sprintf("#!/bin/sh\nreal=%s\ncase \"$*\" in *' resume '*) if [ ! -e %s ]; then : > %s; %s; fi;; esac\nexec $real \"$@\"\n",
-			installed.Runtime, done, done, script)
+		text := fmt.Sprintf("#!/bin/sh\nreal=%s\ncase \"$*\" in *' %s '*) if [ ! -e %s ]; then : > %s; %s; fi;; esac\nexec $real \"$@\"\n",
+			installed.Runtime, command, done, done, script)
 		return errors.Join(os.WriteFile(wrapper, []byte(text), 0o755), os.WriteFile(config, fmt.Appendf(nil, "{\"runtime\":%q}\n", wrapper), 0o644))
 	}))
 	t.Cleanup(func() {
@@ -93,7 +94,7 @@ func (n *node) atResume(t *testing.T, script string) {
 func (p *pod) startWhile(t *testing.T, container string, do func()) {
 	t.Helper()
 	const reached, goOn = "/run/stasis-test-reached", "/run/stasis-test-go-on"
-	p.node.atResume(t, fmt.Sprintf(": > %s; while [ ! -e %s ]; do sleep 0.02; done; rm %s %s", reached, goOn, reached, goOn))
+	p.node.at(t, "resume", fmt.Sprintf(": > %s; while [ ! -e %s ]; do sleep 0.02; done; rm %s %s", reached, goOn, reached, goOn))
 	started := make(chan error, 1)
 	go func() {
 		_, err := p.node.runtime.StartContainer(testContext(t), &runtimeapi.StartContainerRequest{ContainerId: p.containers[container]})
@@ -196,7 +197,7 @@ func TestAContainerWhoseStartIsInterruptedIsRestoredAgainOnlyIfItHasNotRun(t *te
 		t.Run(name, func(t *testing.T) {
 			a := container("a", counting)
 			p := theNode.prepareRestore(t, checkpointOf(t, a), a)
-			theNode.atResume(t, c.script)
+			theNode.at(t, "resume", c.script)
 			_, err := theNode.runtime.StartContainer(testContext(t), &runtimeapi.StartContainerRequest{ContainerId: p.containers["a"]})
 			if err == nil {
 				t.Fatal("the start was not interrupted")
@@ -210,6 +211,53 @@ func TestAContainerWhoseStartIsInterruptedIsRestoredAgainOnlyIfItHasNotRun(t *te
 				t.Errorf("made again it goes on at %d", first)
 			}
 			eventually(t, "the agent knows that it is restored", func() bool { return p.saidRestored(t) == 1 })
+		})
+	}
+}
+
+// processes lists what runs or stands still in the cgroups of a Pod's containers.
+func (p *pod) processes(t *testing.T) (pids []string) {
+	t.Helper()
+	files, err := filepath.Glob(p.node.host.Path("/sys/fs/cgroup/freezer" + p.config.Linux.CgroupParent + "/*/cgroup.procs"))
+	must(t, err)
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		pids = append(pids, strings.Fields(string(data))...)
+	}
+	return pids
+}
+
+// What a killed stasis-runtime had restored is in nobody's books.
+func TestAContainerWhoseRestoreIsInterruptedLeavesNothingBehind(t *testing.T) {
+	for name, then := range map[string]func(*testing.T, *pod){
+		"it is made again": func(t *testing.T, p *pod) {
+			p.again(t, container("a", counting))
+			if first := p.numbers(t, "a-1", 3)[0]; first == 1 {
+				t.Error("made again it was not restored")
+			}
+			if left := p.processes(t); len(left) > 3 { // the sandbox's, the shell, its sleep
+				t.Errorf("there are the processes %v", left)
+			}
+		},
+		"its sandbox ends": func(*testing.T, *pod) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := container("a", counting)
+			p := theNode.prepareRestore(t, checkpointOf(t, a), a)
+			theNode.at(t, "restore", `$real "$@"; kill -9 $PPID; exit 0`)
+			_, err := theNode.runtime.StartContainer(testContext(t), &runtimeapi.StartContainerRequest{ContainerId: p.containers["a"]})
+			if err == nil {
+				t.Fatal("the restore was not interrupted")
+			}
+			t.Log(err, p.processes(t))
+			then(t, p)
+			p.remove(t)
+			if left := p.processes(t); len(left) > 0 {
+				t.Errorf("the sandbox is gone, and left are the processes %v", left)
+			}
 		})
 	}
 }
