@@ -51,11 +51,13 @@ type lifecycle struct {
 	live      client.Reader
 	namespace string // where the agents run
 	clock     clock.PassiveClock
+	since     time.Time // when it began to look
 	events    recorder
 	log       *slog.Logger
 }
 
 func (r *lifecycle) setUp(ctx context.Context, mgr ctrl.Manager, metrics *Metrics) error {
+	r.since = r.clock.Now()
 	err := mgr.GetFieldIndexer().IndexField(ctx, &checkpointv1alpha1.PodCheckpoint{}, indexNode, func(o client.Object) []string {
 		return []string{o.(*checkpointv1alpha1.PodCheckpoint).Spec.NodeName}
 	})
@@ -105,6 +107,11 @@ func (r *lifecycle) Reconcile(ctx context.Context, req reconcile.Request) (recon
 		return reconcile.Result{}, err
 	}
 	v := judge(&checkpoint, f, r.clock.Now())
+	// Where Stasis was disabled and is enabled again, the controller may be there
+	// before the agents, which have outcomes to tell (P33).
+	if waits := settle - r.clock.Since(r.since); checkpoint.Spec.NodeName != "" && v.reason == checkpointv1alpha1.ReasonCheckpointFailed && waits > 0 {
+		return reconcile.Result{RequeueAfter: waits}, nil
+	}
 	if v.reason != "" {
 		if err := r.write(ctx, &checkpoint, v); err != nil {
 			if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {

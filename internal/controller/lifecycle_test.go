@@ -77,6 +77,20 @@ func TestAnEndIsWrittenOnceAndToldAfterwards(t *testing.T) {
 	}
 }
 
+func TestAControllerThatHasJustStartedWaitsForAgentsBeforeItEndsACheckpoint(t *testing.T) {
+	r, _, writes := newLifecycle(t, nil, checkpoint("node"), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node"}})
+	now := r.clock.Now()
+	r.since = now.Add(-10 * time.Second)
+	result, err := r.Reconcile(t.Context(), request)
+	if err != nil || *writes != 0 || result.RequeueAfter != 20*time.Second {
+		t.Errorf("%d writes, result %+v, error %v", *writes, result, err)
+	}
+	r.since = now.Add(-settle)
+	if _, err := r.Reconcile(t.Context(), request); err != nil || *writes != 1 {
+		t.Errorf("%d writes, error %v", *writes, err)
+	}
+}
+
 func TestNothingIsToldOfAnEndThatWasNotWritten(t *testing.T) {
 	r, events, _ := newLifecycle(t, errors.New("no etcd"), checkpoint(""))
 	if _, err := r.Reconcile(t.Context(), request); err == nil {

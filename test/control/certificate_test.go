@@ -87,7 +87,7 @@ func TestTheVariantForCertManagerRenders(t *testing.T) {
 		"cert-manager.io/inject-ca-from: stasis-system/stasis-webhook": 2, // both webhook configurations
 		"- stasis-webhook.stasis-system.svc\n":                         1,
 		"kind: DaemonSet":                                              1,
-		"kind: ValidatingAdmissionPolicy\n": 7,
+		"kind: ValidatingAdmissionPolicy\n":                            7,
 	} {
 		if got := strings.Count(string(out), text); got != times {
 			t.Errorf("%q occurs %d times, want %d", text, got, times)

@@ -56,6 +56,12 @@ func namespace(t *testing.T) string {
 // the token of that agent.
 func node(t *testing.T) (string, client.Client) {
 	t.Helper()
+	name, token := nodeAndToken(t)
+	return name, withToken(t, token)
+}
+
+func nodeAndToken(t *testing.T) (node, token string) {
+	t.Helper()
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{GenerateName: "node-"}}
 	must(t, shared.client.Create(t.Context(), n))
 	n.Labels = map[string]string{corev1.LabelHostname: n.Name}
@@ -79,11 +85,11 @@ func node(t *testing.T) (string, client.Client) {
 
 	set, err := kubernetes.NewForConfig(shared.admin)
 	must(t, err)
-	token, err := set.CoreV1().ServiceAccounts(systemNamespace).CreateToken(t.Context(), "stasis-agent", &authenticationv1.TokenRequest{
+	bound, err := set.CoreV1().ServiceAccounts(systemNamespace).CreateToken(t.Context(), "stasis-agent", &authenticationv1.TokenRequest{
 		Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: agent.Name, UID: agent.UID}},
 	}, metav1.CreateOptions{})
 	must(t, err)
-	return n.Name, withToken(t, token.Status.Token)
+	return n.Name, bound.Status.Token
 }
 
 func withToken(t *testing.T, token string) client.Client {

@@ -177,6 +177,22 @@ var mutants = []mutant{
 	{"agents write to any node's objects", "config/admission/policies.yaml",
 		`  - expression: has(oldObject.spec.nodeName) && oldObject.spec.nodeName == variables.node`, `  - expression: "true"`,
 		control, "test/control", "TestWhatComesOfRequestsIsAsTheTableOfRequestsSays"},
+	{"agents write the status of any node's Pods", "config/admission/policies.yaml",
+		`      resources: [pods/status]
+`, `      resources: [pods/log]
+`,
+		control, "test/control", "TestEveryRequestOfEverySubjectComesAsFarAsTheTableOfReachSays"},
+	{"the CRD deleted by mistake", "config/crd/keep.yaml",
+		`    reason: Forbidden
+---`, `    reason: Forbidden
+  matchConditions:
+  - name: never
+    expression: "false"
+---`,
+		control, "test/control", "TestTheCRDIsNotDeletedByMistake"},
+	{"a checkpoint that is ended before its agent is back", "internal/controller/lifecycle.go",
+		` && waits > 0 {`, ` && waits > time.Hour {`,
+		unit, "internal/controller", "TestAControllerThatHasJustStartedWaitsForAgentsBeforeItEndsACheckpoint"},
 	{"nodes/proxy for agents", "config/rbac/agent.yaml",
 		`  resources: [pods/status]
   verbs: [update, patch]`, `  resources: [pods/status, nodes/proxy]
@@ -330,6 +346,15 @@ var mutants = []mutant{
 		control, "test/control", "TestPlacementThatConflictsIsForbidden"},
 
 	// What only a whole cluster shows.
+	{"a Pod that was given up and that its kubelet takes back", "internal/agent/podcondition.go",
+		`"annotations": map[string]string{v1alpha1.AnnotationGivenUp: m.now().UTC().Format(time.RFC3339Nano)}`, `"annotations": map[string]string{}`,
+		cluster, "test/e2e", "TestARestoreThatKeepsFailingEndsItsPodAJobCountsItAndOneThatWaitsGoesOn"},
+	{"a restore beside that of a deleted Pod of its name", "internal/restoring/sessions.go",
+		`busy = busy && other.UID != sandbox.UID; !busy`, `busy = false; !busy`,
+		cluster, "test/e2e", "TestTheRestoreOfAPodWaitsForThatOfADeletedOneOfItsName"},
+	{"a Pod that does not say that it is checkpointed", "internal/agent/operation.go",
+		`	o.marker.set(ctx, pod, v1alpha1.PodConditionCheckpointing, corev1.ConditionTrue, `, `	o.marker.set(ctx, pod, v1alpha1.PodConditionCheckpointing, corev1.ConditionFalse, `,
+		cluster, "test/e2e", "TestAPodTakesNoEphemeralContainerAndIsNotResizedWhileItIsCheckpointed"},
 	{"the source's other UID ignored", "internal/agent/precondition.go",
 		`if want := pcp.Spec.SourcePodUID; want != nil && *want != "" && pod.UID != *want {`,
 		`if want := pcp.Spec.SourcePodUID; want != nil && *want == "" && pod.UID != *want {`,
