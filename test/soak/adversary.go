@@ -48,15 +48,18 @@ type damage struct {
 	kills   map[string]int
 	hurt    map[string]bool // UIDs of Pods of which a CRIU was killed
 	gaps    bool            // a containerd was killed: logs may lack lines
+	killed  map[string]bool // nodes whose containerd was killed
 	slowest time.Duration   // that a source stood still after a kill of the agent
 	wrong   []error
 }
 
-func (d *damage) done(component string) {
+func (d *damage) done(component, node string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.kills[component]++
-	d.gaps = d.gaps || component == containerd
+	if component == containerd {
+		d.gaps, d.killed[node] = true, true
+	}
 }
 
 func (d *damage) found(err error) {
@@ -115,7 +118,7 @@ func (s *soak) strike(ctx context.Context, k strike, d *damage, sources map[stri
 		_, err = s.cluster.Devcluster(context.WithoutCancel(ctx), "kill", node, k.component)
 	}
 	if err == nil {
-		d.done(k.component)
+		d.done(k.component, node)
 	}
 	// One that is being started again cannot be killed.
 	if err != nil && !strings.Contains(err.Error(), "not running") && !errors.Is(err, errNone) {
@@ -162,7 +165,7 @@ func (s *soak) killAgent(node string, d *damage, sources map[string]bool) error 
 	} else if err != nil {
 		return err
 	}
-	d.done(agent)
+	d.done(agent, node)
 	s.watcher.look()
 	left := s.watcher.frozen()
 	maps.DeleteFunc(left, func(c cgroup, _ time.Time) bool { return c.node != node || !sources[c.uid] })
@@ -214,7 +217,7 @@ func (s *soak) killCRIU(ctx context.Context, delay time.Duration, d *damage) err
 				}
 			}
 			if len(all) > 0 {
-				d.done(criu)
+				d.done(criu, "")
 				return nil
 			}
 		}

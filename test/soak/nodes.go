@@ -220,6 +220,35 @@ func (n *nodes) processes() ([]process, error) {
 	return all, nil
 }
 
+// deserted lists the network namespaces of a node that no process is in.
+func (n *nodes) deserted(node string) ([]string, error) {
+	lived, err := n.processes()
+	if err != nil {
+		return nil, err
+	}
+	inhabited := map[string]bool{}
+	for _, p := range lived {
+		if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.pid)); err == nil {
+			inhabited[ns] = true
+		}
+	}
+	entries, err := os.ReadDir(n.file(node, "/run/netns"))
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, entry := range entries {
+		var stat unix.Stat_t
+		if err := unix.Stat(n.file(node, "/run/netns/"+entry.Name()), &stat); err != nil {
+			return nil, fmt.Errorf("network namespace %s: %w", entry.Name(), err)
+		}
+		if !inhabited[fmt.Sprintf("net:[%d]", stat.Ino)] {
+			names = append(names, entry.Name())
+		}
+	}
+	return names, nil
+}
+
 // residents are the programs that belong on a node and in no container.
 var residents = []string{"containerd", "containerd-shim-runc-v2", "kubelet", "kube-proxy", "stasis-guard"}
 
@@ -279,10 +308,12 @@ func (n *nodes) leftovers(pods map[string][]string, agentsAreNew bool) error {
 				}
 			}
 		}
-		if netns, err := os.ReadDir(n.file(node, "/run/netns")); err != nil {
+		namespaces, err := n.deserted(node)
+		if err != nil {
 			found(node, "%w", err)
-		} else if len(netns) != len(pods[node]) {
-			found(node, "%d network namespaces for %d Pods", len(netns), len(pods[node]))
+		}
+		for _, name := range namespaces {
+			found(node, "network namespace %s without processes", name)
 		}
 		mounts, err := os.ReadFile(n.anchor[node] + "/mounts")
 		if err != nil {

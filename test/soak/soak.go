@@ -55,6 +55,7 @@ type total struct {
 	reasons               map[string]int
 	slowest               time.Duration
 	survivedCRIU, retried int
+	deserted              int // network namespaces that a killed containerd left
 }
 
 func (s *soak) hit(amid bool) {
@@ -119,6 +120,7 @@ func (s *soak) report(outcome string) {
 		fmt.Fprintf(s.out, "  %4d  %s\n", s.reasons[reason], reason)
 	}
 	fmt.Fprintf(s.out, "restores: %d, %d of them at the second attempt\n", s.restored, s.givenUp)
+	fmt.Fprintf(s.out, "network namespaces that a killed containerd left: %d\n", s.deserted)
 	fmt.Fprintf(s.out, "soak: %s rounds=%d kills=%d checkpoints=%d restores=%d\n", outcome, s.rounds, kills, s.ready, s.restored)
 }
 
@@ -149,7 +151,7 @@ func (s *soak) round(ctx context.Context, number int) error {
 	for _, subject := range subjects {
 		text = append(text, subject.name)
 	}
-	d := &damage{kills: map[string]int{}, hurt: map[string]bool{}}
+	d := &damage{kills: map[string]int{}, hurt: map[string]bool{}, killed: map[string]bool{}}
 	defer func() {
 		for component, n := range d.kills {
 			s.kills[component] += n
@@ -173,7 +175,7 @@ func (s *soak) round(ctx context.Context, number int) error {
 		{"sources", func() error { return s.judgeSources(ctx, subjects, d) }},
 		{"restore", func() error { return s.restoreAll(ctx, subjects, late, d) }},
 		{"sources", func() error { return s.judgeSources(ctx, subjects, d) }},
-		{"clear", func() error { return s.clear(ctx, namespace, number == s.first+s.rounds-1) }},
+		{"clear", func() error { return s.clear(ctx, namespace, d, number == s.first+s.rounds-1) }},
 	} {
 		begin := time.Now()
 		err := step.do()
@@ -559,7 +561,7 @@ func (s *soak) emptyOf(ctx context.Context, namespace string, kind client.Object
 
 // clear deletes what is in the round's namespace, starts the Pods of Stasis afresh
 // after the last round, and looks for what is left on the nodes.
-func (s *soak) clear(ctx context.Context, namespace string, last bool) error {
+func (s *soak) clear(ctx context.Context, namespace string, d *damage, last bool) error {
 	if err := s.noneFrozen(ctx, 2*time.Second); err != nil {
 		return err
 	}
@@ -587,6 +589,9 @@ func (s *soak) clear(ctx context.Context, namespace string, last bool) error {
 	if err := s.healthy(ctx); err != nil {
 		return err
 	}
+	if err := s.sweep(ctx, d); err != nil {
+		return err
+	}
 	return eventually(ctx, patience, "nothing is left on the nodes", func() error {
 		var pods corev1.PodList
 		if err := s.cluster.List(ctx, &pods); err != nil {
@@ -598,4 +603,34 @@ func (s *soak) clear(ctx context.Context, namespace string, last bool) error {
 		}
 		return s.nodes.leftovers(living, last)
 	})
+}
+
+// sweep takes away what containerd itself leaves when it is killed between making a
+// network namespace and writing down that it has (its RunPodSandbox), whichever Pod
+// that was for. Such are counted; any other is a leftover.
+func (s *soak) sweep(ctx context.Context, d *damage) error {
+	for node := range d.killed {
+		names, err := s.nodes.deserted(node)
+		if err != nil {
+			return err
+		}
+		if len(names) == 0 {
+			continue
+		}
+		pause(ctx, 5*time.Second) // those of Pods that are just going
+		still, err := s.nodes.deserted(node)
+		if err != nil {
+			return err
+		}
+		for _, name := range still {
+			if !slices.Contains(names, name) {
+				continue
+			}
+			if _, err := s.cluster.OnNode(ctx, node, "umount /run/netns/"+name+" && rm /run/netns/"+name); err != nil {
+				return err
+			}
+			s.deserted++
+		}
+	}
+	return nil
 }
