@@ -295,7 +295,7 @@ var mutants = []mutant{
 		`	if m, err := c.marked(c.id); err == nil {`, `	if m, err := c.marked(c.id); err == nil && m == nil {`,
 		node, "test/cri", "TestAContainerWhoseStartIsInterruptedIsRestoredAgainOnlyIfItHasNotRun"},
 	{"a container let go twice when its start is done again", "internal/ociruntime/start.go",
-		`	if stage != nodeapi.StageStarted {`, `	if true {`,
+		`	if stage != nodeapi.StageStarted {`, `	if stage != nodeapi.StageFailed {`,
 		unit, "internal/ociruntime", "TestContainersThatGoTogetherGoAtTheNextStartWhenOneWasInterrupted"},
 	{"an agent that hangs between two containers that go together", "internal/ociruntime/start.go",
 		`			gone = append(gone, nodeapi.Report{`, `			c.report(ctx, nodeapi.Report{Sandbox: m.Sandbox})
