@@ -243,6 +243,9 @@ var mutants = []mutant{
 	{"reports believed alone", "internal/restoring/reconcile.go",
 		`created, started = append(created, e.Name()), append(started, e.Name())`, `created = append(created, e.Name())`,
 		node, "test/cri", "TestAContainerThatWasStartedWhileTheAgentWasAwayIsNotRestoredAgain"},
+	{"restores followed without being told", "internal/agent/daemon.go",
+		`d.sessions.Run(serving); return nil })`, `<-serving.Done(); return nil })`,
+		cluster, "test/e2e", "TestARestoreThatIsCompletedWhileTheAgentIsAwayIsKnownWhenItIsBack"},
 	{"what containers came to looked up when one is asked for", "internal/restoring/sessions.go",
 		`	rec, unclear, err := s.catchUp(ctx, in.Sandbox.ID)`, `	rec, err := s.update(in.Sandbox.ID, func(*record) {})
 	unclear := map[string]error{}`,
