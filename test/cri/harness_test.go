@@ -67,8 +67,13 @@ const counting = `i=0; while :; do i=$((i+1)); echo $i; usleep 10000; done`
 // run starts a Pod of the given containers under a runtime handler.
 func (n *node) run(t *testing.T, handler string, configs ...*runtimeapi.ContainerConfig) *pod {
 	t.Helper()
+	return n.runNamed(t, podName(), handler, configs...)
+}
+
+func (n *node) runNamed(t *testing.T, name, handler string, configs ...*runtimeapi.ContainerConfig) *pod {
+	t.Helper()
 	ctx := testContext(t)
-	p := &pod{node: n, name: podName(), containers: map[string]string{}, configs: configs}
+	p := &pod{node: n, name: name, containers: map[string]string{}, configs: configs}
 	p.config = sandboxConfig(p.name)
 	answer, err := n.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: p.config, RuntimeHandler: handler})
 	must(t, err)

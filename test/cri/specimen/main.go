@@ -1,0 +1,110 @@
+// specimen is what the tests of a checkpoint's contents capture: a small service of
+// three processes that holds one of everything that can be told apart from outside.
+// It works with files below /data and prints "ready". SIGUSR1 makes it change some of
+// it and print "changed".
+package main
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	var err error
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == "worker":
+		err = work()
+	case len(os.Args) > 1 && os.Args[1] == "exit":
+		return
+	default:
+		err = serve()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "specimen:", err)
+		os.Exit(1)
+	}
+}
+
+// serve makes the state up, starts the others and waits for ever.
+func serve() error {
+	for _, make := range []func() error{openFiles, openSockets, openDescriptors, fillMemory, changeRoot} {
+		if err := make(); err != nil {
+			return err
+		}
+	}
+	nameThread("ticker")
+	shared, err := sharedMemory()
+	if err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"worker", "--queue=orders"}, {"exit"}} {
+		cmd := exec.Command("/proc/self/exe", args...)
+		cmd.Args[0] = "specimen"
+		cmd.ExtraFiles = []*os.File{shared}
+		cmd.Env = append(os.Environ(), "QUEUE_PASSWORD=hunter2")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000, Groups: []uint32{1000, 2000}}}
+		if err := cmd.Start(); err != nil {
+			return fmt.Errorf("start %v: %w", args, err)
+		}
+		// Nobody waits for it: what has ended stays as a zombie.
+	}
+	time.Sleep(300 * time.Millisecond)
+	change := make(chan os.Signal, 1)
+	signal.Notify(change, unix.SIGUSR1)
+	fmt.Println("ready")
+	for range change {
+		if err := changeAll(); err != nil {
+			return err
+		}
+		fmt.Println("changed")
+	}
+	return nil
+}
+
+// work maps the memory that it shares with its parent.
+func work() error {
+	if _, err := mapShared(3); err != nil {
+		return err
+	}
+	if err := os.Chdir("/data"); err != nil {
+		return err
+	}
+	f, err := os.Open("/data/queue")
+	if err != nil {
+		return err
+	}
+	keep(f)
+	time.Sleep(math.MaxInt64) // select{} alone would be a deadlock to the Go runtime
+	return nil
+}
+
+// keep holds a value for as long as the process lives.
+func keep(v any) {
+	go func() {
+		<-make(chan struct{})
+		runtime.KeepAlive(v)
+	}()
+}
+
+// nameThread keeps a thread of that name.
+func nameThread(name string) {
+	go func() {
+		runtime.LockOSThread()
+		b, err := unix.BytePtrFromString(name)
+		if err == nil {
+			unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(b)), 0, 0, 0)
+		}
+		for {
+			unix.Nanosleep(&unix.Timespec{Sec: 3600}, nil)
+		}
+	}()
+}
