@@ -89,7 +89,7 @@ A Pod whose name is that of a command is named after "--", or as pod/NAME:
 	o.dryRun = dryRunFlag(flags)
 	o.output = newOutput(cmd, "created")
 	completeFlag(cmd, "container", env.completePodContainers())
-	cmd.AddCommand(newListCommand(env), newDescribeCommand(env), newDeleteCommand(env), newCheckCommand(env), completionCommand(env))
+	cmd.AddCommand(newListCommand(env), newDescribeCommand(env), newDeleteCommand(env), newInspectCommand(env), newDiffCommand(env), newDownloadCommand(env), newImportCommand(env), newCheckCommand(env), completionCommand(env))
 	return program(cmd, env)
 }
 
@@ -160,7 +160,7 @@ func (o *checkpointOptions) take(ctx context.Context, progress *progress) (check
 		checkpoint, err = o.direct(ctx)
 		return checkpoint, nil, err
 	}
-	checkpoint, err = o.call(ctx, progress)
+	checkpoint, err = o.call(ctx)
 	if mayCreateInstead(err) {
 		checkpoint, err = o.create(ctx, err)
 	}

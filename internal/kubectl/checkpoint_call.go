@@ -28,7 +28,7 @@ func (o *checkpointOptions) request(waitSeconds int32) *subresourcesv1alpha1.Pod
 
 // call asks for the checkpoint through the aggregated API, without waiting: whoever
 // may watch the PodCheckpoint sees more than the call's answer tells.
-func (o *checkpointOptions) call(ctx context.Context, progress *progress) (*checkpointv1alpha1.PodCheckpoint, error) {
+func (o *checkpointOptions) call(ctx context.Context) (*checkpointv1alpha1.PodCheckpoint, error) {
 	if o.calls == nil {
 		return nil, errNotServed
 	}
@@ -37,19 +37,16 @@ func (o *checkpointOptions) call(ctx context.Context, progress *progress) (*chec
 		// Chosen here, so that asking again means the same checkpoint.
 		o.name = newName(o.pod)
 	}
-	answer, existed, err := o.calls.checkpoint(ctx, o.namespace, o.pod, o.request(0), *o.dryRun == dryRunServer)
+	answer, err := o.calls.checkpoint(ctx, o.namespace, o.pod, o.request(0), *o.dryRun == dryRunServer)
 	if err != nil {
 		return nil, err
 	}
 	checkpoint := o.fromAnswer(answer)
-	if existed && *o.dryRun == dryRunNone {
-		if done, _ := ended(checkpoint); done {
-			return nil, fmt.Errorf("podcheckpoint %s of pod %s is there already: choose another --name, or remove it: kubectl checkpoint delete %s -n %s",
-				o.name, o.pod, o.name, o.namespace)
-		}
-		progress.step("podcheckpoint %s of pod %s is being taken already: waiting for it", checkpoint.Name, o.pod)
-	} else if *o.dryRun == dryRunNone {
-		progress.step("podcheckpoint %s created for pod %s", checkpoint.Name, o.pod)
+	// Asked for again, a name means the PodCheckpoint that is there: good for an answer
+	// that was lost, but what has ended before it was asked for is not what is wanted.
+	if done, _ := ended(checkpoint); done && named {
+		return nil, fmt.Errorf("podcheckpoint %s of pod %s is there already: choose another --name, or remove it: kubectl checkpoint delete %s -n %s",
+			o.name, o.pod, o.name, o.namespace)
 	}
 	return checkpoint, nil
 }

@@ -54,7 +54,7 @@ func (o *checkpointOptions) callAgain(ctx context.Context, progress *progress, c
 			return failure, nil
 		}
 		begun := o.now()
-		answer, _, err := o.calls.checkpoint(ctx, o.namespace, o.pod, o.request(subresourcesv1alpha1.MaxWaitSeconds), false)
+		answer, err := o.calls.checkpoint(ctx, o.namespace, o.pod, o.request(subresourcesv1alpha1.MaxWaitSeconds), false)
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()

@@ -85,6 +85,19 @@ func (p *progress) step(format string, args ...any) {
 	}
 }
 
+// note says something that lasts, without an end to the current step.
+func (p *progress) note(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.terminal {
+		fmt.Fprint(p.out, "\r\x1b[K")
+	}
+	fmt.Fprintf(p.out, "%6.1fs  %s\n", p.elapsed().Seconds(), clean(fmt.Sprintf(format, args...)))
+	if p.terminal && p.current != "" {
+		p.draw()
+	}
+}
+
 // bytes says how far the current step has come, of how much.
 func (p *progress) bytes(done, total int64) {
 	p.mu.Lock()

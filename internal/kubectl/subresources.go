@@ -97,11 +97,10 @@ func answerError(resp *http.Response, r request) error {
 }
 
 // checkpoint asks for a checkpoint of a Pod and waits as long as the request says.
-// existed says that the PodCheckpoint was there before.
-func (s *subresources) checkpoint(ctx context.Context, namespace, pod string, asked *subresourcesv1alpha1.PodCheckpointRequest, try bool) (answer *subresourcesv1alpha1.PodCheckpointRequest, existed bool, err error) {
+func (s *subresources) checkpoint(ctx context.Context, namespace, pod string, asked *subresourcesv1alpha1.PodCheckpointRequest, try bool) (*subresourcesv1alpha1.PodCheckpointRequest, error) {
 	body, err := json.Marshal(asked)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	query := url.Values{"fieldManager": {string(fieldOwner)}}
 	if try {
@@ -111,14 +110,14 @@ func (s *subresources) checkpoint(ctx context.Context, namespace, pod string, as
 		query: query, header: http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json"}},
 		body: bytes.NewReader(body), length: int64(len(body))})
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	defer resp.Body.Close()
-	answer = &subresourcesv1alpha1.PodCheckpointRequest{}
+	answer := &subresourcesv1alpha1.PodCheckpointRequest{}
 	if err := decode(resp.Body, maxAnswerBytes, answer); err != nil {
-		return nil, false, fmt.Errorf("reading the answer to the request for a checkpoint of pod %s: %w", pod, err)
+		return nil, fmt.Errorf("reading the answer to the request for a checkpoint of pod %s: %w", pod, err)
 	}
-	return answer, resp.StatusCode == http.StatusOK, nil
+	return answer, nil
 }
 
 // contents asks what is inside a checkpoint.
