@@ -29,6 +29,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/checkpoint"
@@ -188,6 +189,7 @@ type harness struct {
 	reconciler *reconciler
 	ops        *operations
 	store      *store
+	arrived    chan event.TypedGenericEvent[*v1alpha1.PodCheckpoint]
 	inUse      []string
 	// intercept changes what the API server does.
 	intercept interceptor.Funcs
@@ -259,7 +261,11 @@ func (h *harness) start() {
 	h.reconciler = &reconciler{
 		nodeName: testNode, client: h.client, live: h.client, runtime: h.runtime, store: h.store, flights: guard,
 		ops: h.ops, inUse: func() ([]string, error) { return h.inUse, nil }, metrics: metrics, log: log, now: time.Now,
+		room: newRoom(DiskLimits{MaxShare: 1}, h.store.checkpointRoot()),
 	}
+	h.arrived = make(chan event.TypedGenericEvent[*v1alpha1.PodCheckpoint], 8)
+	h.reconciler.uploads = newUploads(h.store, h.reconciler.room, h.arrived)
+	h.reconciler.imports = &imports{ops: h.ops, room: h.reconciler.room, queue: make(chan importOp), log: log}
 }
 
 func (h *harness) reconcile(ctx context.Context, name string) ctrl.Result {

@@ -51,6 +51,10 @@ func NewCommand(out io.Writer) *cobra.Command {
 	flags.Float64Var(&o.Disk.MaxShare, "max-disk-share", defaultMaxDiskShare, "the part of their disk that all checkpoints together may take, 0 to 1")
 	flags.Float64Var(&o.Disk.MinFree, "min-free-disk", defaultMinFreeDisk, "the part of the disk that checkpoints leave free, 0 to 1; not less than what the kubelet evicts Pods at (imagefs.available: 0.15)")
 	flags.DurationVar(&o.GiveUpAfter, "restore-give-up-after", defaultGiveUpAfter, "how long a restore may keep failing before its Pod becomes Failed; 0 for ever")
+	flags.StringVar(&o.API.Listen, "api-address", ":9443", "address that the API server of Stasis calls this agent at, over TLS; empty for none")
+	flags.StringVar(&o.API.Host, "advertise-address", os.Getenv("POD_IP"), "the IP address of it that others reach; $POD_IP by default; without one the agent does not announce itself")
+	flags.StringVar(&o.API.Namespace, "namespace", os.Getenv("POD_NAMESPACE"), "the namespace that Stasis is installed in; $POD_NAMESPACE by default")
+	flags.StringVar(&o.API.Holder, "pod-name", os.Getenv("POD_NAME"), "the name of this agent's Pod; $POD_NAME by default")
 	root.AddCommand(installCommand(&o), uninstallCommand(&o), preflightCommand(&o, out))
 	return root
 }

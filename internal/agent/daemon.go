@@ -60,6 +60,7 @@ type Options struct {
 	MaxConcurrent   int    // checkpoints at a time on this node
 	Disk            DiskLimits
 	GiveUpAfter     time.Duration // how long a restore may keep failing; 0: for ever
+	API             APIOptions
 	Log             *slog.Logger
 }
 
@@ -74,6 +75,7 @@ type daemon struct {
 	calls    *Calls
 	sessions *restoring.Sessions
 	observer *observer
+	room     *room
 	// kube is nil without Kubernetes, and until its API server has been reached.
 	kube atomic.Pointer[kubernetes]
 }
@@ -105,6 +107,7 @@ func Run(ctx context.Context, o Options) error {
 	d := &daemon{
 		Options: o, store: s, calls: &Calls{}, metrics: NewMetrics(ctrlmetrics.Registry),
 		runtime: runtimeapi.NewRuntimeServiceClient(runtimeConn),
+		room:    newRoom(o.Disk, s.checkpointRoot()),
 	}
 	if d.host, err = awaitRuntime(ctx, d.runtime, o.RuntimeEndpoint); err != nil {
 		return err
@@ -208,7 +211,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	server := grpc.NewServer(grpc.UnaryInterceptor(d.calls.Intercept))
 	runtimeapi.RegisterRuntimeServiceServer(server, criservice.New(criservice.Config{
 		Runtime: d.runtime, Engine: d.engine, Tickets: d.sessions, Host: d.host,
-		Room:    newRoom(d.Disk, d.store.checkpointRoot()),
+		Room:    d.room,
 		Handler: nodeinstall.HandlerName, Log: d.Log,
 	}))
 

@@ -54,6 +54,23 @@ func newRoom(limits DiskLimits, root string) *room {
 
 // Reserve implements criservice.Room.
 func (r *room) Reserve(dir string, bytes int64) (release func(), err error) {
+	release, err = r.reserve(dir, bytes)
+	if errors.Is(err, criservice.ErrNoRoom) {
+		err = fmt.Errorf("nothing was frozen: %w", err)
+	}
+	return release, err
+}
+
+// fits says whether there is room, without keeping it.
+func (r *room) fits(dir string, bytes int64) error {
+	release, err := r.reserve(dir, bytes)
+	if err == nil {
+		release()
+	}
+	return err
+}
+
+func (r *room) reserve(dir string, bytes int64) (release func(), err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return nil, fmt.Errorf("look how much room there is in %s: %w", dir, err)
@@ -62,7 +79,7 @@ func (r *room) Reserve(dir string, bytes int64) (release func(), err error) {
 		return nil, fmt.Errorf("%w: %s is on a read-only file system; if its disk has failed, the kernel's log says so", criservice.ErrNoRoom, dir)
 	}
 	var used int64
-	if strings.HasPrefix(dir, r.root+"/") {
+	if strings.HasPrefix(dir+"/", r.root+"/") {
 		if used, err = allocated(r.root); err != nil {
 			return nil, fmt.Errorf("look how much the checkpoints below %s take: %w", r.root, err)
 		}
@@ -74,7 +91,7 @@ func (r *room) Reserve(dir string, bytes int64) (release func(), err error) {
 		checkpoints: used, reserved: r.reserved[st.Fsid],
 	}
 	if err := r.limits.admit(d, bytes); err != nil {
-		return nil, fmt.Errorf("%w in %s: nothing was frozen: %w", criservice.ErrNoRoom, dir, err)
+		return nil, fmt.Errorf("%w in %s: %w", criservice.ErrNoRoom, dir, err)
 	}
 	r.reserved[st.Fsid] += bytes
 	return func() {

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -19,8 +21,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	kubesource "sigs.k8s.io/controller-runtime/pkg/source"
 
 	"podstasis.dev/stasis/api/v1alpha1"
 )
@@ -51,7 +56,8 @@ type kubernetes struct {
 
 func newScheme() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, eventsv1.AddToScheme, v1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, eventsv1.AddToScheme,
+		coordinationv1.AddToScheme, authenticationv1.AddToScheme, v1alpha1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			return nil, err
 		}
@@ -104,15 +110,19 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	k.reconciler = &reconciler{
 		nodeName: d.NodeName, client: m.GetClient(), live: m.GetAPIReader(), runtime: d.runtime, store: d.store,
 		flights: guard, ops: ops, metrics: d.metrics, log: d.Log, now: time.Now,
-		inUse: func() ([]string, error) { return d.sessions.InUse() },
+		inUse: func() ([]string, error) { return d.sessions.InUse() }, room: d.room,
 	}
+	arrived := make(chan event.TypedGenericEvent[*v1alpha1.PodCheckpoint], 64)
+	k.reconciler.uploads = newUploads(d.store, d.room, arrived)
+	k.reconciler.imports = &imports{ops: ops, room: d.room, queue: make(chan importOp), log: d.Log}
 	unique := true // an earlier attempt may have taken the name
 	err = ctrl.NewControllerManagedBy(m).For(&v1alpha1.PodCheckpoint{}).
+		WatchesRawSource(kubesource.Channel(arrived, &handler.TypedEnqueueRequestForObject[*v1alpha1.PodCheckpoint]{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 4, SkipNameValidation: &unique}).Complete(k.reconciler)
 	if err != nil {
 		return nil, fmt.Errorf("set the controller up: %w", err)
 	}
-	for _, r := range []manager.Runnable{ops, manager.RunnableFunc(k.sweep)} {
+	for _, r := range append(k.serving(d), ops, k.reconciler.imports, manager.RunnableFunc(k.sweep)) {
 		if err := m.Add(r); err != nil {
 			return nil, fmt.Errorf("set the agent up: %w", err)
 		}

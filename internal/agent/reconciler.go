@@ -41,6 +41,9 @@ type reconciler struct {
 	ops      *operations
 	// inUse lists the checkpoint directories that restores under way read.
 	inUse   func() ([]string, error)
+	uploads *uploads
+	imports *imports
+	room    *room
 	metrics *Metrics
 	log     *slog.Logger
 	now     func() time.Time
@@ -71,6 +74,8 @@ func (r *reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		return ctrl.Result{}, r.resume(ctx, rec)
 	case terminal(&pcp):
 		return ctrl.Result{}, nil
+	case pcp.Spec.Import != nil:
+		return r.importing(ctx, &pcp)
 	case inProgress(&pcp):
 		return ctrl.Result{}, r.interrupted(ctx, &pcp)
 	}
@@ -209,7 +214,7 @@ func (r *reconciler) deleted(ctx context.Context, pcp *v1alpha1.PodCheckpoint) (
 		fl.stop(errDeleted)
 		return ctrl.Result{RequeueAfter: soon}, nil
 	}
-	if uid := pcp.Status.SourcePodUID; uid != nil && inProgress(pcp) {
+	if uid := pcp.Status.SourcePodUID; uid != nil && inProgress(pcp) && pcp.Spec.Import == nil {
 		// Its operation was abandoned, or died with an agent before this one.
 		if err := r.ops.marker.clear(ctx, podRef{pcp.Namespace, pcp.Spec.SourcePodName, *uid}, v1alpha1.PodConditionCheckpointing); err != nil {
 			return ctrl.Result{}, err
@@ -228,6 +233,7 @@ func (r *reconciler) deleted(ctx context.Context, pcp *v1alpha1.PodCheckpoint) (
 			return ctrl.Result{RequeueAfter: busyRetry}, nil // P29
 		}
 	}
+	r.uploads.forget(pcp.UID)
 	if err := r.store.removeData(pcp.UID); err != nil {
 		return ctrl.Result{}, err
 	}

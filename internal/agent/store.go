@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -20,19 +21,24 @@ const (
 	checkpointsDir = "checkpoints" // the checkpoint root that status.checkpointLocation is relative to
 	recordsDir     = "records"     // outcomes that may not be in the API yet, by UID of the PodCheckpoint
 	restoredDir    = "restored"    // which Pods have been restored, by their UID
+	digestsDir     = "digests"     // of archives that somebody asked for, by UID of the PodCheckpoint
 
 	partialPrefix  = ".partial-"  // of a checkpoint being taken, followed by the object's UID
 	removingPrefix = ".removing-" // of data being removed
+	importPrefix   = ".import-"   // of an archive that comes in, followed by the object's UID
 )
 
 // store is the agent's state directory.
 type store struct {
 	dir string // absolute
+	// leaving is told of data that are out of the way and about to be removed.
+	leaving   func(types.UID)
+	digesting sync.Mutex // held by whoever writes a file of digests
 }
 
 // openStore makes the directories, for root alone.
 func openStore(dir string) (*store, error) {
-	for _, d := range []string{dir, filepath.Join(dir, checkpointsDir), filepath.Join(dir, recordsDir), filepath.Join(dir, restoredDir)} {
+	for _, d := range []string{dir, filepath.Join(dir, checkpointsDir), filepath.Join(dir, recordsDir), filepath.Join(dir, restoredDir), filepath.Join(dir, digestsDir)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make the state directory: %w", err)
 		}
@@ -40,7 +46,7 @@ func openStore(dir string) (*store, error) {
 			return nil, fmt.Errorf("make the state directory private: %w", err)
 		}
 	}
-	return &store{dir: dir}, nil
+	return &store{dir: dir, leaving: func(types.UID) {}}, nil
 }
 
 func (s *store) checkpointRoot() string { return filepath.Join(s.dir, checkpointsDir) }
@@ -136,11 +142,12 @@ func (s *store) removeData(uid types.UID) error {
 		if err := os.Rename(filepath.Join(s.checkpointRoot(), e.Name()), aside); err != nil {
 			return fmt.Errorf("remove checkpoint data: %w", err)
 		}
+		s.leaving(uid)
 		if err := os.RemoveAll(aside); err != nil {
 			return fmt.Errorf("remove checkpoint data: %w", err)
 		}
 	}
-	if err := errors.Join(s.removePartial(uid), s.removeRecord(uid)); err != nil {
+	if err := errors.Join(s.removePartial(uid), s.removeImport(uid), s.removeDigests(uid), s.removeRecord(uid)); err != nil {
 		return fmt.Errorf("remove checkpoint data: %w", err)
 	}
 	return checkpoint.SyncDir(s.checkpointRoot())
@@ -245,9 +252,9 @@ func (s *store) held() (map[types.UID]string, error) {
 		return nil, fmt.Errorf("list checkpoints: %w", err)
 	}
 	for _, e := range entries {
-		if uid, ok := strings.CutPrefix(e.Name(), partialPrefix); ok && validUID(types.UID(uid)) == nil {
-			if _, known := found[types.UID(uid)]; !known {
-				found[types.UID(uid)] = ""
+		if uid, ok := uidOfUnfinished(e.Name()); ok {
+			if _, known := found[uid]; !known {
+				found[uid] = ""
 			}
 		} else if uid, ok := uidOfDataName(e.Name()); ok && validUID(uid) == nil {
 			found[uid] = e.Name()
@@ -256,11 +263,21 @@ func (s *store) held() (map[types.UID]string, error) {
 	return found, nil
 }
 
+// uidOfUnfinished is the UID in the name of a checkpoint being taken or imported.
+func uidOfUnfinished(name string) (types.UID, bool) {
+	for _, prefix := range []string{partialPrefix, importPrefix} {
+		if uid, ok := strings.CutPrefix(name, prefix); ok && validUID(types.UID(uid)) == nil {
+			return types.UID(uid), true
+		}
+	}
+	return "", false
+}
+
 // removeLeftovers removes, at start, what no operation can be working on: data
 // half removed, temporary files, and partial checkpoints without a record (P17).
 func (s *store) removeLeftovers() ([]string, error) {
 	var removed []string
-	for _, dir := range []string{s.checkpointRoot(), filepath.Join(s.dir, recordsDir)} {
+	for _, dir := range []string{s.checkpointRoot(), filepath.Join(s.dir, recordsDir), filepath.Join(s.dir, digestsDir)} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return removed, fmt.Errorf("look for leftovers: %w", err)
