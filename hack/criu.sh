@@ -4,6 +4,7 @@
 #
 #   hack/criu.sh OUTDIR    (OUTDIR must not exist, or be one that this script made)
 #
+#   OUTDIR/etc/.criu       options that CRIU reads whoever starts it
 #   OUTDIR/bin/criu        launcher; finds the rest relative to itself, so the tree may be copied anywhere
 #   OUTDIR/lib, libexec    the dynamic linker, shared libraries, the program
 #   OUTDIR/VERSION         the version of CRIU, one line
@@ -113,12 +114,19 @@ build() {
 		self=\$(readlink -f "\$0")
 		prefix=\${self%/bin/*}
 		export CRIU_LIBS_DIR="\$prefix/lib/plugins"
+		# Where CRIU looks for .criu/default.conf (criu(8)), whoever starts it.
+		export HOME="\$prefix/etc"
 		# A write past the limit of file sizes then fails instead of ending CRIU: that
 		# is how Stasis has it give up in good order.
 		trap '' XFSZ
 		exec "\$prefix/lib/$linker" --inhibit-cache --library-path "\$prefix/lib" --argv0 criu "\$prefix/libexec/criu" "\$@"
 	EOF
 	chmod 0755 "$tree/bin/criu"
+	# CRIU would bar a Pod's network with packet filter rules while it captures, and leave
+	# them there when it is killed. Nothing sends while the Pod stands still: all of its
+	# containers do. It would also need iptables on the node.
+	mkdir -p "$tree/etc/.criu"
+	echo "network-lock skip" >"$tree/etc/.criu/default.conf"
 	sort -o "$tree/PACKAGES" "$tree/PACKAGES"
 	"$tree/bin/criu" --version >"$work/version" 2>&1 || fail "the CRIU that was fetched does not run: $(head -n1 "$work/version")"
 	sed -n 's/^Version: //p' "$work/version" >"$tree/VERSION"

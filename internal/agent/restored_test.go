@@ -11,6 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	eventsv1 "k8s.io/api/events/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -69,6 +71,33 @@ type sandboxList struct {
 
 func (l sandboxList) ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest, ...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error) {
 	return &runtimeapi.ListPodSandboxResponse{Items: l.items}, l.err
+}
+
+func (l sandboxList) ContainerStatus(_ context.Context, in *runtimeapi.ContainerStatusRequest, _ ...grpc.CallOption) (*runtimeapi.ContainerStatusResponse, error) {
+	s, ok := map[string]*runtimeapi.ContainerStatus{
+		"runs":    {State: runtimeapi.ContainerState_CONTAINER_RUNNING, StartedAt: 1},
+		"ran":     {State: runtimeapi.ContainerState_CONTAINER_EXITED, StartedAt: 1, ExitCode: 128},
+		"did not": {State: runtimeapi.ContainerState_CONTAINER_EXITED, ExitCode: 128, Reason: "StartError"},
+		"yet to":  {State: runtimeapi.ContainerState_CONTAINER_CREATED},
+	}[in.ContainerId]
+	if !ok {
+		return nil, status.Error(codes.NotFound, "no such container")
+	}
+	return &runtimeapi.ContainerStatusResponse{Status: s}, l.err
+}
+
+func TestAStartFailedWhereTheContainerEndedWithoutHavingBeenStarted(t *testing.T) {
+	n := &restoresNode{runtime: sandboxList{}}
+	for id, want := range map[string]bool{"runs": false, "ran": false, "did not": true, "forgotten": false} {
+		if got, err := n.StartFailed(t.Context(), id); err != nil || got != want {
+			t.Errorf("%s: %t, %v", id, got, err)
+		}
+	}
+	for id, n := range map[string]*restoresNode{"yet to": n, "runs": {runtime: sandboxList{err: errors.New("connection refused")}}} {
+		if _, err := n.StartFailed(t.Context(), id); err == nil {
+			t.Errorf("%s: nobody can know", id)
+		}
+	}
 }
 
 func TestOnlySandboxesThatAreReadyAreUpAndARuntimeThatIsAwayKnowsOfNone(t *testing.T) {

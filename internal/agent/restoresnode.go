@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstasis.dev/stasis/internal/hostns"
@@ -22,6 +24,7 @@ const questionPatience = 10 * time.Second
 type restoresNode struct {
 	runtime interface {
 		ListPodSandbox(ctx context.Context, in *runtimeapi.ListPodSandboxRequest, opts ...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error)
+		ContainerStatus(ctx context.Context, in *runtimeapi.ContainerStatusRequest, opts ...grpc.CallOption) (*runtimeapi.ContainerStatusResponse, error)
 	}
 	host *hostns.Host
 }
@@ -43,6 +46,27 @@ func (n *restoresNode) SandboxesUp(ctx context.Context) (map[string]bool, error)
 		}
 	}
 	return up, nil
+}
+
+// StartFailed implements restoring.Node.
+func (n *restoresNode) StartFailed(ctx context.Context, containerID string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, questionPatience)
+	defer cancel()
+	answer, err := n.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: containerID})
+	switch {
+	case status.Code(err) == codes.NotFound:
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("ask the container runtime whether container %s was started: %w", containerID, err)
+	}
+	c := answer.GetStatus()
+	switch c.GetState() {
+	case runtimeapi.ContainerState_CONTAINER_EXITED:
+		return c.GetStartedAt() == 0, nil // one that ran has a time (containerd, CRI-O)
+	case runtimeapi.ContainerState_CONTAINER_CREATED:
+		return false, fmt.Errorf("the container runtime is still at the start of container %s: it is tried again", containerID)
+	}
+	return false, nil
 }
 
 // LookAtStart implements restoring.Node.

@@ -36,6 +36,9 @@ type Node interface {
 	// was interrupted, and keep it in the container's nodeapi.Progress. It waits for
 	// a start that is under way.
 	LookAtStart(ctx context.Context, root, containerID string) error
+	// StartFailed says whether the container runtime has a container down as one
+	// that it could not start.
+	StartFailed(ctx context.Context, containerID string) (bool, error)
 }
 
 // Run keeps the records in step with the node until ctx ends.

@@ -246,6 +246,15 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 			return nodeapi.Response{}, err
 		}
 	}
+	if slices.Contains(rec.Started, in.Container) {
+		again, err := s.again(ctx, rec, in.Container)
+		if err != nil {
+			return nodeapi.Response{}, err
+		}
+		if again {
+			rec.Started, rec.Created = nil, nil
+		}
+	}
 	switch {
 	case rec.Ordinary, slices.Contains(rec.Started, in.Container):
 		return nodeapi.Response{Action: nodeapi.ActionOrdinary}, nil

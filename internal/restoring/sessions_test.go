@@ -32,6 +32,9 @@ type fakes struct {
 	look   func(root, containerID string) error
 	looked []string
 	now    time.Time
+
+	startFailed  []string // containers
+	startUnknown error
 }
 
 func (f *fakes) Resolve(_ context.Context, s nodeapi.Sandbox) (restoring.Source, error) {
@@ -56,6 +59,10 @@ func (f *fakes) Succeeded(context.Context, nodeapi.Sandbox) error {
 	}
 	return f.unheard
 }
+func (f *fakes) StartFailed(_ context.Context, containerID string) (bool, error) {
+	return slices.Contains(f.startFailed, containerID), f.startUnknown
+}
+
 func (f *fakes) SandboxesUp(context.Context) (map[string]bool, error) {
 	if f.up == nil && f.noCRI == nil {
 		return map[string]bool{"s1": true}, nil

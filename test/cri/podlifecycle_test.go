@@ -1,6 +1,9 @@
 package cri_test
 
 import (
+	"encoding/json"
+	"fmt"
+	"os/exec"
 	"slices"
 	"testing"
 
@@ -123,11 +126,28 @@ func TestAContainerWithTCPConnectionsIsCapturedAndItsListenerComesBack(t *testin
 	if got := source.exec(t, "a", established); got < "2" {
 		t.Errorf("the source has %s ends of connections left", got)
 	}
+	if got := source.packetFilter(t, "a"); got != "" {
+		t.Errorf("the capture left packet filter rules in the source's network:\n%s", got)
+	}
 	p := theNode.restore(t, dir, a)
 	p.goesOn(t, "a")
 	if got := p.exec(t, "a", "echo hello | timeout 5 nc 127.0.0.1 7000"); got != "hello" {
 		t.Errorf("the restored listener answered %q", got)
 	}
+}
+
+// packetFilter lists the packet filter rules of a container's network.
+func (p *pod) packetFilter(t *testing.T, container string) string {
+	t.Helper()
+	status, err := p.node.runtime.ContainerStatus(testContext(t), &runtimeapi.ContainerStatusRequest{ContainerId: p.containers[container], Verbose: true})
+	must(t, err)
+	var info struct{ PID int }
+	must(t, json.Unmarshal([]byte(status.Info["info"]), &info))
+	out, err := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", info.PID), "nft", "list", "ruleset").CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft list ruleset: %v: %s", err, out)
+	}
+	return string(out)
 }
 
 func TestARestoredContainerEndsWithItsExitCodeAndByItsSignal(t *testing.T) {

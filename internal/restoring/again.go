@@ -1,0 +1,46 @@
+package restoring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/nodeapi"
+)
+
+// again says whether a container that was let go is to be restored once more: when
+// its start came to nothing. The container runtime ends a container whose
+// StartContainer fails or is given up, as when the kubelet dies in it, also where the
+// OCI runtime had let the container go a moment before. To the kubelet it never ran.
+//
+// It is so for a container that is alone so far. Where others of the Pod have been
+// restored the moment that all of them are of has passed: it starts anew, as a
+// container does that fails.
+func (s *Sessions) again(ctx context.Context, rec record, container string) (bool, error) {
+	alone := []string{container}
+	if !slices.Equal(rec.Started, alone) || !slices.Equal(rec.Created, alone) {
+		return false, nil
+	}
+	p, err := nodeapi.ReadProgress(filepath.Join(s.workDirs(rec.Sandbox.ID), container))
+	if err != nil {
+		return false, err
+	}
+	if p.ContainerID == "" {
+		return false, nil
+	}
+	failed, err := s.Node.StartFailed(ctx, p.ContainerID)
+	if err != nil || !failed {
+		return false, err
+	}
+	// Its data may have been deleted since: nothing held them any more.
+	if _, _, err := checkpoint.ReadManifest(rec.Dir); errors.Is(err, checkpoint.ErrMissing) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("restore container %s again: %w", container, err)
+	}
+	_, err = s.update(rec.Sandbox.ID, func(rec *record) { rec.Started, rec.Created = nil, nil })
+	return err == nil, err
+}
