@@ -55,7 +55,8 @@ var (
 	_ rest.StorageMetadata = &archive{}
 )
 
-func (a *archive) New() runtime.Object { return &checkpointv1alpha1.PodCheckpoint{} }
+// New is for the installer, which wants a kind of this group.
+func (a *archive) New() runtime.Object { return &subresources.CheckpointContents{} }
 
 // ConnectMethods are GET and HEAD, which take the verb get, and PUT, which takes
 // the verb update.

@@ -168,7 +168,8 @@ func (t *taker) possible(ctx context.Context, w wanted) error {
 	}
 	within, cancel := context.WithTimeout(ctx, locateWithin)
 	defer cancel()
-	if _, err := t.agents.Locate(within, pod.Spec.NodeName, agentapi.Version); err != nil {
+	// Any agent can take a checkpoint: only archives take one that speaks of them.
+	if _, err := t.agents.Locate(within, pod.Spec.NodeName, 0); err != nil {
 		return answerOf(err, podCheckpoints, w.spec.CheckpointName)
 	}
 	return nil

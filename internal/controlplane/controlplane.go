@@ -1,5 +1,5 @@
-// Package controlplane assembles stasis-controller: reconcilers, webhooks and
-// their certificate in one manager.
+// Package controlplane assembles stasis-controller: reconcilers, webhooks, the
+// aggregated API and their certificate in one manager.
 package controlplane
 
 import (
@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apiserver/pkg/server/options"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/clock"
@@ -24,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
@@ -31,6 +33,7 @@ import (
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/admission"
 	"podstasis.dev/stasis/internal/admission/certs"
+	"podstasis.dev/stasis/internal/apiserver/registration"
 	"podstasis.dev/stasis/internal/controller"
 )
 
@@ -52,9 +55,19 @@ type Options struct {
 	// is kept here, in the Secret CertificateName.
 	WebhookCertDir  string
 	CertificateName string
-	MetricsAddress  string
-	HealthAddress   string
-	LeaderElection  bool
+	// APIServerPort is where the aggregated API listens, on WebhookHost; 0 turns it
+	// off. APIServerService is the Service that it is called by. Its certificate is the
+	// webhooks'.
+	APIServerPort    int
+	APIServerService string
+	// APIServerInjectFrom is the Certificate of cert-manager that the APIService takes
+	// its authorities from.
+	APIServerInjectFrom string
+	// Audit is where requests to the aggregated API are recorded.
+	Audit          *options.AuditOptions
+	MetricsAddress string
+	HealthAddress  string
+	LeaderElection bool
 	// Registry is where metrics are registered; nil stands for the one that the
 	// metrics server shows.
 	Registry prometheus.Registerer
@@ -69,6 +82,10 @@ func (o *Options) AddFlags(flags *flag.FlagSet) {
 	flags.StringVar(&o.WebhookService, "webhook-service", "stasis-webhook", "Service that the webhooks are called by")
 	flags.StringVar(&o.WebhookCertDir, "webhook-cert-dir", "", "directory with tls.crt and tls.key that something else keeps, such as cert-manager; empty: make and rotate the certificate here")
 	flags.StringVar(&o.CertificateName, "webhook-secret", "stasis-webhook-cert", "Secret for the certificate that is made here")
+	flags.IntVar(&o.APIServerPort, "apiserver-port", 9444, "port of the aggregated API; 0 turns it off")
+	flags.StringVar(&o.APIServerService, "apiserver-service", "stasis-apiserver", "Service that the aggregated API is called by")
+	flags.StringVar(&o.APIServerInjectFrom, "apiserver-inject-ca-from", "", "namespace/name of the Certificate that cert-manager takes the APIService's authorities from")
+	o.addAuditFlags(flags)
 	flags.StringVar(&o.MetricsAddress, "metrics-bind-address", ":8080", "address of the metrics server; 0 turns it off")
 	flags.StringVar(&o.HealthAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz")
 	flags.BoolVar(&o.LeaderElection, "leader-elect", true, "let one replica reconcile; all of them answer webhooks")
@@ -86,10 +103,12 @@ func New(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) 
 	if err := checkpointv1alpha1.AddToScheme(scheme); err != nil {
 		return nil, fmt.Errorf("assemble the scheme: %w", err)
 	}
-	keeper, tlsOptions, err := certificate(config, scheme, o, log)
+	direct, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("make a client: %w", err)
 	}
+	registrar := &registration.Registrar{Client: direct, Namespace: o.Namespace, Service: o.APIServerService, InjectFrom: o.APIServerInjectFrom, Clock: clock.RealClock{}, Log: log}
+	keeper, tlsOptions := certificate(direct, registrar, o, log)
 	server := webhook.NewServer(webhook.Options{Host: o.WebhookHost, Port: o.WebhookPort, CertDir: o.WebhookCertDir, TLSOpts: tlsOptions})
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme:                        scheme,
@@ -124,6 +143,20 @@ func New(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) 
 		return nil, err
 	}
 	ready := server.StartedChecker()
+	if o.APIServerPort != 0 {
+		api, err := newAggregated(config, direct, keeper, registrar, o, log)
+		if err != nil {
+			return nil, err
+		}
+		runs := []manager.Runnable{api.server}
+		if keeper == nil {
+			runs = append(runs, api)
+		}
+		if err := addAll(mgr, runs...); err != nil {
+			return nil, fmt.Errorf("add the aggregated API: %w", err)
+		}
+		ready = both(api.server.Ready, ready)
+	}
 	if keeper != nil {
 		if err := mgr.Add(keeper); err != nil {
 			return nil, fmt.Errorf("add the keeper of the webhook certificate: %w", err)
@@ -139,28 +172,39 @@ func New(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) 
 	return mgr, nil
 }
 
-// certificate says where the webhook server's certificate comes from: files that
-// somebody else keeps, read again when they change, or a keeper of our own.
-func certificate(config *rest.Config, scheme *runtime.Scheme, o Options, log *slog.Logger) (*certs.Keeper, []func(*tls.Config), error) {
+// addAll adds runnables to a manager.
+func addAll(mgr ctrl.Manager, all ...manager.Runnable) error {
+	for _, r := range all {
+		if err := mgr.Add(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// certificate says where the certificate of webhooks and aggregated API comes from:
+// files that somebody else keeps, read again when they change, or a keeper of our
+// own.
+func certificate(direct client.Client, registrar *registration.Registrar, o Options, log *slog.Logger) (*certs.Keeper, []func(*tls.Config)) {
 	modern := func(c *tls.Config) { c.MinVersion = tls.VersionTLS13 }
 	if o.WebhookCertDir != "" {
-		return nil, []func(*tls.Config){modern}, nil
+		return nil, []func(*tls.Config){modern}
 	}
-	direct, err := client.New(config, client.Options{Scheme: scheme})
-	if err != nil {
-		return nil, nil, fmt.Errorf("make a client for the webhook certificate: %w", err)
-	}
-	service := o.WebhookService + "." + o.Namespace + ".svc"
-	keeper := certs.New(certs.Config{
+	c := certs.Config{
 		Client:     direct,
 		Secret:     types.NamespacedName{Namespace: o.Namespace, Name: o.CertificateName},
-		Hosts:      append([]string{service}, o.WebhookHosts...),
+		Hosts:      append([]string{o.WebhookService + "." + o.Namespace + ".svc"}, o.WebhookHosts...),
 		Mutating:   []string{WebhookConfiguration},
 		Validating: []string{WebhookConfiguration},
 		Clock:      clock.RealClock{},
 		Log:        log,
-	})
-	return keeper, []func(*tls.Config){modern, func(c *tls.Config) { c.GetCertificate = keeper.GetCertificate }}, nil
+	}
+	if o.APIServerPort != 0 {
+		c.Hosts = append(c.Hosts, o.APIServerService+"."+o.Namespace+".svc")
+		c.Trust = registrar.Keep
+	}
+	keeper := certs.New(c)
+	return keeper, []func(*tls.Config){modern, func(c *tls.Config) { c.GetCertificate = keeper.GetCertificate }}
 }
 
 // both passes if both checks pass.

@@ -38,6 +38,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	subresources "podstasis.dev/stasis/api/subresources/v1alpha1"
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/controlplane"
 )
@@ -62,8 +63,11 @@ type cluster struct {
 	plane *plane
 	// registry holds its metrics.
 	registry *prometheus.Registry
-	// webhooks is where the API server calls the control plane.
-	webhooks int
+	// webhooks and aggregated are where the API server calls the control plane.
+	webhooks, aggregated int
+	kubectl              string
+	// audit is the file that requests to the aggregated API are recorded in.
+	audit string
 }
 
 // plane is a running control plane.
@@ -86,7 +90,7 @@ func run(m *testing.M) int {
 	ctrl.SetLogger(logr.Discard())
 	klog.SetLogger(logr.Discard())
 	log.SetOutput(io.Discard)
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, checkpointv1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, checkpointv1alpha1.AddToScheme, subresources.AddToScheme} {
 		if err := add(scheme); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -125,13 +129,14 @@ func (c *cluster) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ports, err := freePorts(4)
+	ports, err := freePorts(5)
 	if err != nil {
 		return err
 	}
 	etcd := fmt.Sprintf("http://127.0.0.1:%d", ports[0])
 	peer := fmt.Sprintf("http://127.0.0.1:%d", ports[1])
-	c.webhooks = ports[3]
+	c.webhooks, c.aggregated = ports[3], ports[4]
+	c.kubectl, c.audit = bin["kubectl"], filepath.Join(dir, "audit.log")
 	etcdDied, err := c.daemon(filepath.Join(dir, "etcd.log"), bin["etcd"],
 		"--data-dir", filepath.Join(dir, "etcd-data"), "--unsafe-no-fsync", "--log-level", "error",
 		"--listen-client-urls", etcd, "--advertise-client-urls", etcd,
@@ -149,6 +154,9 @@ func (c *cluster) start(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := writeFrontProxy(dir); err != nil {
+		return err
+	}
 	apiLog := filepath.Join(dir, "kube-apiserver.log")
 	apiDied, err := c.daemon(apiLog, bin["kube-apiserver"],
 		"--etcd-servers", etcd, "--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1",
@@ -156,7 +164,11 @@ func (c *cluster) start(ctx context.Context) error {
 		"--cert-dir", filepath.Join(dir, "certs"), "--token-auth-file", filepath.Join(dir, "tokens.csv"),
 		"--authorization-mode", "RBAC", "--allow-privileged", "--service-cluster-ip-range", "10.96.0.0/16",
 		"--service-account-issuer", "https://kubernetes.default.svc",
-		"--service-account-key-file", key, "--service-account-signing-key-file", key)
+		"--service-account-key-file", key, "--service-account-signing-key-file", key,
+		"--requestheader-client-ca-file", filepath.Join(dir, "front-proxy-ca.crt"), "--requestheader-allowed-names", "front-proxy-client",
+		"--requestheader-username-headers", "X-Remote-User", "--requestheader-group-headers", "X-Remote-Group",
+		"--requestheader-extra-headers-prefix", "X-Remote-Extra-",
+		"--proxy-client-cert-file", filepath.Join(dir, "front-proxy-client.crt"), "--proxy-client-key-file", filepath.Join(dir, "front-proxy-client.key"))
 	if err != nil {
 		return err
 	}
@@ -255,6 +267,14 @@ func configRoot() string {
 }
 
 func (c *cluster) redirect(object *unstructured.Unstructured) error {
+	if object.GetKind() == "APIService" {
+		return unstructured.SetNestedField(object.Object, int64(c.aggregated), "spec", "service", "port")
+	}
+	if object.GetKind() == "Service" && object.GetName() == "stasis-apiserver" {
+		// Nothing routes Services here: this one is a name for this machine.
+		object.Object["spec"] = map[string]any{"type": "ExternalName", "externalName": "localhost"}
+		return nil
+	}
 	webhooks, found, err := unstructured.NestedSlice(object.Object, "webhooks")
 	if !found || err != nil {
 		return err
@@ -287,19 +307,26 @@ func (c *cluster) startPlane(ctx context.Context) (*plane, error) {
 	c.registry = prometheus.NewRegistry()
 	var logged bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&logged, nil))
+	audit, err := c.auditOptions()
+	if err != nil {
+		return nil, err
+	}
 	running, stop := context.WithCancel(context.Background())
 	manager, err := controlplane.New(running, config, controlplane.Options{
-		Namespace:       systemNamespace,
-		WebhookHost:     "127.0.0.1",
-		WebhookPort:     c.webhooks,
-		WebhookService:  "stasis-webhook",
-		WebhookHosts:    []string{"127.0.0.1"},
-		CertificateName: "stasis-webhook-cert",
-		MetricsAddress:  "0",
-		HealthAddress:   "0",
-		LeaderElection:  true,
-		Repeatable:      true,
-		Registry:        c.registry,
+		Namespace:        systemNamespace,
+		WebhookHost:      "127.0.0.1",
+		WebhookPort:      c.webhooks,
+		WebhookService:   "stasis-webhook",
+		WebhookHosts:     []string{"127.0.0.1"},
+		CertificateName:  "stasis-webhook-cert",
+		APIServerPort:    c.aggregated,
+		APIServerService: "stasis-apiserver",
+		Audit:            audit,
+		MetricsAddress:   "0",
+		HealthAddress:    "0",
+		LeaderElection:   true,
+		Repeatable:       true,
+		Registry:         c.registry,
 	}, log)
 	if err != nil {
 		stop()
@@ -320,10 +347,13 @@ func (c *cluster) startPlane(ctx context.Context) (*plane, error) {
 			Spec:       corev1.PodSpec{ServiceAccountName: "stasis-controller", Containers: []corev1.Container{{Name: "a", Image: "i"}}},
 		}
 		err := c.client.Create(ctx, pod, client.DryRunAll)
-		if err != nil && strings.Contains(err.Error(), "is the name of a PodCheckpoint") {
-			return nil
+		if err == nil || !strings.Contains(err.Error(), "is the name of a PodCheckpoint") {
+			return fmt.Errorf("the webhooks do not answer: %w\n%s", err, logged.String())
 		}
-		return fmt.Errorf("the webhooks do not answer: %w\n%s", err, logged.String())
+		if _, err := set.Discovery().ServerResourcesForGroupVersion(subresources.SchemeGroupVersion.String()); err != nil {
+			return fmt.Errorf("the aggregated API does not answer: %w\n%s", err, logged.String())
+		}
+		return nil
 	})
 	if err != nil {
 		stop()
@@ -416,7 +446,16 @@ func tail(path string) string {
 
 // eventually tries until it works, or until 20 seconds have gone.
 func eventually(ctx context.Context, try func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	return within(ctx, 20*time.Second, try)
+}
+
+// patiently is for what the API server does once a minute.
+func patiently(ctx context.Context, try func() error) error {
+	return within(ctx, 90*time.Second, try)
+}
+
+func within(ctx context.Context, limit time.Duration, try func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
 		err := try()

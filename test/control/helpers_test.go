@@ -13,6 +13,7 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -26,6 +27,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/agentapi"
 	"podstasis.dev/stasis/internal/podtemplate"
 )
 
@@ -89,7 +91,24 @@ func nodeAndToken(t *testing.T) (node, token string) {
 		Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: agent.Name, UID: agent.UID}},
 	}, metav1.CreateOptions{})
 	must(t, err)
+	announce(t, withToken(t, bound.Status.Token), agentapi.Announcement{Node: n.Name, Address: "127.0.0.1:1",
+		Certificate: agentapi.Fingerprint(nil), Protocol: agentapi.Version, Holder: agent.Name, Renewed: time.Now()})
 	return n.Name, bound.Status.Token
+}
+
+// announce writes the Lease of an agent, as that agent.
+func announce(t *testing.T, agent client.Client, a agentapi.Announcement) {
+	t.Helper()
+	a.Duration = agentapi.LeaseDuration
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: systemNamespace, Name: agentapi.LeaseName(a.Node)}}
+	err := agent.Get(t.Context(), client.ObjectKeyFromObject(lease), lease)
+	must(t, client.IgnoreNotFound(err))
+	a.Fill(lease)
+	if err != nil {
+		must(t, agent.Create(t.Context(), lease))
+		return
+	}
+	must(t, agent.Update(t.Context(), lease))
 }
 
 func withToken(t *testing.T, token string) client.Client {

@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,6 +56,9 @@ type Config struct {
 	Hosts []string
 	// Mutating and Validating name the webhook configurations that call it.
 	Mutating, Validating []string
+	// Trust, if set, has others trust the authorities before what they signed is
+	// served.
+	Trust func(ctx context.Context, authorities []byte) error
 	Clock                clock.WithTicker
 	Log                  *slog.Logger
 }
@@ -63,6 +67,10 @@ type Config struct {
 type Keeper struct {
 	Config
 	serving atomic.Pointer[tls.Certificate]
+
+	mu        sync.Mutex
+	pem       [2][]byte // certificate and key that are served
+	onChanges []func()
 }
 
 // New returns a Keeper that serves nothing until it is started.
@@ -75,6 +83,33 @@ func (k *Keeper) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) 
 		return c, nil
 	}
 	return nil, errors.New("the webhook certificate is not there yet")
+}
+
+// PEM returns the certificate that is served, and its key; none before there is
+// one.
+func (k *Keeper) PEM() (certificate, key []byte) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.pem[0], k.pem[1]
+}
+
+// OnChange has a function called whenever another certificate is served.
+func (k *Keeper) OnChange(f func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.onChanges = append(k.onChanges, f)
+}
+
+// serve serves another certificate from now on.
+func (k *Keeper) serve(pair *tls.Certificate, certificate, key []byte) {
+	k.serving.Store(pair)
+	k.mu.Lock()
+	k.pem = [2][]byte{certificate, key}
+	tell := slices.Clone(k.onChanges)
+	k.mu.Unlock()
+	for _, f := range tell {
+		f()
+	}
 }
 
 // Ready is a readiness check: no replica is called before it can answer.
@@ -116,8 +151,13 @@ func (k *Keeper) Sync(ctx context.Context) error {
 	if err := k.trust(ctx, secret.Data[keyAuthorities]); err != nil {
 		return err
 	}
+	if k.Trust != nil {
+		if err := k.Trust(ctx, secret.Data[keyAuthorities]); err != nil {
+			return err
+		}
+	}
 	if old := k.serving.Load(); old == nil || !bytes.Equal(old.Certificate[0], pair.Certificate[0]) {
-		k.serving.Store(&pair)
+		k.serve(&pair, secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey])
 		k.Log.InfoContext(ctx, "serving a webhook certificate", "secret", k.Secret.String(), "until", pair.Leaf.NotAfter)
 	}
 	return nil

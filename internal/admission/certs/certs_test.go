@@ -73,7 +73,7 @@ func (f *fixture) call(t *testing.T, k *Keeper, bundle []byte) error {
 	return tls.Client(near, &tls.Config{RootCAs: roots, ServerName: host, Time: f.clock.Now}).HandshakeContext(t.Context())
 }
 
-func sync(t *testing.T, k *Keeper) {
+func keep(t *testing.T, k *Keeper) {
 	t.Helper()
 	if err := k.Sync(t.Context()); err != nil {
 		t.Fatal(err)
@@ -86,7 +86,7 @@ func TestTheFirstReplicaMakesACertificateThatTheAPIServerTrusts(t *testing.T) {
 	if k.Ready(nil) == nil {
 		t.Error("ready before there is a certificate")
 	}
-	sync(t, k)
+	keep(t, k)
 	if err := k.Ready(nil); err != nil {
 		t.Error(err)
 	}
@@ -115,10 +115,10 @@ func TestTheFirstReplicaMakesACertificateThatTheAPIServerTrusts(t *testing.T) {
 func TestACertificateThatIsGoodIsKept(t *testing.T) {
 	f := newFixture()
 	k := f.keeper()
-	sync(t, k)
+	keep(t, k)
 	before, bundle := k.serving.Load(), f.bundle(t)
 	f.clock.Step(Lifetime - renewBefore - time.Minute)
-	sync(t, k)
+	keep(t, k)
 	if k.serving.Load() != before || !bytes.Equal(f.bundle(t), bundle) {
 		t.Error("it was replaced")
 	}
@@ -127,10 +127,10 @@ func TestACertificateThatIsGoodIsKept(t *testing.T) {
 func TestACertificateIsReplacedInTimeAndNoReplicaFailsMeanwhile(t *testing.T) {
 	f := newFixture()
 	first, second := f.keeper(), f.keeper()
-	sync(t, first)
-	sync(t, second)
+	keep(t, first)
+	keep(t, second)
 	f.clock.Step(Lifetime - renewBefore)
-	sync(t, first)
+	keep(t, first)
 	// The second has not looked yet and serves the old certificate.
 	if bytes.Equal(first.serving.Load().Certificate[0], second.serving.Load().Certificate[0]) {
 		t.Fatal("the certificate was not replaced")
@@ -140,15 +140,15 @@ func TestACertificateIsReplacedInTimeAndNoReplicaFailsMeanwhile(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	sync(t, second)
+	keep(t, second)
 	if !bytes.Equal(first.serving.Load().Certificate[0], second.serving.Load().Certificate[0]) {
 		t.Error("the replicas serve different certificates")
 	}
 	// It goes on for years, and the authorities do not pile up.
 	for range 12 {
 		f.clock.Step(Lifetime - renewBefore)
-		sync(t, second)
-		sync(t, first)
+		keep(t, second)
+		keep(t, first)
 		if err := f.call(t, first, f.bundle(t)); err != nil {
 			t.Fatal(err)
 		}
@@ -167,12 +167,12 @@ func TestReplicasThatStartTogetherServeTheSameCertificate(t *testing.T) {
 		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
 			if !raced {
 				raced = true
-				sync(t, second)
+				keep(t, second)
 			}
 			return c.Create(ctx, o, opts...)
 		},
 	}))
-	sync(t, first)
+	keep(t, first)
 	if !raced || !bytes.Equal(first.serving.Load().Certificate[0], second.serving.Load().Certificate[0]) {
 		t.Error("they serve different certificates")
 	}
@@ -181,7 +181,7 @@ func TestReplicasThatStartTogetherServeTheSameCertificate(t *testing.T) {
 func TestANewCertificateIsNotServedBeforeItIsTrusted(t *testing.T) {
 	f := newFixture()
 	k := f.keeper()
-	sync(t, k)
+	keep(t, k)
 	before, bundle := k.serving.Load(), f.bundle(t)
 	f.clock.Step(Lifetime - renewBefore)
 	k.Client = interceptor.NewClient(f.client, interceptor.Funcs{
@@ -202,7 +202,7 @@ func TestANewCertificateIsNotServedBeforeItIsTrusted(t *testing.T) {
 		t.Error(err)
 	}
 	k.Client = f.client
-	sync(t, k)
+	keep(t, k)
 	if k.serving.Load() == before {
 		t.Error("it does not recover")
 	}
@@ -224,7 +224,7 @@ func TestASecretThatIsNoGoodIsReplaced(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture()
 			k := f.keeper()
-			sync(t, k)
+			keep(t, k)
 			var secret corev1.Secret
 			if err := f.client.Get(t.Context(), secretName, &secret); err != nil {
 				t.Fatal(err)
@@ -239,7 +239,7 @@ func TestASecretThatIsNoGoodIsReplaced(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			sync(t, k)
+			keep(t, k)
 			if err := f.call(t, k, f.bundle(t)); err != nil {
 				t.Error(err)
 			}
@@ -250,7 +250,7 @@ func TestASecretThatIsNoGoodIsReplaced(t *testing.T) {
 func TestABundleThatSomebodyRemovedIsPutBack(t *testing.T) {
 	f := newFixture()
 	k := f.keeper()
-	sync(t, k)
+	keep(t, k)
 	var m admissionregistrationv1.MutatingWebhookConfiguration
 	if err := f.client.Get(t.Context(), client.ObjectKey{Name: "stasis"}, &m); err != nil {
 		t.Fatal(err)
@@ -259,7 +259,7 @@ func TestABundleThatSomebodyRemovedIsPutBack(t *testing.T) {
 	if err := f.client.Update(t.Context(), &m); err != nil {
 		t.Fatal(err)
 	}
-	sync(t, k)
+	keep(t, k)
 	if err := f.call(t, k, f.bundle(t)); err != nil {
 		t.Error(err)
 	}
@@ -267,7 +267,7 @@ func TestABundleThatSomebodyRemovedIsPutBack(t *testing.T) {
 
 func TestTheAuthoritysKeyIsKeptNowhere(t *testing.T) {
 	f := newFixture()
-	sync(t, f.keeper())
+	keep(t, f.keeper())
 	var secret corev1.Secret
 	if err := f.client.Get(t.Context(), secretName, &secret); err != nil {
 		t.Fatal(err)
