@@ -62,6 +62,12 @@ func (d *damage) done(component, node string) {
 	}
 }
 
+func (d *damage) count(component string) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.kills[component]
+}
+
 func (d *damage) found(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
