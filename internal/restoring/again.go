@@ -41,6 +41,10 @@ func (s *Sessions) again(ctx context.Context, rec record, container string) (boo
 	} else if err != nil {
 		return false, fmt.Errorf("restore container %s again: %w", container, err)
 	}
-	_, err = s.update(rec.Sandbox.ID, func(rec *record) { rec.Started, rec.Created = nil, nil })
+	// In this order: what the container came to is not found once more.
+	if err := nodeapi.ForgetProgress(filepath.Join(s.workDirs(rec.Sandbox.ID), container)); err != nil {
+		return false, err
+	}
+	_, err = s.update(rec.Sandbox.ID, func(rec *record) { rec.Started, rec.Created, rec.Again = nil, nil, rec.Again+1 })
 	return err == nil, err
 }

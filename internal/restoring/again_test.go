@@ -70,3 +70,30 @@ func TestAContainerWhoseStartFailedStartsAnewWhereTheDataAreGone(t *testing.T) {
 		t.Errorf("without its data it is to be %+v", r)
 	}
 }
+
+// The container's record is brought in step with the node at any moment, also in this.
+func TestAContainerThatIsRestoredAgainIsNotTakenForTheOneBefore(t *testing.T) {
+	f := &fakes{source: data(t)}
+	s := newSessions(t, f, t.TempDir())
+	create(s, fromC1)
+	b := container(s, "b")
+	comesTo(t, b, nodeapi.StageStarting)
+	f.startFailed = []string{"b-1"}
+	// b is found to have been let go, by a look that lasts until it is made again.
+	var again nodeapi.Response
+	f.look = func(string, string) error {
+		f.look = nil
+		comesTo(t, b, nodeapi.StageStarted)
+		again = container(s, "b")
+		comesTo(t, b, nodeapi.StageStarted) // what the look says was found before
+		return nil
+	}
+	reconcile(t, s)
+	if again.Action != nodeapi.ActionRestore {
+		t.Fatalf("its start failed: %+v", again)
+	}
+	comesTo(t, again, nodeapi.StageCreated)
+	if r := container(s, "b"); r.Action != nodeapi.ActionRestore {
+		t.Errorf("it waits to be let go, and is to be %q", r.Action)
+	}
+}

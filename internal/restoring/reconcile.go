@@ -162,7 +162,11 @@ func (s *Sessions) catchUp(ctx context.Context, sandboxID string) (rec record, u
 	if len(created) == 0 {
 		return rec, unclear, nil
 	}
+	then := rec.Again
 	rec, err = s.update(sandboxID, func(rec *record) {
+		if rec.Again != then {
+			return
+		}
 		for _, name := range created {
 			rec.Created = add(rec.Created, name)
 		}

@@ -30,6 +30,9 @@ type record struct {
 	// Created and Started name the containers that have come that far.
 	Created []string `json:"created,omitempty"`
 	Started []string `json:"started,omitempty"`
+	// Again counts how often a container was taken for one that was not let go after
+	// all: what was found on the node before that is of the past.
+	Again int `json:"again,omitempty"`
 	// Told says that the observer knows that all have.
 	Told bool `json:"told,omitempty"`
 	// Seen says that the container runtime has known the sandbox to be up: once it

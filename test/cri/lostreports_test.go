@@ -186,17 +186,29 @@ func TestASandboxThatIsRemovedWhileTheAgentIsAwayIsForgotten(t *testing.T) {
 
 // A start that is interrupted is one that failed: containerd ends the container and
 // the kubelet makes it again.
-func TestAContainerWhoseStartIsInterruptedIsRestoredAgainOnlyIfItHasNotRun(t *testing.T) {
+func TestAContainerWhoseStartIsInterruptedIsRestoredAgainUnlessItRanBesideAnother(t *testing.T) {
+	const before, after = `kill -9 $PPID; exit 1`, `$real "$@"; kill -9 $PPID; exit 0`
 	for name, c := range map[string]struct {
-		script string
-		ran    bool
+		script                string
+		ran, beside, restored bool
 	}{
-		"before it ran": {`kill -9 $PPID; exit 1`, false},
-		"when it ran":   {`$real "$@"; kill -9 $PPID; exit 0`, true},
+		"before it ran":                 {before, false, false, true},
+		"before it ran, beside another": {before, false, true, true},
+		"when it ran":                   {after, true, false, true},
+		"when it ran, beside another":   {after, true, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := container("a", counting)
-			p := theNode.prepareRestore(t, checkpointOf(t, a), a)
+			a, b := container("a", counting), container("b", counting)
+			configs := []*runtimeapi.ContainerConfig{a}
+			if c.beside {
+				configs = append(configs, b)
+			}
+			p := theNode.prepareRestore(t, checkpointOf(t, configs...), configs...)
+			if c.beside {
+				p.configs = configs[1:]
+				p.start(t)
+				p.goesOn(t, "b")
+			}
 			theNode.at(t, "resume", c.script)
 			_, err := theNode.runtime.StartContainer(testContext(t), &runtimeapi.StartContainerRequest{ContainerId: p.containers["a"]})
 			if err == nil {
@@ -207,7 +219,7 @@ func TestAContainerWhoseStartIsInterruptedIsRestoredAgainOnlyIfItHasNotRun(t *te
 				t.Error("it has run")
 			}
 			p.again(t, container("a", counting))
-			if first := p.numbers(t, "a-1", 3)[0]; (first == 1) != c.ran {
+			if first := p.numbers(t, "a-1", 3)[0]; (first > 1) != c.restored {
 				t.Errorf("made again it goes on at %d", first)
 			}
 			eventually(t, "the agent knows that it is restored", func() bool { return p.saidRestored(t) == 1 })
