@@ -28,6 +28,7 @@ import (
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/criservice"
 	"podstasis.dev/stasis/internal/engine/criu"
+	"podstasis.dev/stasis/internal/engine/criu/privileges"
 	"podstasis.dev/stasis/internal/hostns"
 	"podstasis.dev/stasis/internal/nodeapi"
 	"podstasis.dev/stasis/internal/nodeinstall"
@@ -185,7 +186,7 @@ func (d *daemon) run(ctx context.Context) error {
 		Path:          d.host.SearchPath(),
 		Resolver:      d,
 		Observer:      d.observer,
-		Compatibility: d.engine,
+		Compatibility: compatibility{d.engine},
 		Node:          &restoresNode{runtime: d.runtime, host: d.host},
 		Now:           time.Now,
 		Log:           d.Log,
@@ -194,6 +195,20 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	return d.serve(ctx)
+}
+
+// compatibility says whether checkpoints can be restored here. What reads images is
+// apart from the engine, a half of which stasis-runtime is made of.
+type compatibility struct{ *criu.Engine }
+
+// CheckPrivileges implements restoring.Compatibility.
+func (compatibility) CheckPrivileges(ctx context.Context, imageDir string, allowed *nodeapi.Privileges) error {
+	root, err := os.OpenRoot(imageDir)
+	if err != nil {
+		return fmt.Errorf("open the checkpoint's images: %w", err)
+	}
+	defer root.Close()
+	return privileges.Check(ctx, root.FS(), allowed)
 }
 
 // serve opens the sockets and works until ctx ends. The order of ending is that

@@ -43,6 +43,28 @@ type CreateContainer struct {
 	Sandbox     Sandbox `json:"sandbox"`
 	ContainerID string  `json:"containerID"`
 	Container   string  `json:"container"` // the container's name in the Pod
+	// Privileges are what the container's configuration gives to its processes. Without
+	// them nothing is restored.
+	Privileges *Privileges `json:"privileges,omitempty"`
+}
+
+// Privileges are the part of an OCI spec that restored processes must not exceed.
+type Privileges struct {
+	UID             uint32       `json:"uid"`
+	GID             uint32       `json:"gid"`
+	Groups          []uint32     `json:"groups,omitempty"`
+	Capabilities    Capabilities `json:"capabilities"`
+	NoNewPrivileges bool         `json:"noNewPrivileges"`
+	Seccomp         bool         `json:"seccomp"` // there is a filter
+	AppArmorProfile string       `json:"appArmorProfile,omitempty"`
+	// Namespaces that are not those of the node, by the OCI spec's names.
+	Namespaces []string `json:"namespaces,omitempty"`
+}
+
+// Capabilities are sets of names, such as CAP_CHOWN.
+type Capabilities struct {
+	Bounding  []string `json:"bounding,omitempty"`
+	Permitted []string `json:"permitted,omitempty"`
 }
 
 // Report tells how the restore of one container went on. It may be lost with the

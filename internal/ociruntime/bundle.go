@@ -170,6 +170,36 @@ func (b *bundle) utsNamespace() (string, error) {
 	return "", nil
 }
 
+// privileges are what the container's processes may have.
+func (b *bundle) privileges() (*nodeapi.Privileges, error) {
+	var process struct {
+		User struct {
+			UID    uint32   `json:"uid"`
+			GID    uint32   `json:"gid"`
+			Groups []uint32 `json:"additionalGids"`
+		} `json:"user"`
+		Capabilities    nodeapi.Capabilities `json:"capabilities"`
+		NoNewPrivileges bool                 `json:"noNewPrivileges"`
+		AppArmorProfile string               `json:"apparmorProfile"`
+	}
+	var linux struct {
+		Namespaces []struct{ Type string } `json:"namespaces"`
+		Seccomp    json.RawMessage         `json:"seccomp"`
+	}
+	if err := errors.Join(b.field("process", &process), b.field("linux", &linux)); err != nil {
+		return nil, err
+	}
+	p := &nodeapi.Privileges{
+		UID: process.User.UID, GID: process.User.GID, Groups: process.User.Groups,
+		Capabilities: process.Capabilities, NoNewPrivileges: process.NoNewPrivileges,
+		Seccomp: len(linux.Seccomp) > 0 && string(linux.Seccomp) != "null", AppArmorProfile: process.AppArmorProfile,
+	}
+	for _, ns := range linux.Namespaces {
+		p.Namespaces = append(p.Namespaces, ns.Type)
+	}
+	return p, nil
+}
+
 // useCRIUConfig makes the OCI runtime pass a file of options on to CRIU.
 func (b *bundle) useCRIUConfig(file string) {
 	if b.annotations == nil {

@@ -222,7 +222,13 @@ func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sa
 		return fmt.Errorf("find the sandbox of container %s: %w", name, err)
 	}
 	defer lock.Close()
-	response, err := c.ask(ctx, nodeapi.Request{CreateContainer: &nodeapi.CreateContainer{Sandbox: sandbox, ContainerID: c.id, Container: name}})
+	privileges, err := b.privileges()
+	if err != nil {
+		return err
+	}
+	response, err := c.ask(ctx, nodeapi.Request{CreateContainer: &nodeapi.CreateContainer{
+		Sandbox: sandbox, ContainerID: c.id, Container: name, Privileges: privileges,
+	}})
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,9 @@ const (
 // Compatibility says whether a checkpoint can be restored on this node.
 type Compatibility interface {
 	CheckRestore(ctx context.Context, m *checkpoint.Manifest) error
+	// CheckPrivileges refuses images that would give processes more than their
+	// container may have.
+	CheckPrivileges(ctx context.Context, imageDir string, allowed *nodeapi.Privileges) error
 }
 
 // Config is what Sessions are made of.
@@ -279,8 +282,14 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 	if err := errors.Join(os.MkdirAll(workDir, 0o700), nodeapi.ForgetProgress(workDir)); err != nil {
 		return nodeapi.Response{}, fmt.Errorf("make the engine's work directory: %w", err)
 	}
+	images := filepath.Join(rec.Dir, "containers", in.Container, "criu")
+	if err := s.Compatibility.CheckPrivileges(ctx, images, in.Privileges); err != nil {
+		refusal := &nodeapi.Error{Reason: reasonFailed, Message: fmt.Sprintf("container %s is not restored: %v", in.Container, err)}
+		s.Observer.Failed(ctx, in.Sandbox, in.Container, refusal.Message)
+		return nodeapi.Response{}, refusal
+	}
 	answer := &nodeapi.ContainerRestore{
-		ImageDir:   filepath.Join(rec.Dir, "containers", in.Container, "criu"),
+		ImageDir:   images,
 		WorkDir:    workDir,
 		FreezeHook: s.FreezeHook,
 		Path:       s.Path,

@@ -22,6 +22,7 @@ type fakes struct {
 	source     restoring.Source
 	refusal    error
 	incompat   error
+	exceeded   error
 	told       []string
 	resolvedBy []string
 	remembered []string // sandboxes
@@ -42,6 +43,10 @@ func (f *fakes) Resolve(_ context.Context, s nodeapi.Sandbox) (restoring.Source,
 	return f.source, f.refusal
 }
 func (f *fakes) CheckRestore(context.Context, *checkpoint.Manifest) error { return f.incompat }
+
+func (f *fakes) CheckPrivileges(context.Context, string, *nodeapi.Privileges) error {
+	return f.exceeded
+}
 func (f *fakes) Refused(_ context.Context, _ nodeapi.Sandbox, e *nodeapi.Error) {
 	f.told = append(f.told, "refused "+e.Reason)
 }
