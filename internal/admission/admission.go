@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
@@ -37,8 +38,12 @@ type Config struct {
 	Reader client.Reader
 	// Reviews creates SubjectAccessReviews.
 	Reviews creator
-	Scheme  *runtime.Scheme
-	Log     *slog.Logger
+	// Agents finds the agents, whose Leases are in Namespace.
+	Agents    locator
+	Namespace string
+	Clock     clock.PassiveClock
+	Scheme    *runtime.Scheme
+	Log       *slog.Logger
 }
 
 // creator is the part of a client that a review needs.
@@ -52,7 +57,7 @@ func Register(server webhook.Server, c Config) {
 	decoder := admission.NewDecoder(c.Scheme)
 	server.Register(PathPlacePod, &webhook.Admission{Handler: &placer{reader: c.Reader, decoder: decoder}})
 	server.Register(PathAuthorizePod, &webhook.Admission{Handler: &authorizer{reader: c.Reader, reviews: c.Reviews, decoder: decoder, log: c.Log}})
-	server.Register(PathRoutePodCheckpoint, &webhook.Admission{Handler: &router{reader: c.Reader, decoder: decoder}})
+	server.Register(PathRoutePodCheckpoint, &webhook.Admission{Handler: &router{reader: c.Reader, decoder: decoder, agents: c.Agents, namespace: c.Namespace, clock: c.Clock}})
 }
 
 // find reads the PodCheckpoint of a name; nil if there is none.

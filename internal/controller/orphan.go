@@ -65,7 +65,7 @@ func judge(c *checkpointv1alpha1.PodCheckpoint, f facts, now time.Time) verdict 
 	if started {
 		begin = c.Status.StartTime.Time
 	}
-	deadline := begin.Add(c.Timeout() + overtime)
+	deadline := begin.Add(allowed(c) + overtime)
 	hindrance := hindrance(f, node)
 	if hindrance == "" {
 		return verdict{again: max(deadline.Sub(now), lookAgain)}
@@ -76,7 +76,18 @@ func judge(c *checkpointv1alpha1.PodCheckpoint, f facts, now time.Time) verdict 
 		}
 		return pending(deadline.Sub(now), "%s", hindrance)
 	}
-	return failed("%s, and nothing was heard of this checkpoint for its timeout of %s and %s more", hindrance, c.Timeout(), overtime)
+	return failed("%s, and nothing was heard of this checkpoint for its timeout of %s and %s more", hindrance, allowed(c), overtime)
+}
+
+// importPatience is for how long an archive may be on its way.
+const importPatience = 24 * time.Hour
+
+// allowed is how long a checkpoint may take.
+func allowed(c *checkpointv1alpha1.PodCheckpoint) time.Duration {
+	if c.Spec.Import != nil {
+		return importPatience
+	}
+	return c.Timeout()
 }
 
 // judgeUnrouted ends a PodCheckpoint that admission found no node for: the node

@@ -33,6 +33,7 @@ import (
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/admission"
 	"podstasis.dev/stasis/internal/admission/certs"
+	"podstasis.dev/stasis/internal/agentapi"
 	"podstasis.dev/stasis/internal/apiserver/registration"
 	"podstasis.dev/stasis/internal/controller"
 )
@@ -134,7 +135,11 @@ func New(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) 
 		return nil, fmt.Errorf("make the manager: %w", err)
 	}
 	// Asking the manager for the server is what makes it run it.
-	admission.Register(mgr.GetWebhookServer(), admission.Config{Reader: mgr.GetAPIReader(), Reviews: mgr.GetClient(), Scheme: scheme, Log: log})
+	admission.Register(mgr.GetWebhookServer(), admission.Config{
+		Reader: mgr.GetAPIReader(), Reviews: mgr.GetClient(), Scheme: scheme, Log: log,
+		Agents:    &agentapi.Locator{Reader: mgr.GetAPIReader(), Namespace: o.Namespace, Clock: clock.RealClock{}},
+		Namespace: o.Namespace, Clock: clock.RealClock{},
+	})
 	measured, err := controller.NewMetrics(o.Registry)
 	if err != nil {
 		return nil, err

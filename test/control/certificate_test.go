@@ -84,10 +84,12 @@ func TestTheVariantForCertManagerRenders(t *testing.T) {
 	for text, times := range map[string]int{
 		"--webhook-cert-dir=/etc/stasis/webhook":                       1,
 		"secretName: stasis-webhook-tls":                               2, // volume and Certificate
-		"cert-manager.io/inject-ca-from: stasis-system/stasis-webhook": 2, // both webhook configurations
+		"cert-manager.io/inject-ca-from: stasis-system/stasis-webhook": 3, // both webhook configurations and the APIService
+		"--apiserver-inject-ca-from=stasis-system/stasis-webhook":      1,
+		"- stasis-apiserver.stasis-system.svc\n":                       1,
 		"- stasis-webhook.stasis-system.svc\n":                         1,
 		"kind: DaemonSet":                                              1,
-		"kind: ValidatingAdmissionPolicy\n":                            7,
+		"kind: ValidatingAdmissionPolicy\n":                            11,
 	} {
 		if got := strings.Count(string(out), text); got != times {
 			t.Errorf("%q occurs %d times, want %d", text, got, times)

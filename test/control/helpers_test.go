@@ -96,6 +96,19 @@ func nodeAndToken(t *testing.T) (node, token string) {
 	return n.Name, bound.Status.Token
 }
 
+// agentOf returns a client with the identity of a node's agent, of which there need
+// be no Pod.
+func agentOf(t *testing.T, node string) client.Client {
+	t.Helper()
+	config := rest.CopyConfig(shared.admin)
+	config.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:stasis-system:stasis-agent",
+		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:stasis-system", "system:authenticated"},
+		Extra:  map[string][]string{"authentication.kubernetes.io/node-name": {node}}}
+	c, err := client.New(config, client.Options{Scheme: scheme, Mapper: shared.client.RESTMapper()})
+	must(t, err)
+	return c
+}
+
 // announce writes the Lease of an agent, as that agent.
 func announce(t *testing.T, agent client.Client, a agentapi.Announcement) {
 	t.Helper()

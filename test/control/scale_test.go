@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
@@ -20,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/agentapi"
 )
 
 // scale names the environment variable "NODESxCHECKPOINTS" that turns the
@@ -70,6 +72,12 @@ func TestAnAgentSeesOnlyItsOwnHoweverManyThereAre(t *testing.T) {
 			Spec: corev1.PodSpec{ServiceAccountName: "stasis-agent", NodeName: n.Name, Containers: []corev1.Container{{Name: "agent", Image: "i"}}}}
 		p := sample[corev1.Pod](t, "pod.yaml")
 		p.Namespace, p.Name, p.Spec.NodeName = ns, n.Name, n.Name
+		lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: systemNamespace, Name: agentapi.LeaseName(n.Name)}}
+		agentapi.Announcement{Node: n.Name, Address: "127.0.0.1:1", Certificate: agentapi.Fingerprint(nil), Protocol: agentapi.Version,
+			Renewed: time.Now().Add(time.Hour), Duration: agentapi.LeaseDuration}.Fill(lease) // nobody renews it
+		if err := agentOf(t, n.Name).Create(t.Context(), lease); err != nil {
+			return err
+		}
 		for _, object := range []client.Object{n, a, p} {
 			if err := shared.client.Create(t.Context(), object); err != nil {
 				return err

@@ -59,8 +59,8 @@ type Config struct {
 	// Trust, if set, has others trust the authorities before what they signed is
 	// served.
 	Trust func(ctx context.Context, authorities []byte) error
-	Clock                clock.WithTicker
-	Log                  *slog.Logger
+	Clock clock.WithTicker
+	Log   *slog.Logger
 }
 
 // Keeper keeps the certificate of one replica.
