@@ -93,6 +93,7 @@ func TestAContainerThatIsRestoredAgainIsNotTakenForTheOneBefore(t *testing.T) {
 		t.Fatalf("its start failed: %+v", again)
 	}
 	comesTo(t, again, nodeapi.StageCreated)
+	f.startFailed = nil
 	if r := container(s, "b"); r.Action != nodeapi.ActionRestore {
 		t.Errorf("it waits to be let go, and is to be %q", r.Action)
 	}
