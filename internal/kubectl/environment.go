@@ -51,6 +51,7 @@ func (e *environment) use(config *rest.Config, namespace string) error {
 	if config.UserAgent == "" {
 		config.UserAgent = "kubectl-stasis"
 	}
+	config.ContentType = "application/json" // readable with -v=8 and in a proxy
 	// These are a person's few calls: client-side throttling only slows them.
 	config.QPS = -1
 	log.SetLogger(logr.Discard()) // else controller-runtime complains, with a stack, when a wait gets long

@@ -66,14 +66,27 @@ func ownFlags(cmd *cobra.Command) *pflag.FlagSet {
 	genericclioptions.NewConfigFlags(true).AddFlags(general)
 	own := pflag.NewFlagSet(cmd.Name(), pflag.ContinueOnError)
 	own.SortFlags = false
+	var rare []*pflag.Flag
 	cmd.Flags().VisitAll(func(flag *pflag.Flag) {
 		inherited := general.Lookup(flag.Name)
-		if flag.Name == "help" || inherited != nil && inherited.Usage == flag.Usage {
-			return
+		switch {
+		case flag.Name == "help" || inherited != nil && inherited.Usage == flag.Usage:
+		case refinesOutput(flag.Name):
+			rare = append(rare, flag)
+		default:
+			own.AddFlag(flag)
 		}
-		own.AddFlag(flag)
 	})
+	for _, flag := range rare {
+		own.AddFlag(flag)
+	}
 	return own
+}
+
+// refinesOutput says of a flag that it belongs to some forms of --output: it is
+// shown after that.
+func refinesOutput(name string) bool {
+	return name == "show-managed-fields" || name == "template" || name == "allow-missing-template-keys"
 }
 
 // exactly says how many arguments a command takes, and what they are.

@@ -73,6 +73,7 @@ how long their Pods stood still.`,
 	flags.StringVarP(&o.selector, "selector", "l", "", "Only those with these labels, such as app=web.")
 	flags.BoolVar(&o.noHeaders, "no-headers", false, "No line with the columns' names.")
 	o.output = newOutput(cmd, "")
+	flags.Lookup("output").Usage = strings.Replace(flags.Lookup("output").Usage, "(json", "(wide, json", 1)
 	completeFlag(cmd, "pod", env.completePods())
 	return cmd
 }
@@ -105,7 +106,11 @@ func (o *listOptions) run(ctx context.Context, wide bool, options []client.ListO
 		return err
 	}
 	if o.output.asked() && !wide {
-		return o.output.print(o.Out, list, "")
+		var objects []runtime.Object
+		for i := range list.Items {
+			objects = append(objects, &list.Items[i])
+		}
+		return o.output.printAll(o.Out, list, objects, "")
 	}
 	if len(list.Items) == 0 {
 		if o.all {

@@ -49,3 +49,16 @@ func (o *output) print(out io.Writer, object runtime.Object, suffix string) erro
 	}
 	return printer.PrintObj(object, out)
 }
+
+// printAll writes several objects: their names one by one, anything else as the list.
+func (o *output) printAll(out io.Writer, list runtime.Object, objects []runtime.Object, suffix string) error {
+	if o.asked() && *o.flags.OutputFormat != "name" {
+		return o.print(out, list, suffix)
+	}
+	for _, object := range objects {
+		if err := o.print(out, object, suffix); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -185,19 +186,17 @@ func (o *restoreOptions) ready(ctx, waiting context.Context, progress *progress)
 
 // print writes what was made in the form asked for: one Pod as itself, several as a List.
 func (o *restoreOptions) print(pods []*corev1.Pod, suffix string) error {
-	if len(pods) == 1 || !o.output.asked() {
-		for _, pod := range pods {
-			if err := o.output.print(o.Out, pod, suffix); err != nil {
-				return err
-			}
-		}
-		return nil
+	if len(pods) == 1 {
+		return o.output.print(o.Out, pods[0], suffix)
 	}
 	list := &corev1.PodList{}
+	var objects []runtime.Object
 	for _, pod := range pods {
+		pod.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
 		list.Items = append(list.Items, *pod)
+		objects = append(objects, pod)
 	}
-	return o.output.print(o.Out, list, suffix)
+	return o.output.printAll(o.Out, list, objects, suffix)
 }
 
 // tell prints what a person wants to know of the Pods that are ready.
