@@ -168,6 +168,13 @@ func (c *Cluster) Plugin(ctx context.Context, name string, args ...string) (stri
 	return c.run(ctx, "bin/kubectl-"+name, append(args, "--kubeconfig", c.Kubeconfig())...)
 }
 
+// PluginCommand is kubectl-NAME to be started, and killed.
+func (c *Cluster) PluginCommand(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.root, "bin/kubectl-"+name), append(args, "--kubeconfig", c.Kubeconfig())...)
+	cmd.Dir = c.root
+	return cmd
+}
+
 func (c *Cluster) run(ctx context.Context, program string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(c.root, program), args...)
 	cmd.Dir = c.root
