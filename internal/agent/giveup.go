@@ -19,6 +19,10 @@ import (
 // that has failed so for giveUpAfter and at least giveUpTimes makes its Pod Failed.
 // A Job then counts it against its backoffLimit, and a bare Pod says that it is
 // over. The tally is in memory: a restarted agent begins to count anew.
+//
+// A container that the kubelet does not start again (restartPolicy Never) gives its
+// Pod up at its first failure: the others, held until all are there, would stand
+// still for ever.
 const (
 	defaultGiveUpAfter = 10 * time.Minute
 	giveUpTimes        = 5
@@ -45,13 +49,26 @@ func (o *observer) failed(ctx context.Context, sandbox nodeapi.Sandbox, message 
 	if f.times < giveUpTimes || f.last.Sub(f.first) < o.giveUpAfter {
 		return
 	}
-	message = fmt.Sprintf("Given up after %d tries in %s; the last: %s", f.times, f.last.Sub(f.first).Round(time.Second), message)
+	o.giveUp(ctx, sandbox, f.times, fmt.Sprintf("Given up after %d tries in %s; the last: %s", f.times, f.last.Sub(f.first).Round(time.Second), message))
+}
+
+// containerFailed is failed for a container that the engine could not restore.
+func (o *observer) containerFailed(ctx context.Context, sandbox nodeapi.Sandbox, container, message string) {
+	_, marker := o.connected()
+	if hasPod(sandbox) && container != "" && !marker.startsAgain(ctx, refOf(sandbox), container) {
+		o.giveUp(ctx, sandbox, 1, "Given up, as the Pod's containers are not started again (restartPolicy Never): "+message)
+		return
+	}
+	o.failed(ctx, sandbox, message)
+}
+
+func (o *observer) giveUp(ctx context.Context, sandbox nodeapi.Sandbox, tries int, message string) {
 	_, marker := o.connected()
 	if err := marker.fail(ctx, refOf(sandbox), message); err != nil {
 		o.log.Warn("a Pod whose restore keeps failing could not be ended, the next failure tries again", append(about(sandbox), "error", err)...)
 		return
 	}
-	o.log.Error("restore given up", append(about(sandbox), "tries", f.times)...)
+	o.log.Error("restore given up", append(about(sandbox), "tries", tries)...)
 	o.event(sandbox, corev1.EventTypeWarning, v1alpha1.EventRestoreGivenUp, message)
 }
 

@@ -94,3 +94,37 @@ func TestARestoreThatKeepsFailingIsGivenUpAndOneThatWaitsIsNot(t *testing.T) {
 		})
 	}
 }
+
+func TestAPodWhoseContainersAreNotStartedAgainIsGivenUpAtOnce(t *testing.T) {
+	always := corev1.ContainerRestartPolicyAlways
+	for _, tc := range []struct {
+		name      string
+		container string
+		change    func(*corev1.Pod)
+		ended     bool
+	}{
+		{"Never", "a", func(p *corev1.Pod) { p.Spec.RestartPolicy = corev1.RestartPolicyNever }, true},
+		{"OnFailure", "a", func(p *corev1.Pod) { p.Spec.RestartPolicy = corev1.RestartPolicyOnFailure }, false},
+		{"Never, and a rule of its own", "a", func(p *corev1.Pod) {
+			p.Spec.RestartPolicy, p.Spec.Containers[0].RestartPolicy = corev1.RestartPolicyNever, &always
+		}, false},
+		{"Never, a sidecar", "sidecar", func(p *corev1.Pod) {
+			p.Spec.RestartPolicy = corev1.RestartPolicyNever
+			p.Spec.InitContainers = []corev1.Container{{Name: "sidecar", RestartPolicy: &always}}
+		}, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := newHarness(t, restoringPod(func(p *corev1.Pod) { p.Spec.Containers[0].Name = "a" }, tc.change))
+			o := &observer{store: h.store, metrics: NewMetrics(prometheus.NewRegistry()), log: slog.New(slog.DiscardHandler), giveUpAfter: time.Hour, now: time.Now}
+			o.connect(events.NewFakeRecorder(100), &marker{client: h.client, log: o.log, now: o.now})
+			o.Failed(t.Context(), restoringSandbox(), tc.container, "criu: no such pid")
+			var pod corev1.Pod
+			if err := h.client.Get(t.Context(), types.NamespacedName{Namespace: "ns", Name: "again"}, &pod); err != nil {
+				t.Fatal(err)
+			}
+			if ended := pod.Status.Phase == corev1.PodFailed; ended != tc.ended {
+				t.Errorf("phase %q: %s", pod.Status.Phase, pod.Status.Message)
+			}
+		})
+	}
+}

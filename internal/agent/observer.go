@@ -93,7 +93,7 @@ func (o *observer) Failed(ctx context.Context, sandbox nodeapi.Sandbox, containe
 	message = what + " from PodCheckpoint " + from(sandbox) + ": " + message
 	o.event(sandbox, corev1.EventTypeWarning, v1alpha1.EventRestoreFailed, message)
 	o.mark(ctx, sandbox, corev1.ConditionFalse, v1alpha1.EventRestoreFailed, message)
-	o.failed(ctx, sandbox, message)
+	o.containerFailed(ctx, sandbox, container, message)
 }
 
 // Remember implements restoring.Observer.

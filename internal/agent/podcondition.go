@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -79,6 +80,23 @@ func (m *marker) fail(ctx context.Context, pod podRef, message string) error {
 	return m.write(ctx, pod, metadata, map[string]any{
 		"phase": corev1.PodFailed, "reason": v1alpha1.EventRestoreFailed, "message": cut(message, maxEventBytes),
 	})
+}
+
+// startsAgain says whether the kubelet tries a container again that could not be
+// started. Where it cannot be found out, it does.
+func (m *marker) startsAgain(ctx context.Context, pod podRef, container string) bool {
+	if m == nil {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), markPatience)
+	defer cancel()
+	var object corev1.Pod
+	if err := m.client.Get(ctx, client.ObjectKey{Namespace: pod.namespace, Name: pod.name}, &object); err != nil {
+		m.log.Warn("cannot find out whether the kubelet tries a container again", "namespace", pod.namespace, "pod", pod.name, "error", err)
+		return true
+	}
+	return object.UID != pod.uid || object.Spec.RestartPolicy != corev1.RestartPolicyNever ||
+		!slices.ContainsFunc(object.Spec.Containers, func(c corev1.Container) bool { return c.Name == container && c.RestartPolicy == nil })
 }
 
 // write patches the status of one instance of a Pod; metadata names its UID, for
