@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/hostns"
 )
 
 // What an agent is asked for again until it has told everybody.
@@ -87,14 +90,23 @@ func (l sandboxList) ContainerStatus(_ context.Context, in *runtimeapi.Container
 }
 
 func TestAStartFailedWhereTheContainerEndedWithoutHavingBeenStarted(t *testing.T) {
-	n := &restoresNode{runtime: sandboxList{}}
-	for id, want := range map[string]bool{"runs": false, "ran": false, "did not": true, "forgotten": false} {
-		if got, err := n.StartFailed(t.Context(), id); err != nil || got != want {
+	host, err := hostns.FromPID(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	root := t.TempDir()
+	n := &restoresNode{runtime: sandboxList{}, host: host}
+	for id, want := range map[string]bool{"runs": false, "ran": false, "did not": true, "forgotten": false, "yet to": true} {
+		if got, err := n.StartFailed(t.Context(), root, id); err != nil || got != want {
 			t.Errorf("%s: %t, %v", id, got, err)
 		}
 	}
-	for id, n := range map[string]*restoresNode{"yet to": n, "runs": {runtime: sandboxList{err: errors.New("connection refused")}}} {
-		if _, err := n.StartFailed(t.Context(), id); err == nil {
+	if err := os.Mkdir(filepath.Join(root, "yet to"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for id, n := range map[string]*restoresNode{"yet to": n, "runs": {runtime: sandboxList{err: errors.New("connection refused")}, host: host}} {
+		if _, err := n.StartFailed(t.Context(), root, id); err == nil {
 			t.Errorf("%s: nobody can know", id)
 		}
 	}

@@ -2,7 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -49,7 +52,7 @@ func (n *restoresNode) SandboxesUp(ctx context.Context) (map[string]bool, error)
 }
 
 // StartFailed implements restoring.Node.
-func (n *restoresNode) StartFailed(ctx context.Context, containerID string) (bool, error) {
+func (n *restoresNode) StartFailed(ctx context.Context, root, containerID string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, questionPatience)
 	defer cancel()
 	answer, err := n.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: containerID})
@@ -64,9 +67,25 @@ func (n *restoresNode) StartFailed(ctx context.Context, containerID string) (boo
 	case runtimeapi.ContainerState_CONTAINER_EXITED:
 		return c.GetStartedAt() == 0, nil // one that ran has a time (containerd, CRI-O)
 	case runtimeapi.ContainerState_CONTAINER_CREATED:
-		return false, fmt.Errorf("the container runtime is still at the start of container %s: it is tried again", containerID)
+		return n.abandoned(root, containerID)
 	}
 	return false, nil
+}
+
+// abandoned says whether a container that the container runtime calls created is none
+// of the OCI runtime's any more: so it leaves one whose start it was itself killed in.
+func (n *restoresNode) abandoned(root, containerID string) (bool, error) {
+	err := n.host.Do(func() error {
+		_, err := os.Stat(filepath.Join(root, containerID))
+		return err
+	})
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("look for the OCI runtime's state of container %s: %w", containerID, err)
+	}
+	return false, fmt.Errorf("the container runtime is still at the start of container %s: it is tried again", containerID)
 }
 
 // LookAtStart implements restoring.Node.

@@ -31,7 +31,7 @@ func (s *Sessions) again(ctx context.Context, rec record, container string) (boo
 	if p.ContainerID == "" {
 		return false, nil
 	}
-	failed, err := s.Node.StartFailed(ctx, p.ContainerID)
+	failed, err := s.Node.StartFailed(ctx, p.Root, p.ContainerID)
 	if err != nil || !failed {
 		return false, err
 	}

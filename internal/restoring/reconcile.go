@@ -38,7 +38,7 @@ type Node interface {
 	LookAtStart(ctx context.Context, root, containerID string) error
 	// StartFailed says whether the container runtime has a container down as one
 	// that it could not start.
-	StartFailed(ctx context.Context, containerID string) (bool, error)
+	StartFailed(ctx context.Context, root, containerID string) (bool, error)
 }
 
 // Run keeps the records in step with the node until ctx ends.

@@ -64,7 +64,7 @@ func (f *fakes) Succeeded(context.Context, nodeapi.Sandbox) error {
 	}
 	return f.unheard
 }
-func (f *fakes) StartFailed(_ context.Context, containerID string) (bool, error) {
+func (f *fakes) StartFailed(_ context.Context, _, containerID string) (bool, error) {
 	return slices.Contains(f.startFailed, containerID), f.startUnknown
 }
 
