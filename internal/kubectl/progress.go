@@ -168,7 +168,7 @@ func (p *progress) figures() string {
 		speed := float64(moved) / took
 		text += fmt.Sprintf(", %s/s", size(int64(speed)))
 		if left := p.moved.total - p.moved.done; left > 0 {
-			text += fmt.Sprintf(", %s left", (time.Duration(float64(left)/speed) * time.Second).Round(time.Second))
+			text += fmt.Sprintf(", %s left", time.Duration(float64(left)/speed*float64(time.Second)).Round(time.Second))
 		}
 	}
 	return text

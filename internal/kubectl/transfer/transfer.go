@@ -92,7 +92,7 @@ func (p *patience) failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if !p.policy.Transient(err) {
+	if !errors.Is(err, errNothingTaken) && !errors.Is(err, errIdle) && !p.policy.Transient(err) {
 		return err
 	}
 	if quiet := p.policy.Now().Sub(p.since); quiet >= p.policy.Patience {
