@@ -15,6 +15,7 @@ include demo/demo.mk
 include config/config.mk
 -include test/mutants/mutants.mk
 include test/soak/soak.mk
+include internal/contents/contents.mk
 
 .PHONY: help programs up install-stasis test lint test-unit test-control test-cri test-install test-e2e
 
@@ -22,6 +23,8 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 programs: deps bin/devcluster bin/kubectl-checkpoint bin/kubectl-restore ## build what a user calls
+	ln -sf kubectl-checkpoint bin/kubectl_complete-checkpoint # what kubectl calls to complete
+	ln -sf kubectl-restore bin/kubectl_complete-restore
 
 bin/kubectl-checkpoint bin/kubectl-restore: bin/%: FORCE
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./cmd/$*
