@@ -263,6 +263,8 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 		return nodeapi.Response{Action: nodeapi.ActionOrdinary}, nil
 	case slices.Contains(rec.CompletedInit, in.Container):
 		return nodeapi.Response{Action: nodeapi.ActionCompleted}, nil
+	case rec.whole(): // an ephemeral container: the Pod is one as any other now
+		return nodeapi.Response{Action: nodeapi.ActionOrdinary}, nil
 	case unclear[in.Container] != nil:
 		// Restored again, it might run a second time; started anew, it might never have run.
 		refusal := &nodeapi.Error{Reason: reasonFailed, Message: fmt.Sprintf("nobody knows whether container %s, whose start was interrupted, has run: "+

@@ -173,6 +173,9 @@ func TestARestoreGoesFromSandboxOverContainersToItsEnd(t *testing.T) {
 		t.Errorf("in use are %v, %v", dirs, err)
 	}
 	report(t, s, "b", nodeapi.StageCreated)
+	if r := container(s, "debug"); r.Error == nil || r.Error.Reason != "PodSpecMismatch" {
+		t.Errorf("a container that the checkpoint does not hold: %+v", r)
+	}
 	if slices.Contains(f.told, "succeeded") {
 		t.Error("it succeeded before container b was started")
 	}
@@ -185,6 +188,12 @@ func TestARestoreGoesFromSandboxOverContainersToItsEnd(t *testing.T) {
 	}
 	if r := container(s, "a"); r.Action != nodeapi.ActionOrdinary {
 		t.Errorf("a later start of container a: %+v", r)
+	}
+	if err := os.RemoveAll(f.source.Dir); err != nil { // nothing needs the checkpoint any more
+		t.Fatal(err)
+	}
+	if r := container(s, "debug"); r.Action != nodeapi.ActionOrdinary {
+		t.Errorf("a container that the restored Pod is given: %+v", r)
 	}
 	report(t, s, "", nodeapi.StageDeleted)
 	if left, _ := os.ReadDir(state); len(left) != 0 {

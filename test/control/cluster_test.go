@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -253,9 +254,14 @@ func (c *cluster) install(ctx context.Context, kubectl string) error {
 			return fmt.Errorf("create %s %s: %w", object.GetKind(), object.GetName(), err)
 		}
 	}
-	// Served once the CRD is established.
+	// Served once the CRD is established, and in force once the API server has read
+	// the policies.
 	return eventually(ctx, func() error {
-		return c.client.List(ctx, &checkpointv1alpha1.PodCheckpointList{})
+		err := c.client.List(ctx, &checkpointv1alpha1.PodCheckpointList{})
+		if err == nil && !apierrors.IsForbidden(c.client.Delete(ctx, crd(), client.DryRunAll)) {
+			err = errors.New("the policies are not in force")
+		}
+		return err
 	})
 }
 

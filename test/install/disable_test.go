@@ -58,6 +58,12 @@ func disabled(t *testing.T, s *story) {
 	if _, err := it.Kubectl(t.Context(), "delete", "crd", crd); err == nil || !strings.Contains(err.Error(), "deletes every PodCheckpoint") {
 		t.Errorf("the CRD was deleted by mistake: %v", err)
 	}
+	if out, err := it.Kubectl(t.Context(), "apply", "-f", "config/samples/restored-pod.yaml", "--dry-run=server"); err != nil {
+		t.Errorf("a restored Pod cannot be applied again: %s%v", out, err)
+	}
+	if _, err := it.Kubectl(t.Context(), "create", "-f", again(t)); err == nil || !strings.Contains(err.Error(), "Stasis does not run in this cluster") {
+		t.Errorf("a Pod that asks to be restored: %v", err)
+	}
 	// What is deleted meanwhile waits, for the node still has the data.
 	kubectl(t, "delete", "podcheckpoint", "unwanted", "--wait=false")
 	kubectl(t, "delete", "namespace", "leaving", "--wait=false")
@@ -111,21 +117,27 @@ func asBefore(t *testing.T, kept *v1alpha1.PodCheckpoint, data string) {
 	}
 	goesOn(t, "counter-restored", "a")
 	seen(t)
-	manifest, err := os.ReadFile("config/samples/restored-pod.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	again := filepath.Join(t.TempDir(), "again.yaml")
-	if err := os.WriteFile(again, bytes.ReplaceAll(manifest, []byte("counter-restored"), []byte("counter-again")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	kubectl(t, "apply", "-f", again)
+	kubectl(t, "apply", "-f", again(t))
 	kubectl(t, "wait", "--for=condition=Ready", "pod/counter-again", "--timeout=90s")
 	if first, _, _ := strings.Cut(kubectl(t, "logs", "counter-again", "-c", "a"), "\n"); first == "a=1" || !strings.HasPrefix(first, "a=") {
 		t.Errorf("the restored Pod begins with %q", first)
 	}
 	kubectl(t, "delete", "pods", "counter", "counter-again", "counter-restored", "--timeout=60s")
 	kubectl(t, "delete", "podcheckpoints", "--all", "--timeout=60s")
+}
+
+// again is a file with the manifest of another restored Pod.
+func again(t *testing.T) string {
+	t.Helper()
+	manifest, err := os.ReadFile("config/samples/restored-pod.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "again.yaml")
+	if err := os.WriteFile(path, bytes.ReplaceAll(manifest, []byte("counter-restored"), []byte("counter-again")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // seen checks that a user sees PodCheckpoints by the role that was bound.

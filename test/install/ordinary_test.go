@@ -100,7 +100,11 @@ func (p *passage) through(ctx context.Context) error {
 			RestartPolicy:                corev1.RestartPolicyNever,
 			AutomountServiceAccountToken: new(false),
 			Containers: []corev1.Container{{Name: "main", Image: "localhost/busybox:1",
-				Command: []string{"sh", "-c", "trap 'exit 0' TERM; sleep 3600 & wait"}}},
+				Command: []string{"sh", "-c", "trap 'exit 0' TERM; touch /up; sleep 3600 & wait"},
+				// Ready is not before it can be asked to end.
+				Lifecycle: &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{
+					Command: []string{"sh", "-c", "until test -e /up; do sleep 0.05; done"}}}},
+			}},
 		},
 	}
 	watching, err := it.Watch(ctx, &corev1.PodList{}, client.InNamespace(namespace), client.MatchingFields{"metadata.name": p.name})

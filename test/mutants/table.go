@@ -330,6 +330,9 @@ var mutants = []mutant{
 		`    - jsonPath: .spec.nodeName
 `, ``,
 		control, "test/control", "TestAnAgentSeesOnlyItsOwnHoweverManyThereAre"},
+	{"a restored Pod that takes no ephemeral container", "internal/restoring/sessions.go",
+		`	case rec.whole(): // an ephemeral`, `	case rec.whole() && false: // an ephemeral`,
+		unit, "internal/restoring", "TestARestoreGoesFromSandboxOverContainersToItsEnd"},
 	{"a ticket that works twice", "internal/restoring/sessions.go",
 		`		dir, ok := s.tickets[ticket]
 		delete(s.tickets, ticket)`, `		dir, ok := s.tickets[ticket]`,
