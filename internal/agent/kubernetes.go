@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/events"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -28,6 +29,7 @@ import (
 	kubesource "sigs.k8s.io/controller-runtime/pkg/source"
 
 	"podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/apiserver/registration"
 )
 
 const (
@@ -122,7 +124,9 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set the controller up: %w", err)
 	}
-	for _, r := range append(k.serving(d), ops, k.reconciler.imports, manager.RunnableFunc(k.sweep)) {
+	// Agents are there when nobody serves the aggregated API any more.
+	unserved := &registration.Guard{Client: m.GetClient(), Clock: clock.RealClock{}, Log: d.Log}
+	for _, r := range append(k.serving(d), ops, k.reconciler.imports, manager.RunnableFunc(k.sweep), unserved) {
 		if err := m.Add(r); err != nil {
 			return nil, fmt.Errorf("set the agent up: %w", err)
 		}
