@@ -15,7 +15,7 @@ include demo/demo.mk
 include config/config.mk
 -include test/mutants/mutants.mk
 include test/soak/soak.mk
-include internal/contents/contents.mk
+-include internal/contents/contents.mk
 
 .PHONY: help programs up install-stasis test lint test-unit test-control test-cri test-install test-e2e
 

@@ -75,7 +75,7 @@ func (o *checkOptions) run(ctx context.Context) error {
 		return err
 	}
 	if missing {
-		fmt.Fprintln(o.Out, "Stasis is not installed: kubectl apply -k config/default")
+		fmt.Fprintln(o.Out, "Stasis is not installed: kubectl apply -k config/install")
 		return silently(ExitFailed)
 	}
 	agents, err := o.agents(ctx)
