@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"podstasis.dev/stasis/internal/checkpoint"
@@ -74,11 +75,12 @@ func (t *tree) Open(name string) (fs.File, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
-	f := streamed{info: info, Reader: r}
-	if at, ok := r.(readerAt); ok {
-		return seekable{streamed: f, readerAt: at}, nil
+	at, ok := r.(readerAt)
+	if !ok {
+		again := &restarting{open: t.files[name].open, r: r}
+		at = io.NewSectionReader(again, 0, t.files[name].size)
 	}
-	return f, nil
+	return file{readerAt: at, info: info}, nil
 }
 
 // Stat implements fs.StatFS.
@@ -135,24 +137,53 @@ func (i info) ModTime() time.Time { return i.modified }
 func (i info) IsDir() bool        { return i.mode.IsDir() }
 func (i info) Sys() any           { return nil }
 
-// streamed is a file that can be read once, from its beginning.
-type streamed struct {
-	info fs.FileInfo
-	io.Reader
-}
-
-func (f streamed) Stat() (fs.FileInfo, error) { return f.info, nil }
-func (f streamed) Close() error               { return nil }
-
 type readerAt interface {
+	io.Reader
 	io.ReaderAt
 	io.Seeker
 }
 
-// seekable is one that can be read at any place.
-type seekable struct {
-	streamed
+// file can be read at any place.
+type file struct {
 	readerAt
+	info fs.FileInfo
+}
+
+func (f file) Stat() (fs.FileInfo, error) { return f.info, nil }
+func (f file) Close() error               { return nil }
+
+// restarting reads at any place what can only be read from its beginning: forward
+// by reading on, back by beginning anew. Most read forward.
+type restarting struct {
+	open func() (io.Reader, error)
+
+	mu sync.Mutex
+	r  io.Reader
+	at int64
+}
+
+// ReadAt implements io.ReaderAt.
+func (s *restarting) ReadAt(p []byte, off int64) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if off < s.at {
+		r, err := s.open()
+		if err != nil {
+			return 0, err
+		}
+		s.r, s.at = r, 0
+	}
+	n, err := io.CopyN(io.Discard, s.r, off-s.at)
+	s.at += n
+	if err != nil {
+		return 0, err
+	}
+	k, err := io.ReadFull(s.r, p)
+	s.at += int64(k)
+	if err == io.ErrUnexpectedEOF {
+		err = io.EOF
+	}
+	return k, err
 }
 
 type openDir struct {

@@ -138,9 +138,6 @@ func (r *reader) tree() (tasks []task, err error) {
 		if t.threads, err = m.numbers(fieldThreads); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		if len(t.threads) == 0 {
-			t.threads = []uint64{t.pid}
-		}
 		if threads += len(t.threads); threads > maxThreads {
 			return nil, fmt.Errorf("%w: more than %d threads", errImage, maxThreads)
 		}

@@ -36,21 +36,36 @@ func Check(ctx context.Context, dir fs.FS, allowed *nodeapi.Privileges) error {
 		return err
 	}
 	for _, t := range tasks {
-		for _, id := range t.threads {
-			c, err := r.core(id)
-			if err != nil {
-				return err
-			}
-			if c.dead {
-				continue // it is restored as one that has ended
-			}
-			if err := c.check(allowed); err != nil {
-				who := fmt.Sprintf("process %d (%s)", t.pid, c.command)
-				if id != t.pid {
-					who = fmt.Sprintf("thread %d of process %d", id, t.pid)
-				}
-				return fmt.Errorf("%w: %s %w", ErrExceeded, who, err)
-			}
+		if err := r.checkTask(t, allowed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkTask compares a process and its threads. One that has ended is restored as
+// that and runs nothing; its list of threads holds anything.
+func (r *reader) checkTask(t task, allowed *nodeapi.Privileges) error {
+	leader, err := r.core(t.pid)
+	if err != nil || leader.dead {
+		return err
+	}
+	if err := leader.check(allowed); err != nil {
+		return fmt.Errorf("%w: process %d (%s) %w", ErrExceeded, t.pid, leader.command, err)
+	}
+	for _, id := range t.threads {
+		if id == t.pid {
+			continue
+		}
+		thread, err := r.core(id)
+		if err != nil {
+			return err
+		}
+		if thread.dead {
+			return fmt.Errorf("%w: thread %d of process %d has ended, and its process has not", errImage, id, t.pid)
+		}
+		if err := thread.check(allowed); err != nil {
+			return fmt.Errorf("%w: thread %d of process %d %w", ErrExceeded, id, t.pid, err)
 		}
 	}
 	return nil

@@ -136,7 +136,8 @@ func makeSubject() *subject {
 	return &subject{
 		tree: []*pstree.PstreeEntry{
 			{Pid: proto.Uint32(1), Ppid: proto.Uint32(0), Threads: []uint32{1, 2}},
-			{Pid: proto.Uint32(3), Ppid: proto.Uint32(1), Threads: []uint32{3}},
+			{Pid: proto.Uint32(3), Ppid: proto.Uint32(1), Threads: []uint32{2089745184}}, // as CRIU writes it
+
 		},
 		cores: map[string]*criu_core.CoreEntry{"core-1.img": thread(), "core-2.img": thread(),
 			"core-3.img": {Tc: &criu_core.TaskCoreEntry{TaskState: proto.Uint32(6)}}},
