@@ -11,8 +11,9 @@ fail() { echo "deps: $*" >&2; exit 1; }
 # containernetworking-plugins: CNI of devcluster's nodes
 # nftables: kube-proxy's back end, and CRIU's network lock
 # iproute2, procps, util-linux: ip, ss, ps, nsenter on the nodes
+# chromium, fonts-dejavu-core: tests of the HTML page look at it in a browser
 packages="ca-certificates make git gcc libc6-dev pkg-config libseccomp-dev
-	busybox-static containernetworking-plugins nftables iproute2 procps util-linux"
+	busybox-static containernetworking-plugins nftables iproute2 procps util-linux chromium fonts-dejavu-core"
 
 # shellcheck source=/dev/null
 [ -r /etc/os-release ] && . /etc/os-release

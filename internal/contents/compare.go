@@ -111,9 +111,9 @@ func compareChanges(before, after []api.FileChange) []FileDifference {
 		delete(was, c.Path)
 		switch {
 		case !there || b.Change != c.Change:
-			out = append(out, FileDifference{Path: c.Path, Change: c.Change, Before: b.Size, After: c.Size})
+			out = append(out, FileDifference{Path: c.Path, Change: c.Change, Before: b.Size, After: c.Size, Mode: c.Mode})
 		case !alike(b, c):
-			out = append(out, FileDifference{Path: c.Path, Change: "changed", Before: b.Size, After: c.Size})
+			out = append(out, FileDifference{Path: c.Path, Change: "changed", Before: b.Size, After: c.Size, Mode: c.Mode})
 		}
 	}
 	for _, c := range was {

@@ -134,18 +134,36 @@ func change(a Amount) int64 { return max(a.After-a.Before, a.Before-a.After) }
 
 func (d *ProcessDifference) compareFiles(before, after []api.OpenFile) {
 	key := func(f api.OpenFile) string {
-		return fmt.Sprint(f.FD, "\x00", f.Type, "\x00", nameless(f.Path), "\x00", f.Flags)
+		name, _ := fileState(f)
+		return fmt.Sprint(f.FD, "\x00", f.Type, "\x00", nameless(name), "\x00", f.Flags)
 	}
 	d.FilesClosed, d.FilesOpened = onlyIn(before, after, key)
-	was := map[string]int64{}
+	was := map[string]string{}
 	for _, f := range before {
-		was[key(f)] = f.Position
+		_, was[key(f)] = fileState(f)
 	}
 	for _, f := range after {
-		if position, there := was[key(f)]; there && position != f.Position {
-			d.FilesMoved = append(d.FilesMoved, FileMoved{FD: f.FD, Path: f.Path, Before: position, After: f.Position})
+		name, state := fileState(f)
+		if b, there := was[key(f)]; there && b != state {
+			d.FilesChanged = append(d.FilesChanged, FileChanged{FD: f.FD, File: name, Before: b, After: state})
 		}
 	}
+}
+
+// fileState takes apart what an open file is and what may change of it. How long a timer
+// still runs is neither: time passes.
+func fileState(f api.OpenFile) (name, state string) {
+	switch f.Type {
+	case "timerfd":
+		return f.Type, ""
+	case "eventpoll", "eventfd", "inotify", "fanotify", "signalfd":
+		return f.Type, f.Path
+	}
+	name, state = f.Path, fmt.Sprintf("position %d", f.Position)
+	if name, deleted := strings.CutSuffix(name, deletedSuffix); deleted {
+		return name, state + ", deleted"
+	}
+	return name, state
 }
 
 // compareEnvironment compares by name; of values only those that both show.

@@ -17,7 +17,7 @@ func before() *api.CheckpointContents {
 				Memory:   api.ProcessMemory{Virtual: 64 << 20, Captured: 12 << 20, ByKind: map[string]int64{"heap": 8 << 20, "stack": 4 << 20}},
 				Mappings: []api.Mapping{{Start: "1000", End: "9000", Kind: "heap", CapturedBytes: 8 << 20}, {Start: "a000", End: "f000", Kind: "stack", CapturedBytes: 4 << 20}},
 				Files: []api.OpenFile{{FD: 0, Type: "pipe", Path: "pipe:[11]", Flags: "O_RDONLY"}, {FD: 3, Type: "regular", Path: "/log", Position: 10, Flags: "O_WRONLY"},
-					{FD: 4, Type: "regular", Path: "/old"}},
+					{FD: 4, Type: "regular", Path: "/old"}, {FD: 5, Type: "eventpoll", Path: "watches 1"}, {FD: 6, Type: "timerfd", Path: "runs out in 9s"}},
 				Environment: []api.EnvironmentVariable{{Name: "A", Masked: true}, {Name: "B", Value: "1"}}},
 			{PID: 7, PPID: 1, Command: "helper", State: "running", AddressSpace: "bb"},
 			{PID: 8, PPID: 1, Command: "again", State: "running", AddressSpace: "cc"},
@@ -69,6 +69,7 @@ func TestADifferenceIsToldAsText(t *testing.T) {
 	p.Threads, p.Memory.Captured, p.Memory.ByKind["heap"], p.Mappings[0].CapturedBytes = 5, 13<<20, 9<<20, 9<<20
 	p.Files[1].Position = 30
 	p.Files[2] = api.OpenFile{FD: 4, Type: "regular", Path: "/new\x1b[31m"}
+	p.Files[3].Path, p.Files[4].Path = "watches 2", "runs out in 7s"
 	p.Environment = []api.EnvironmentVariable{{Name: "A", Masked: true}, {Name: "B", Value: "2"}, {Name: "C", Value: ""}}
 	web.Processes[1] = api.Process{PID: 17, PPID: 1, Command: "newcomer", State: "running", Arguments: []string{"newcomer", "-v"}}
 	web.Processes[2].AddressSpace = "ee" // its program was started anew
@@ -94,7 +95,8 @@ container web
         open files
           - 4 regular /old
           + 4 regular /new\x1b[31m
-          ~ 3 /log: position 10 → 30
+          ~ 3 /log: position 10 → position 30
+          ~ 5 eventpoll: watches 1 → watches 2
         environment
           ~ B=1 → 2
           + C=(empty)

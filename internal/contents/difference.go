@@ -58,9 +58,9 @@ type ProcessDifference struct {
 	Mappings    []Amount   `json:"mappings,omitempty"`
 	FilesOpened []OpenFile `json:"filesOpened,omitempty"`
 	FilesClosed []OpenFile `json:"filesClosed,omitempty"`
-	// FilesMoved have another position or other flags.
-	FilesMoved  []FileMoved `json:"filesMoved,omitempty"`
-	Environment []Fact      `json:"environment,omitempty"`
+	// FilesChanged are the same at another position, deleted, or watch something else.
+	FilesChanged []FileChanged `json:"filesChanged,omitempty"`
+	Environment  []Fact        `json:"environment,omitempty"`
 }
 
 // OpenFile is the API's.
@@ -73,12 +73,12 @@ type Amount struct {
 	After  int64  `json:"after"`
 }
 
-// FileMoved is a descriptor of the same file at another position.
-type FileMoved struct {
+// FileChanged is a descriptor of the same file whose state is another.
+type FileChanged struct {
 	FD     int64  `json:"fd"`
-	Path   string `json:"path"`
-	Before int64  `json:"before"`
-	After  int64  `json:"after"`
+	File   string `json:"file"`
+	Before string `json:"before"`
+	After  string `json:"after"`
 }
 
 // FileDifference is a file of the root file system.
@@ -90,6 +90,7 @@ type FileDifference struct {
 	Change string `json:"change"`
 	Before int64  `json:"before,omitempty"` // bytes
 	After  int64  `json:"after,omitempty"`
+	Mode   string `json:"mode,omitempty"`
 }
 
 // Empty says that nothing differs.
@@ -103,7 +104,7 @@ func (d *ContainerDifference) empty() bool {
 }
 
 func (d *ProcessDifference) empty() bool {
-	return len(d.Facts)+len(d.Memory)+len(d.Mappings)+len(d.FilesOpened)+len(d.FilesClosed)+len(d.FilesMoved)+len(d.Environment) == 0
+	return len(d.Facts)+len(d.Memory)+len(d.Mappings)+len(d.FilesOpened)+len(d.FilesClosed)+len(d.FilesChanged)+len(d.Environment) == 0
 }
 
 // Bytes shows a size: "11.3 MiB".

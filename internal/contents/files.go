@@ -15,6 +15,9 @@ import (
 	"podstasis.dev/stasis/internal/contents/images"
 )
 
+// deletedSuffix follows the path of a file that had been deleted while it was open.
+const deletedSuffix = " (deleted)"
+
 // file is what was open, with all that is said of it.
 type file struct {
 	kind     string
@@ -101,7 +104,7 @@ func (t *fileTable) readFiles(ctx context.Context, image string) error {
 			f.path = "watches many"
 		}
 		if t.deleted[e.GetId()] {
-			f.path += " (deleted)"
+			f.path += deletedSuffix
 		}
 		if !t.hold(len(f.path)) {
 			return nil

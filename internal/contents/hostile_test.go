@@ -138,8 +138,8 @@ func TestImagesThatAreMissingOrSpoiltAreNotedAndTheRestIsRead(t *testing.T) {
 		note string
 		rest string // the beginning of a line that is there all the same
 	}{
-		{"core-1.img", nil, "process 1: ", "web process exe specimen worker"},
-		{"core-1.img", []byte("nonsense"), "process 1: core-1.img: not a CRIU image", "web process exe specimen worker"},
+		{"core-1.img", nil, "process 1: ", "web process specimen /bin/specimen worker"},
+		{"core-1.img", []byte("nonsense"), "process 1: core-1.img: not a CRIU image", "web process specimen /bin/specimen worker"},
 		{"mm-1.img", []byte("nonsense"), "memory of process 1: mm-1.img: not a CRIU image", "web process specimen"},
 		{"pagemap-1.img", nil, "captured pages of process 1: ", "web process specimen"},
 		{"pages-2.img", []byte("short"), "the map names", "web process specimen"},

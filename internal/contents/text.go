@@ -97,7 +97,7 @@ func (t *text) process(d *ProcessDifference) {
 		}
 		t.amount(5, a.Name, a)
 	}
-	if len(d.FilesOpened)+len(d.FilesClosed)+len(d.FilesMoved) > 0 {
+	if len(d.FilesOpened)+len(d.FilesClosed)+len(d.FilesChanged) > 0 {
 		t.line(4, "", "open files")
 	}
 	for _, f := range d.FilesClosed {
@@ -106,8 +106,8 @@ func (t *text) process(d *ProcessDifference) {
 	for _, f := range d.FilesOpened {
 		t.openFile("+", f)
 	}
-	for _, f := range d.FilesMoved {
-		t.line(5, "~", "%d %s: position %d → %d", f.FD, f.Path, f.Before, f.After)
+	for _, f := range d.FilesChanged {
+		t.line(5, "~", "%d %s: %s → %s", f.FD, f.File, f.Before, f.After)
 	}
 	for i, v := range d.Environment {
 		if i == 0 {
@@ -183,7 +183,11 @@ func (t *text) mounts(d *ContainerDifference) {
 func (t *text) file(f FileDifference) {
 	switch f.Change {
 	case written:
-		t.line(2, "+", "%s, %s", f.Path, Bytes(f.After))
+		what := Bytes(f.After)
+		if strings.HasPrefix(f.Mode, "d") {
+			what = "directory"
+		}
+		t.line(2, "+", "%s, %s", f.Path, what)
 	case removed:
 		t.line(2, "-", "%s", f.Path)
 	case replaced:

@@ -23,6 +23,8 @@ var rules = []struct {
 		"the vocabulary is the standard library's"},
 	{"internal/archive", []string{"k8s.io", "sigs.k8s.io", module + "internal/engine", module + "internal/agent", module + "internal/layer"},
 		"users read archives on any machine"},
+	{"internal/contents/...", append([]string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", module + "internal/layer"}, nodeSide...),
+		"users read checkpoints on any machine"},
 	{"internal/nodeapi", []string{".", module},
 		"stasis-runtime starts several times for each container"},
 	{"cmd/stasis-runtime", []string{"k8s.io", "sigs.k8s.io", "google.golang.org"},

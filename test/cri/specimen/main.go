@@ -19,6 +19,7 @@ import (
 )
 
 func main() {
+	runtime.LockOSThread() // so that the main thread keeps its name
 	var err error
 	switch {
 	case len(os.Args) > 1 && os.Args[1] == "worker":
@@ -47,8 +48,7 @@ func serve() error {
 		return err
 	}
 	for _, args := range [][]string{{"worker", "--queue=orders"}, {"exit"}} {
-		cmd := exec.Command("/proc/self/exe", args...)
-		cmd.Args[0] = "specimen"
+		cmd := exec.Command(os.Args[0], args...)
 		cmd.ExtraFiles = []*os.File{shared}
 		cmd.Env = append(os.Environ(), "QUEUE_PASSWORD=hunter2")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000, Groups: []uint32{1000, 2000}}}
