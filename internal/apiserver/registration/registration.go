@@ -142,7 +142,7 @@ func empty() *unstructured.Unstructured {
 
 // The guard takes away an entry that has led nowhere for this long.
 const (
-	patience = 2 * time.Minute
+	patience = time.Minute
 	period   = time.Minute
 )
 
