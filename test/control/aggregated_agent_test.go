@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -19,6 +20,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -26,6 +29,7 @@ import (
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/agentapi"
 	"podstasis.dev/stasis/internal/agentapi/agentapitest"
+	"podstasis.dev/stasis/internal/apiserver/registration"
 )
 
 // serve has a fake agent answer for a node, with what it hands to handler once the
@@ -318,4 +322,98 @@ func TestImportsTakeARightAndGoToAnAgent(t *testing.T) {
 	if _, err := put("ida", "taken"); !apierrors.IsConflict(err) || !strings.Contains(err.Error(), "only one that has spec.import") {
 		t.Errorf("over one that was taken: %v", err)
 	}
+}
+
+func TestAnAgentWritesTheLeaseOfItsNodeAndNobodyElseDoes(t *testing.T) {
+	must(t, once())
+	a, agentA := node(t)
+	b, _ := node(t)
+	lease := func(name string) *coordinationv1.Lease {
+		var l coordinationv1.Lease
+		must(t, client.IgnoreNotFound(shared.client.Get(t.Context(), client.ObjectKey{Namespace: systemNamespace, Name: name}, &l)))
+		l.Namespace, l.Name = systemNamespace, name
+		l.Annotations = map[string]string{agentapi.AnnotationAddress: "127.0.0.1:2"}
+		return &l
+	}
+	must(t, agentA.Update(t.Context(), lease(agentapi.LeaseName(a))))
+	for name, err := range map[string]error{
+		"an agent writes another's":                 agentA.Update(t.Context(), lease(agentapi.LeaseName(b))),
+		"an agent writes that of no node":           agentA.Create(t.Context(), lease("agent-nowhere")),
+		"an agent writes the controller's":          agentA.Update(t.Context(), lease("stasis-controller")),
+		"a cluster administrator writes an agent's": shared.client.Update(t.Context(), lease(agentapi.LeaseName(b))),
+	} {
+		if !apierrors.IsForbidden(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// Leases of others are none of the policy's business.
+	must(t, shared.client.Create(t.Context(), lease("something-else")))
+}
+
+func TestForWhomACheckpointWasTakenNobodyCanForge(t *testing.T) {
+	ns := namespace(t)
+	node, _ := node(t)
+	pod := source(t, ns, node)
+	forged := &checkpointv1alpha1.PodCheckpoint{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "c",
+		Annotations: map[string]string{checkpointv1alpha1.AnnotationRequestedBy: "ann"}}, Spec: checkpointv1alpha1.PodCheckpointSpec{SourcePodName: pod.Name}}
+	if err := user(t, ns, "eve", "stasis-editor").Create(t.Context(), forged.DeepCopy()); !apierrors.IsForbidden(err) {
+		t.Errorf("forged: %v", err)
+	}
+	now := int32(0)
+	_, err := ask(t, "", ns, pod.Name, subresources.PodCheckpointRequestSpec{CheckpointName: "c", WaitSeconds: &now})
+	must(t, err)
+	must(t, shared.client.Get(t.Context(), client.ObjectKeyFromObject(forged), forged))
+	forged.Annotations[checkpointv1alpha1.AnnotationRequestedBy] = "ann"
+	if err := as(t, "eve").Update(t.Context(), forged); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "requested-by") {
+		t.Errorf("changed: %v", err)
+	}
+}
+
+// The last of this file: it makes another entry of the one that the tests use.
+func TestTheAPIServiceIsMadeAgainAndTakenAwayOnlyWhenNobodyServesIt(t *testing.T) {
+	must(t, once())
+	_, agent := node(t)
+	entry := func() *unstructured.Unstructured {
+		e := &unstructured.Unstructured{}
+		e.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiregistration.k8s.io", Version: "v1", Kind: "APIService"})
+		e.SetName(registration.Name)
+		return e
+	}
+	available := func(want string) error {
+		e := entry()
+		if err := shared.client.Get(t.Context(), client.ObjectKeyFromObject(e), e); err != nil {
+			return err
+		}
+		conditions, _, _ := unstructured.NestedSlice(e.Object, "status", "conditions")
+		for _, c := range conditions {
+			if c.(map[string]any)["type"] == "Available" && c.(map[string]any)["status"] == want {
+				return nil
+			}
+		}
+		return fmt.Errorf("conditions of the APIService: %v", conditions)
+	}
+	must(t, eventually(t.Context(), func() error { return available("True") }))
+	if err := agent.Delete(t.Context(), entry()); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "only while nobody serves it") {
+		t.Errorf("an agent deletes it while it is served: %v", err)
+	}
+	redirected := entry()
+	must(t, shared.client.Get(t.Context(), client.ObjectKeyFromObject(redirected), redirected))
+	must(t, unstructured.SetNestedField(redirected.Object, int64(1), "spec", "service", "port"))
+	must(t, shared.client.Update(t.Context(), redirected))
+	must(t, patiently(t.Context(), func() error { return available("False") }))
+	must(t, agent.Delete(t.Context(), entry()))
+
+	// stasis-controller makes it again, as it is installed.
+	must(t, patiently(t.Context(), func() error {
+		e := entry()
+		if err := shared.client.Get(t.Context(), client.ObjectKeyFromObject(e), e); err != nil {
+			return err
+		}
+		if bundle, _, _ := unstructured.NestedString(e.Object, "spec", "caBundle"); bundle == "" {
+			return errors.New("it trusts nobody")
+		}
+		must(t, unstructured.SetNestedField(e.Object, int64(shared.aggregated), "spec", "service", "port"))
+		return shared.client.Update(t.Context(), e)
+	}))
+	must(t, eventually(t.Context(), func() error { return available("True") }))
 }
