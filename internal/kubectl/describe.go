@@ -75,7 +75,8 @@ func (o *describeOptions) one(ctx context.Context, c *checkpointv1alpha1.PodChec
 		{"Source Pod:", c.Spec.SourcePodName + uidOf(c)},
 		{"Selected:", or(strings.Join(c.Spec.Containers, ", "), "all containers")},
 		{"Options:", joinMap(c.Spec.Options)},
-		{"Timeout:", c.Timeout().String()},
+		{"Imported:", imported(c.Spec.Import)},
+		{"Timeout:", timeoutOf(c)},
 		{"Ready:", string(ready.Status) + " (" + ready.Reason + ")"},
 		{"Message:", clean(ready.Message)},
 		{"Started:", optionalMoment(c.Status.StartTime, o.now())},
@@ -212,6 +213,22 @@ func section(out io.Writer, title string, rows [][]string) error {
 	}
 	fmt.Fprintf(out, "%s:\n", title)
 	return table(out, "  ", rows)
+}
+
+// timeoutOf is how long taking it may take; an import has its own time.
+func timeoutOf(c *checkpointv1alpha1.PodCheckpoint) string {
+	if c.Spec.Import != nil {
+		return ""
+	}
+	return c.Timeout().String()
+}
+
+// imported says which archive a checkpoint was brought in from.
+func imported(from *checkpointv1alpha1.CheckpointImport) string {
+	if from == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s, %s", size(from.SizeBytes), from.Digest)
 }
 
 func uidOf(c *checkpointv1alpha1.PodCheckpoint) string {

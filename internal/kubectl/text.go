@@ -55,18 +55,27 @@ func cut(text string, most int) string {
 func facts(out io.Writer, pairs ...string) {
 	for i := 0; i+1 < len(pairs); i += 2 {
 		if pairs[i+1] != "" {
-			fmt.Fprintf(out, "  %-11s %s\n", pairs[i]+":", pairs[i+1])
+			fmt.Fprintf(out, "  %-12s %s\n", pairs[i]+":", pairs[i+1])
 		}
 	}
 }
 
 // table prints rows in aligned columns, each line after indent.
 func table(out io.Writer, indent string, rows [][]string) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	var text strings.Builder
+	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	for _, row := range rows {
 		fmt.Fprintf(w, "%s%s\n", indent, strings.Join(row, "\t"))
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for line := range strings.Lines(text.String()) {
+		if _, err := fmt.Fprintln(out, strings.TrimRight(line, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // short rounds a duration to what a person reads: milliseconds below ten seconds.
