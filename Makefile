@@ -15,6 +15,7 @@ include demo/demo.mk
 include config/config.mk
 -include test/mutants/mutants.mk
 include test/soak/soak.mk
+include test/checkpointctl/checkpointctl.mk
 -include internal/contents/contents.mk
 
 .PHONY: help programs up install-stasis test lint test-unit test-control test-cri test-install test-e2e
@@ -50,7 +51,7 @@ test-control: deps bin/devcluster ## the control plane against a real API server
 test-install: programs images images-e2e ## installing, its parts' deaths, uninstalling, on a node of its own
 	go test -count=1 -timeout 15m ./test/install
 
-test-cri: deps bin/devcluster image-files ## the CRI layer on a node without Kubernetes
+test-cri: deps bin/devcluster bin/checkpointctl image-files ## the CRI layer on a node without Kubernetes
 	go test -count=1 -timeout 15m ./test/cri
 
 test-e2e: programs images images-e2e ## everything, on a cluster of two nodes
