@@ -217,6 +217,7 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 		err = errors.Join(err, e.letGo(context.WithoutCancel(ctx), entry, err != nil))
 		m.FreezeDuration = time.Since(began)
 		clock.end("thaw")
+		e.tell(w, engine.Stage{Name: engine.StageStoring, Frozen: m.FreezeDuration})
 		if capturing != nil {
 			// The Pod runs; the caller removes the files when nobody writes them.
 			e.log.WarnContext(ctx, "a capture was given up", "sandbox", w.sandbox.ID, "err", <-capturing)
@@ -226,11 +227,13 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 		}
 	}()
 
+	e.tell(w, engine.Stage{Name: engine.StageFreezing})
 	if err := e.freeze(ctx, entry, w.targets); err != nil {
 		return err
 	}
 	m.CutTime = time.Now().UTC()
 	clock.end("freeze")
+	e.tell(w, engine.Stage{Name: engine.StageCapturing})
 	if err := lookForLate(w.sandbox.Containers); err != nil {
 		return err
 	}
@@ -245,6 +248,13 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 	}
 	clock.end("capture")
 	return nil
+}
+
+// tell says how far a freeze window is, to whoever wants to know.
+func (e *Engine) tell(w window, stage engine.Stage) {
+	if e.stage != nil {
+		e.stage(w.sandbox.ID, stage)
+	}
 }
 
 // letGo thaws what a freeze window froze, after it has ended what is left of a

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -35,6 +36,9 @@ type Config struct {
 	// journal of frozen sandboxes and CRIU's logs are kept below it.
 	RunDir string
 	Log    *slog.Logger
+	// Stage, if set, is told how far the checkpoint of a sandbox is. It is called
+	// while the Pod stands still and must not wait.
+	Stage func(sandboxID string, stage engine.Stage)
 }
 
 // Engine captures and restores with CRIU.
@@ -45,6 +49,7 @@ type Engine struct {
 	workDir string
 	pace    pace
 	log     *slog.Logger
+	stage   func(sandboxID string, stage engine.Stage)
 }
 
 var _ engine.Engine = (*Engine)(nil)
@@ -57,6 +62,7 @@ func New(c Config) *Engine {
 		runDir:  c.RunDir,
 		workDir: c.RunDir + "/work",
 		log:     c.Log,
+		stage:   c.Stage,
 	}
 }
 
@@ -158,8 +164,8 @@ func platform() (checkpoint.Platform, error) {
 	}, nil
 }
 
-// ThawLeftovers thaws what the journal still names, and removes what restores that
-// were killed have left.
+// ThawLeftovers thaws what the journal still names, and removes what captures and
+// restores that were killed have left. It comes before the first capture.
 func (e *Engine) ThawLeftovers(ctx context.Context) error {
 	entries, err := e.journal.entries()
 	if err != nil {
@@ -168,6 +174,9 @@ func (e *Engine) ThawLeftovers(ctx context.Context) error {
 	var errs []error
 	for _, entry := range entries {
 		errs = append(errs, e.thawLeftover(ctx, entry))
+	}
+	if err := e.host.Do(func() error { return os.RemoveAll(e.workDir) }); err != nil {
+		e.log.WarnContext(ctx, "the engine's log files of killed captures could not be removed", "error", err)
 	}
 	if err := e.journal.host.Do(func() error { return removeDeafHooks(filepath.Dir(e.journal.dir), time.Now()) }); err != nil {
 		e.log.WarnContext(ctx, "what killed restores left could not be removed", "error", err)

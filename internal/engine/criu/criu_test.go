@@ -3,6 +3,7 @@ package criu
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"podstasis.dev/stasis/internal/engine"
+	"podstasis.dev/stasis/internal/hostns"
 )
 
 func TestVersionsAreReadFromWhatCRIUPrints(t *testing.T) {
@@ -32,6 +34,26 @@ func TestOlderVersionsAreToldFromNewer(t *testing.T) {
 		if got := older(version, [2]int{4, 1}); got != want {
 			t.Errorf("older(%q) is %v", version, got)
 		}
+	}
+}
+
+func TestWhatACaptureThatWasKilledLeftIsRemovedAtTheStart(t *testing.T) {
+	host, err := hostns.FromPID(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	run := t.TempDir()
+	e := New(Config{Host: host, RunDir: run, Log: slog.New(slog.DiscardHandler)})
+	left := filepath.Join(run, "work", "sandbox")
+	if err := os.MkdirAll(filepath.Join(left, "main"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.ThawLeftovers(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is there: %v", err)
 	}
 }
 
