@@ -43,7 +43,22 @@ type entry struct {
 	content io.Reader
 }
 
-var errEnough = errors.New("more entries than are looked at")
+var errEnough = errors.New("more than is looked at")
+
+// bounded reads tar files, and not too much of them.
+type bounded struct {
+	*io.SectionReader
+	*bounds
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.tar > b.limits.TarBytes {
+		return 0, errEnough
+	}
+	n, err := b.SectionReader.Read(p)
+	b.tar += int64(n)
+	return n, err
+}
 
 // entries calls each with the entries of a tar file. Contents that each does not read
 // are skipped without being read.
@@ -61,8 +76,8 @@ func (r *reader) entries(ctx context.Context, name string, each func(entry) erro
 	if !ok || !info.Mode().IsRegular() {
 		return fmt.Errorf("%s cannot be read from its middle", name)
 	}
-	t := tar.NewReader(io.NewSectionReader(from, 0, info.Size()))
-	for n := 0; ; n++ {
+	t := tar.NewReader(&bounded{io.NewSectionReader(from, 0, info.Size()), r.bounds})
+	for {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
@@ -72,7 +87,7 @@ func (r *reader) entries(ctx context.Context, name string, each func(entry) erro
 		} else if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		if n == r.limits.TarEntries {
+		if r.looked++; r.looked > r.limits.TarEntries {
 			return fmt.Errorf("%s: %w", name, errEnough)
 		}
 		if err := each(entry{h, path.Clean(strings.TrimSuffix(strings.TrimPrefix(h.Name, "/"), "/")), t}); err != nil {

@@ -51,6 +51,7 @@ func Read(ctx context.Context, dir fs.FS, m *checkpoint.Manifest, o Options) (*a
 		if !r.fits("volumes", i, r.limits.Volumes, len(v.Name)) {
 			break
 		}
+		r.at = fmt.Sprintf("volumes[%d]", i)
 		c.Volumes = append(c.Volumes, r.volume(ctx, v))
 	}
 	if err := context.Cause(ctx); err != nil {
@@ -147,12 +148,14 @@ func (r *reader) container(ctx context.Context, m *checkpoint.Container) (*api.C
 // volume counts what a volume's archive holds.
 func (r *reader) volume(ctx context.Context, v checkpoint.Volume) api.VolumeContents {
 	out := api.VolumeContents{Name: r.clean(v.Name), Bytes: r.sizes[v.Archive]}
-	// What cannot be read counts as no entries; the size is the manifest's.
-	_ = r.entries(ctx, v.Archive, func(e entry) error {
+	err := r.entries(ctx, v.Archive, func(e entry) error {
 		if e.path != "." {
 			out.Files++
 		}
 		return nil
 	})
+	if err != nil {
+		r.cuts(r.at + ".files") // the size is the manifest's
+	}
 	return out
 }

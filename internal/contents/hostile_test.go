@@ -269,6 +269,16 @@ func TestChangesOfTheRootFileSystemAreReadFromALayer(t *testing.T) {
 	}
 }
 
+func TestReadingTarFilesIsBounded(t *testing.T) {
+	files, m := specimen(t)
+	for name, limits := range map[string]contents.Limits{"entries": {TarEntries: 4}, "bytes": {TarBytes: 1024}} {
+		c := read(t, files, m, contents.Options{Limits: limits})
+		if !slices.Contains(c.Truncated, "containers[0].changes") || !slices.Contains(c.Truncated, "volumes[0].files") {
+			t.Errorf("%s: cut are %v", name, c.Truncated)
+		}
+	}
+}
+
 // FuzzRead spoils one image of the specimen at a time.
 func FuzzRead(f *testing.F) {
 	files, m := specimen(f)

@@ -27,8 +27,10 @@ type Limits struct {
 	Processes, Threads, Mappings, Files, Arguments, Variables int
 	// Sockets (2048), Mounts (512), Changes (5000) and Notes (64) of a container.
 	Sockets, Mounts, Changes, Notes int
-	// TarEntries are looked at in one tar file (1000000).
+	// TarEntries are looked at in all tar files together (1000000), and TarBytes read of
+	// them (1 GiB).
 	TarEntries int
+	TarBytes   int64
 	// DigestFileBytes is the largest changed file that is digested (1 MiB), DigestBytes
 	// what is digested in all (64 MiB).
 	DigestFileBytes, DigestBytes int64
@@ -40,7 +42,7 @@ func (l Limits) withDefaults() Limits {
 		initial int64
 	}{
 		{&l.ImageBytes, 256 << 20}, {&l.HeldBytes, 64 << 20}, {&l.Bytes, 16 << 20},
-		{&l.DigestFileBytes, 1 << 20}, {&l.DigestBytes, 64 << 20},
+		{&l.DigestFileBytes, 1 << 20}, {&l.DigestBytes, 64 << 20}, {&l.TarBytes, 1 << 30},
 	} {
 		if *d.limit == 0 {
 			*d.limit = d.initial
@@ -66,6 +68,8 @@ type bounds struct {
 	limits Limits
 	given  int64
 	digest int64 // bytes digested
+	looked int   // at entries of tar files
+	tar    int64 // bytes read of them
 	cut    []string
 	uncut  bool // more was cut than cut holds
 }
@@ -91,8 +95,8 @@ func (b *bounds) fits(path string, n, limit, size int) bool {
 }
 
 func (b *bounds) cuts(path string) {
-	switch {
-	case slices.Contains(b.cut, path):
+	switch last := len(b.cut) - 1; {
+	case last >= 0 && b.cut[last] == path || slices.Contains(b.cut, path):
 	case len(b.cut) < maxCut:
 		b.cut = append(b.cut, path)
 	default:

@@ -54,13 +54,18 @@ const maxEntry = 8 << 20
 // 65536 groups, the threads of a process.
 const maxMessage = 1 << 20
 
+// entryCost is what an entry counts besides its bytes, so that many that are empty do
+// not take for ever.
+const entryCost = 64
+
 // Source is a directory of images. It is used by one goroutine.
 type Source struct {
 	fsys fs.FS
 	left int64 // bytes that may still be read
 }
 
-// New reads at most limit bytes of all images in fsys together.
+// New reads at most limit bytes of all images in fsys together, each entry counting 64
+// more than it has.
 func New(fsys fs.FS, limit int64) *Source { return &Source{fsys: fsys, left: limit} }
 
 // Left is how many bytes may still be read.
@@ -94,6 +99,7 @@ func (s *Source) Entries(ctx context.Context, name string, magic Magic, each fun
 		if _, err := r.Peek(1); err == io.EOF {
 			return nil
 		}
+		s.left -= entryCost
 		if err := s.full(r, head[:4]); err != nil {
 			return err
 		}

@@ -51,6 +51,7 @@ func TestAnImageThatIsNotWhatItsNameSaysIsRefused(t *testing.T) {
 		"half an entry":         {image(images.Core, 9, 0, 0, 0, 1), 1 << 20, images.ErrFormat, "too early"},
 		"an entry of 4 GiB":     {image(images.Core, 255, 255, 255, 255), 1 << 40, images.ErrTooMuch, "4294967295"},
 		"more than may be read": {image(images.Core, 1, 0, 0, 0, 1), 10, images.ErrTooMuch, "all images"},
+		"many empty entries":    {image(images.Core, make([]byte, 4000)...), 16 << 10, images.ErrTooMuch, "all images"},
 		"a directory":           {fstest.MapFS{"x.img/y": &fstest.MapFile{}}, 1 << 20, images.ErrFormat, "regular"},
 	} {
 		if _, err := entries(c.dir, c.limit); !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.says) {
