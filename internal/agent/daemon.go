@@ -77,6 +77,7 @@ type daemon struct {
 	sessions *restoring.Sessions
 	observer *observer
 	room     *room
+	stages   stages
 	// kube is nil without Kubernetes, and until its API server has been reached.
 	kube atomic.Pointer[kubernetes]
 }
@@ -150,7 +151,7 @@ var errGuardEnded = errors.New("the guard has ended: without it this agent's dea
 // prepareEngine makes the engine, thaws what an agent before this one may have
 // left frozen, and only then looks at whether the node is fit.
 func (d *daemon) prepareEngine(ctx context.Context) error {
-	d.engine = criu.New(criu.Config{Host: d.host, RunDir: d.RunDir, Log: d.Log})
+	d.engine = criu.New(criu.Config{Host: d.host, RunDir: d.RunDir, Log: d.Log, Stage: d.stages.report})
 	if err := d.engine.ThawLeftovers(ctx); err != nil {
 		d.Log.Error("a Pod that an earlier agent froze could not be thawed", "error", err)
 	}

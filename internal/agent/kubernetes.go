@@ -107,7 +107,7 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	ops := &operations{
 		nodeName: d.NodeName, client: m.GetClient(), live: m.GetAPIReader(), wait: d.calls.Wait,
 		store: d.store, flights: guard, marker: k.marker, recorder: k.recorder, metrics: d.metrics, log: d.Log, now: time.Now,
-		queue: make(chan operation),
+		queue: make(chan operation), stages: &d.stages,
 	}
 	k.reconciler = &reconciler{
 		nodeName: d.NodeName, client: m.GetClient(), live: m.GetAPIReader(), runtime: d.runtime, store: d.store,

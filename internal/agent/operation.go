@@ -69,6 +69,7 @@ type operations struct {
 	metrics  *Metrics
 	log      *slog.Logger
 	now      func() time.Time
+	stages   *stages // what the engine says about how far it is; nil: nothing
 
 	queue chan operation
 }
@@ -207,6 +208,10 @@ func timeoutError(timeout time.Duration) error {
 
 func (o *operations) takeInto(ctx context.Context, op operation, dir string) (*record, *checkpoint.Manifest, error) {
 	limit := tightest(op.source.pod)
+	if o.stages != nil {
+		teller := &stageTeller{client: o.client, log: o.log, now: o.now}
+		defer teller.follow(ctx, o.stages, op.sandboxID, op.object, op.source.containers)()
+	}
 	_, err := o.cri.CheckpointPod(ctx, &runtimeapi.CheckpointPodRequest{
 		PodSandboxId: op.sandboxID,
 		OutputPath:   dir,
