@@ -10,7 +10,7 @@ import (
 )
 
 // tested are the documents that say which test shows what.
-var tested = []string{"kep-5823.md", "runbook.md", "security.md"}
+var tested = []string{"kep-5823.md", "kep-5901.md", "runbook.md", "security.md"}
 
 var (
 	testLink = regexp.MustCompile("\\[`(Test\\w+)`\\]\\(\\.\\./([^)]+_test\\.go)\\)")
