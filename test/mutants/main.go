@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -60,7 +61,7 @@ func run(pattern *regexp.Regexp) error {
 		return err
 	}
 	killed, total := 0, 0
-	for _, m := range mutants {
+	for _, m := range slices.Concat(mutants, aggregated) {
 		if !pattern.MatchString(m.name) {
 			continue
 		}

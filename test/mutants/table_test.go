@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -12,7 +13,7 @@ import (
 func TestEveryMutantChangesTheSourceAndNamesATestThatExists(t *testing.T) {
 	root := filepath.Join("..", "..")
 	names := map[string]bool{}
-	for _, m := range mutants {
+	for _, m := range slices.Concat(mutants, aggregated) {
 		if names[m.name] {
 			t.Errorf("two mutants are called %q", m.name)
 		}
