@@ -54,7 +54,7 @@ var aggregated = []mutant{
 		`		// The client sees a body that is too short, and goes on from there.
 		panic(http.ErrAbortHandler)`, `		_, _ = w.Write(make([]byte, 500000))`,
 		unit, "internal/apiserver", "TestAnArchiveThatBreaksOffIsSeenToBeShort"},
-	{"an archive held in memory", "internal/apiserver/archive.go",
+	{"an archive gathered before it is passed on", "internal/apiserver/archive.go",
 		`	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{answer.Body}, *b); err != nil {`,
 		`	whole, err := io.ReadAll(answer.Body)
 	if _, err := w.Write(whole); err != nil {
