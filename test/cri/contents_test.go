@@ -114,6 +114,32 @@ func TestWhatACheckpointHoldsIsReadBackFromItsImages(t *testing.T) {
 	}
 }
 
+func TestTheProcessesOfARestoredPodAreFoundToBeTheSource(t *testing.T) {
+	n := theNode
+	config := container("log", shellTree)
+	source := n.run(t, "", config)
+	source.waitForLine(t, "log", "begun")
+	dir, m := source.checkpoint(t)
+	before := n.contents(t, dir, m, contents.Options{})
+	restored := n.restore(t, dir, config)
+	dir, m = restored.checkpoint(t)
+	d := contents.Compare(before, n.contents(t, dir, m, contents.Options{}))
+	for _, c := range d.Containers {
+		for _, p := range c.Processes {
+			if len(p.FilesOpened)+len(p.FilesClosed)+len(p.Environment) == 0 {
+				continue // threads and memory may differ: it ran on
+			}
+			t.Errorf("process %d %s differs: %+v", p.PID, p.Command, p)
+		}
+		if len(c.Ended)+len(c.Begun)+len(c.SocketsOpened)+len(c.SocketsClosed)+len(c.RootFileSystem) > 0 {
+			t.Errorf("it differs: %+v", c)
+		}
+	}
+	if n := len(before.Containers[0].Processes); n < 3 {
+		t.Errorf("only %d processes were compared", n)
+	}
+}
+
 // describe makes lines of contents, without what differs from run to run.
 func describe(c *api.CheckpointContents) (lines []string) {
 	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
