@@ -43,6 +43,7 @@ func (o *Options) addAuditFlags(flags *flag.FlagSet) {
 type aggregated struct {
 	server    *apiserver.Server
 	registrar *registration.Registrar
+	kept      bool // a keeper of certificates keeps the entry
 }
 
 // newAggregated puts the aggregated API together. direct reads and writes past any
@@ -72,14 +73,32 @@ func newAggregated(config *rest.Config, direct client.WithWatch, keeper *certs.K
 		Clock: clock.RealClock{},
 		Log:   log,
 	})
-	return &aggregated{server: server, registrar: registrar}, nil
+	return &aggregated{server: server, registrar: registrar, kept: keeper != nil}, nil
 }
 
 // NeedLeaderElection says that every replica looks after the entry.
 func (a *aggregated) NeedLeaderElection() bool { return false }
 
-// Start keeps the entry where no keeper of certificates does.
+// leave is how long a control plane that ends takes at most to clear up after it.
+const leave = 5 * time.Second
+
+// Start keeps the entry where no keeper of certificates does, and takes it away
+// when Stasis is removed with its namespace.
 func (a *aggregated) Start(ctx context.Context) error {
+	a.keep(ctx)
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), leave)
+	defer cancel()
+	if err := a.registrar.Withdraw(ending); err != nil {
+		a.registrar.Log.ErrorContext(ending, "aggregated API not taken out of the API server", "error", err)
+	}
+	return nil
+}
+
+func (a *aggregated) keep(ctx context.Context) {
+	if a.kept {
+		<-ctx.Done()
+		return
+	}
 	ticker := time.NewTicker(look)
 	defer ticker.Stop()
 	for {
@@ -90,7 +109,7 @@ func (a *aggregated) Start(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-ticker.C:
 		}
 	}

@@ -153,11 +153,7 @@ func New(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) 
 		if err != nil {
 			return nil, err
 		}
-		runs := []manager.Runnable{api.server}
-		if keeper == nil {
-			runs = append(runs, api)
-		}
-		if err := addAll(mgr, runs...); err != nil {
+		if err := addAll(mgr, api.server, api); err != nil {
 			return nil, fmt.Errorf("add the aggregated API: %w", err)
 		}
 		ready = both(api.server.Ready, ready)

@@ -78,6 +78,6 @@ var aggregated = []mutant{
 		`      oldObject.status.conditions.exists(c, c.type == 'Available' && c.status == 'False')`, `      oldObject.status.conditions.exists(c, c.type == 'Available')`,
 		control, "test/control", "TestTheAPIServiceIsMadeAgainAndTakenAwayOnlyWhenNobodyServesIt"},
 	{"the APIService made again while Stasis is removed", "internal/apiserver/registration/registration.go",
-		`	if apierrors.IsNotFound(err) || err == nil && namespace.DeletionTimestamp != nil {`, `	if false {`,
+		`	return namespace.DeletionTimestamp != nil, nil`, `	return false, nil`,
 		unit, "internal/apiserver/registration", "TestNoEntryIsMadeWhileStasisIsBeingRemoved"},
 }

@@ -87,6 +87,31 @@ func (r *Registrar) keep(ctx context.Context, authorities []byte) error {
 	return nil
 }
 
+// Withdraw takes the entry away if Stasis is being removed with its namespace: that
+// of Stasis could not be deleted either.
+func (r *Registrar) Withdraw(ctx context.Context) error {
+	if going, err := r.going(ctx); err != nil || !going {
+		return err
+	}
+	if err := r.Client.Delete(ctx, withName(empty())); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("delete APIService %s: %w", Name, err)
+	}
+	return nil
+}
+
+// going says whether the namespace of Stasis is being deleted.
+func (r *Registrar) going(ctx context.Context) (bool, error) {
+	var namespace corev1.Namespace
+	err := r.Client.Get(ctx, client.ObjectKey{Name: r.Namespace}, &namespace)
+	if apierrors.IsNotFound(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read namespace %q: %w", r.Namespace, err)
+	}
+	return namespace.DeletionTimestamp != nil, nil
+}
+
 // create makes the entry, but not while Stasis is being removed.
 func (r *Registrar) create(ctx context.Context, bundle string) error {
 	r.mu.Lock()
@@ -94,15 +119,10 @@ func (r *Registrar) create(ctx context.Context, bundle string) error {
 	if now := r.Clock.Now(); !r.made.IsZero() && now.Sub(r.made) < restored {
 		return nil
 	}
-	var namespace corev1.Namespace
-	err := r.Client.Get(ctx, client.ObjectKey{Name: r.Namespace}, &namespace)
-	if apierrors.IsNotFound(err) || err == nil && namespace.DeletionTimestamp != nil {
-		return nil
+	if going, err := r.going(ctx); err != nil || going {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("read namespace %q: %w", r.Namespace, err)
-	}
-	err = r.Client.Create(ctx, r.entry(bundle))
+	err := r.Client.Create(ctx, r.entry(bundle))
 	if apierrors.IsAlreadyExists(err) {
 		return apierrors.NewConflict(schema.GroupResource{Group: kind.Group, Resource: "apiservices"}, Name, err) // look at it again
 	}
@@ -116,8 +136,7 @@ func (r *Registrar) create(ctx context.Context, bundle string) error {
 
 // entry is the APIService as config/apiservice has it.
 func (r *Registrar) entry(bundle string) *unstructured.Unstructured {
-	entry := empty()
-	entry.SetName(Name)
+	entry := withName(empty())
 	entry.SetLabels(map[string]string{"app.kubernetes.io/name": "stasis", "app.kubernetes.io/component": "controller", "app.kubernetes.io/part-of": "stasis"})
 	if r.InjectFrom != "" {
 		entry.SetAnnotations(map[string]string{"cert-manager.io/inject-ca-from": r.InjectFrom})
@@ -132,6 +151,11 @@ func (r *Registrar) entry(bundle string) *unstructured.Unstructured {
 	}
 	entry.Object["spec"] = spec
 	return entry
+}
+
+func withName(u *unstructured.Unstructured) *unstructured.Unstructured {
+	u.SetName(Name)
+	return u
 }
 
 func empty() *unstructured.Unstructured {

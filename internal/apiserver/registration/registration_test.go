@@ -109,6 +109,31 @@ func TestNoEntryIsMadeWhileStasisIsBeingRemoved(t *testing.T) {
 	}
 }
 
+func TestTheEntryGoesWithTheNamespaceAndNotWithAReplica(t *testing.T) {
+	now := metav1.NewTime(moment)
+	leaving := system()
+	leaving.DeletionTimestamp, leaving.Finalizers = &now, []string{"kubernetes"}
+	for name, tc := range map[string]struct {
+		namespace *corev1.Namespace
+		kept      bool
+	}{"a replica ends": {system(), true}, "Stasis is removed": {leaving, false}} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := registrar(tc.namespace)
+			if err := r.Client.Create(t.Context(), r.entry("")); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 { // the other replica finds it gone
+				if err := r.Withdraw(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if kept := read(t, r.Client) != nil; kept != tc.kept {
+				t.Errorf("kept: %v", kept)
+			}
+		})
+	}
+}
+
 func TestAnEntryThatIsTakenAwayAgainAndAgainDoesNotComeBackAtOnce(t *testing.T) {
 	r, clock := registrar(system())
 	keep := func() bool {
