@@ -202,6 +202,28 @@ func (s *store) removeDigests(uid types.UID) error {
 	return nil
 }
 
+// removeStaleDigests removes those of data that are gone.
+func (s *store) removeStaleDigests() error {
+	held, err := s.held()
+	if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(filepath.Join(s.dir, digestsDir))
+	if err != nil {
+		return fmt.Errorf("look for leftovers: %w", err)
+	}
+	for _, e := range entries {
+		uid := types.UID(strings.TrimSuffix(e.Name(), ".json"))
+		if held[uid] != "" || validUID(uid) != nil {
+			continue
+		}
+		if err := s.removeDigests(uid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s *store) keepDigest(uid types.UID, etag, digest string) error {
 	s.digesting.Lock()
 	defer s.digesting.Unlock()

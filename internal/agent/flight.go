@@ -18,6 +18,7 @@ type flights struct {
 	limit int
 
 	mu       sync.Mutex
+	taking   int // checkpoints, which the limit is for
 	byObject map[types.UID]*flight
 	byPod    map[types.UID]*flight
 }
@@ -25,6 +26,7 @@ type flights struct {
 // flight is one operation under way.
 type flight struct {
 	object, pod types.UID
+	imports     bool
 
 	mu     sync.Mutex
 	cancel context.CancelCauseFunc
@@ -39,11 +41,25 @@ func newFlights(limit int) *flights {
 func (f *flights) begin(object, pod types.UID) *flight {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.byObject[object] != nil || f.byPod[pod] != nil || len(f.byObject) >= f.limit {
+	if f.byObject[object] != nil || f.byPod[pod] != nil || f.taking >= f.limit {
 		return nil
 	}
 	fl := &flight{object: object, pod: pod}
 	f.byObject[object], f.byPod[pod] = fl, fl
+	f.taking++
+	return fl
+}
+
+// beginImport does so for an import, which is of no Pod here and keeps no checkpoint
+// waiting.
+func (f *flights) beginImport(object types.UID) *flight {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.byObject[object] != nil {
+		return nil
+	}
+	fl := &flight{object: object, imports: true}
+	f.byObject[object] = fl
 	return fl
 }
 
@@ -51,7 +67,11 @@ func (f *flights) end(fl *flight) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.byObject, fl.object)
+	if fl.imports {
+		return
+	}
 	delete(f.byPod, fl.pod)
+	f.taking--
 }
 
 func (f *flights) of(object types.UID) *flight {

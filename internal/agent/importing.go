@@ -101,7 +101,7 @@ func (r *reconciler) endImport(ctx context.Context, pcp *v1alpha1.PodCheckpoint,
 
 // unpack hands an archive that is there over to be checked and unpacked.
 func (r *reconciler) unpack(ctx context.Context, pcp *v1alpha1.PodCheckpoint) (ctrl.Result, error) {
-	fl := r.flights.begin(pcp.UID, pcp.UID)
+	fl := r.flights.beginImport(pcp.UID)
 	if fl == nil {
 		return ctrl.Result{RequeueAfter: busyRetry}, nil
 	}

@@ -329,6 +329,25 @@ func TestAnImportThatIsCutShortIsBegunAnewByTheNextAgent(t *testing.T) {
 	s.expectReady("cp", v1alpha1.ReasonCheckpointCompleted, "Imported")
 }
 
+func TestImportsKeepNoCheckpointWaiting(t *testing.T) {
+	f := newFlights(1)
+	if f.beginImport("i1") == nil || f.beginImport("i2") == nil || f.beginImport("i1") != nil {
+		t.Error("imports are not guarded by their objects alone")
+	}
+	taking := f.begin("c1", "p1")
+	if taking == nil {
+		t.Fatal("a checkpoint waits for imports")
+	}
+	if f.begin("c2", "p2") != nil {
+		t.Error("there is no limit any more")
+	}
+	f.end(f.of("i1"))
+	f.end(taking)
+	if f.begin("c2", "p2") == nil || f.begin("c3", "p3") != nil {
+		t.Error("what ended is counted wrong")
+	}
+}
+
 func TestWhatHasComeOfAnArchiveGoesWithItsObject(t *testing.T) {
 	data := exportOf(t)
 	s := expecting(t, data)

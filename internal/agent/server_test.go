@@ -290,6 +290,12 @@ func TestTheDigestOfAnArchiveIsComputedOnceAndKept(t *testing.T) {
 	if err := s.store.removeData(pcpUID); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(s.store.digestsPath("gone"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.store.removeLeftovers(); err != nil {
+		t.Fatal(err)
+	}
 	if left, _ := os.ReadDir(filepath.Join(s.store.dir, digestsDir)); len(left) != 0 {
 		t.Errorf("the checkpoint is removed, and of its digests there is %v", left)
 	}

@@ -292,7 +292,7 @@ func (s *store) removeLeftovers() ([]string, error) {
 			removed = append(removed, e.Name())
 		}
 	}
-	return removed, nil
+	return removed, s.removeStaleDigests()
 }
 
 func (s *store) leftover(name string) bool {
