@@ -636,5 +636,5 @@ var mutants = []mutant{
 	{"no entry for the directory of images", "internal/archive/container.go",
 		`	err = errors.Join(err, a.add(member{name: kubeletImages + "/"}))
 `, ``,
-		node, "test/cri", "TestTheToolsOfTheFieldReadAContainersExport"},
+		unit, "internal/archive", "TestOneContainersArchiveHasTheLayoutOfTheKubeletsEndpoint"},
 }

@@ -245,6 +245,7 @@ func TestImagesThatCanBeUnderstoodInTwoWaysAreRefused(t *testing.T) {
 	for name, f := range map[string]*fstest.MapFile{
 		"two entries":            raw(magicCore, evil, good),
 		"two of one field":       raw(magicCore, append(append([]byte{}, evil...), good...)),
+		"and the other way":      raw(magicCore, append(append([]byte{}, good...), evil...)),
 		"another kind":           raw(magicTree, good),
 		"an entry that is cut":   {Data: raw(magicCore, good).Data[:40]},
 		"nothing":                {},
