@@ -72,6 +72,8 @@ func (s *Server) Ready(*http.Request) error {
 	return nil
 }
 
+var errNoCertificate = errors.New("its certificate is not there yet")
+
 // again is how long to wait before the server is put together again.
 const again = 2 * time.Second
 
@@ -89,7 +91,11 @@ func (s *Server) Start(ctx context.Context) error {
 			}
 			return nil
 		}
-		s.Log.ErrorContext(ctx, "the aggregated API cannot be served; trying again", "after", again, "error", err)
+		level := slog.LevelError
+		if errors.Is(err, errNoCertificate) {
+			level = slog.LevelInfo // its keeper makes it meanwhile
+		}
+		s.Log.Log(ctx, level, "the aggregated API cannot be served; trying again", "after", again.String(), "error", err)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -111,7 +117,7 @@ func knownTypes() (*runtime.Scheme, serializer.CodecFactory) {
 
 func (s *Server) assemble() (*genericapiserver.GenericAPIServer, error) {
 	if certificate, _ := s.Certificate.CurrentCertKeyContent(); len(certificate) == 0 {
-		return nil, errors.New("its certificate is not there yet")
+		return nil, errNoCertificate
 	}
 	scheme, codecs := knownTypes()
 	config := genericapiserver.NewConfig(codecs)
