@@ -108,7 +108,7 @@ func set(ts *testscript.TestScript, _ bool, args []string) {
 	case "cut":
 		s.faults.cutAfter = number
 	case "hang":
-		s.faults.hangAfter = number
+		s.faults.hangAfter, s.faults.served = number, 0
 	case "refuse":
 		s.faults.refuse = int(number)
 	case "flip":

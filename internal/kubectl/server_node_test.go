@@ -29,7 +29,7 @@ func (s *apiServer) act(key objectKey, object *unstructured.Unstructured) {
 	}
 	go func() {
 		for i, step := range steps {
-			time.Sleep(time.Duration(100+600*i) * time.Millisecond)
+			time.Sleep(time.Duration(100+900*i) * time.Millisecond)
 			s.mu.Lock()
 			if now := s.objects[key]; now != nil {
 				now.Object["status"] = step
