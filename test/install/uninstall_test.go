@@ -53,7 +53,7 @@ func uninstalls(t *testing.T, s *story) {
 	// The API goes last, and only when that is said.
 	kubectl(t, "annotate", "crd", crd, "checkpoint.podstasis.dev/delete=true")
 	kubectl(t, "delete", "-k", "config/crd", "--timeout=60s")
-	if left := kubectl(t, "get", "crd,clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingwebhookconfiguration,mutatingwebhookconfiguration,runtimeclass",
+	if left := kubectl(t, "get", "apiservice,crd,clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingwebhookconfiguration,mutatingwebhookconfiguration,runtimeclass",
 		"-l", "app.kubernetes.io/part-of=stasis", "-o", "name"); left != "" {
 		t.Errorf("left in the cluster: %s", left)
 	}
