@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	subresources "podstasis.dev/stasis/api/subresources/v1alpha1"
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 )
 
@@ -63,5 +64,9 @@ func TestWithTheOptInOnlyLabelledNamespacesHaveCheckpoints(t *testing.T) {
 		return nil
 	}))
 	refused(t, create(t.Context(), ns), apierrors.IsForbidden, "namespace "+ns+" takes no checkpoints", "checkpoint.podstasis.dev/allowed=true")
+	// Nor by a call.
+	on, _ := node(t)
+	_, err = ask(t, "", ns, source(t, ns, on).Name, subresources.PodCheckpointRequestSpec{})
+	refused(t, err, apierrors.IsForbidden, "namespace "+ns+" takes no checkpoints")
 	must(t, create(t.Context(), labelled))
 }

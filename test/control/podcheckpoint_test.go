@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	subresources "podstasis.dev/stasis/api/subresources/v1alpha1"
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 )
 
@@ -73,6 +74,8 @@ func TestAPodMayForbidCheckpointsOfIt(t *testing.T) {
 	label("false")
 	c := &checkpointv1alpha1.PodCheckpoint{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "c"}, Spec: checkpointv1alpha1.PodCheckpointSpec{SourcePodName: pod.Name}}
 	refused(t, shared.client.Create(t.Context(), c.DeepCopy()), apierrors.IsForbidden, `Pod "counter" forbids it`, "checkpoint.podstasis.dev/allowed=false")
+	_, err := ask(t, "", ns, pod.Name, subresources.PodCheckpointRequestSpec{CheckpointName: "c"})
+	refused(t, err, apierrors.IsForbidden, `Pod "counter" forbids it`)
 	label("true")
 	must(t, shared.client.Create(t.Context(), c))
 }
