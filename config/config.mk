@@ -12,7 +12,7 @@ OPENAPI_TYPES := podstasis.dev/stasis/api/v1alpha1 podstasis.dev/stasis/api/subr
 .PHONY: generate
 generate: ## regenerate code, CRD and API reference from the types
 	$(CONFIG_TOOL) controller-gen object paths=./api/...
-	$(CONFIG_TOOL) controller-gen crd paths=./api/... output:crd:dir=config/crd
+	$(CONFIG_TOOL) controller-gen crd paths=./api/v1alpha1 output:crd:dir=config/crd
 	$(CONFIG_TOOL) openapi-gen --output-dir $(OPENAPI_DIR) --output-pkg podstasis.dev/stasis/$(OPENAPI_DIR) \
 		--output-file zz_generated.openapi.go --output-model-name-file zz_generated.model_name.go \
 		--readonly-pkg k8s.io/apimachinery/pkg/apis/meta/v1 --readonly-pkg k8s.io/apimachinery/pkg/runtime --readonly-pkg k8s.io/apimachinery/pkg/version \
