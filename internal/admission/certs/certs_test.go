@@ -306,3 +306,40 @@ func TestAKeeperGoesOnAfterAFailureAndEndsWithItsContext(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestWhoElseServesTheCertificateIsToldOfAnother(t *testing.T) {
+	f := newFixture()
+	k := f.keeper()
+	trusted, fail := 0, false
+	k.Trust = func(context.Context, []byte) error {
+		trusted++
+		if fail {
+			return errors.New("not now")
+		}
+		return nil
+	}
+	told := 0
+	k.OnChange(func() { told++ })
+	if certificate, key := k.PEM(); certificate != nil || key != nil {
+		t.Error("there is one before it is made")
+	}
+	keep(t, k)
+	first, key := k.PEM()
+	if _, err := tls.X509KeyPair(first, key); err != nil || told != 1 || trusted != 1 {
+		t.Errorf("%v, told %d times, trusted %d times", err, told, trusted)
+	}
+	keep(t, k)
+	f.clock.Step(Lifetime - renewBefore)
+	fail = true
+	if err := k.Sync(t.Context()); err == nil {
+		t.Error("the failure was swallowed")
+	}
+	if now, _ := k.PEM(); !bytes.Equal(now, first) || told != 1 {
+		t.Errorf("another is served before others trust it; told %d times", told)
+	}
+	fail = false
+	keep(t, k)
+	if now, _ := k.PEM(); bytes.Equal(now, first) || told != 2 {
+		t.Errorf("the old one is served; told %d times", told)
+	}
+}
