@@ -73,10 +73,10 @@ func (a Announcement) Fill(lease *coordinationv1.Lease) {
 func Read(lease *coordinationv1.Lease) (Announcement, error) {
 	node, ok := strings.CutPrefix(lease.Name, LeasePrefix)
 	if !ok || node == "" {
-		return Announcement{}, fmt.Errorf("Lease %q is no agent's: its name does not begin with %q", lease.Name, LeasePrefix)
+		return Announcement{}, fmt.Errorf("lease %q is no agent's: its name does not begin with %q", lease.Name, LeasePrefix)
 	}
 	wrong := func(what string, err error) (Announcement, error) {
-		return Announcement{}, fmt.Errorf("Lease %q of the agent of node %q: %s: %w", lease.Name, node, what, err)
+		return Announcement{}, fmt.Errorf("lease %q of the agent of node %q: %s: %w", lease.Name, node, what, err)
 	}
 	a := Announcement{
 		Node:        node,
@@ -122,10 +122,10 @@ func (a Announcement) Alive(now time.Time) bool {
 func checkFingerprint(s string) error {
 	digits, ok := strings.CutPrefix(s, "sha256:")
 	if !ok {
-		return fmt.Errorf("%.80q does not begin with sha256:", s)
+		return fmt.Errorf("%.80q is not sha256:HEX", s)
 	}
 	if b, err := hex.DecodeString(digits); err != nil || len(b) != sha256.Size || digits != strings.ToLower(digits) {
-		return fmt.Errorf("%.80q is not 64 hexadecimal digits after sha256:", s)
+		return fmt.Errorf("%.80q has not 64 hexadecimal digits", s)
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ func answerOf(err error, resource schema.GroupResource, name string) error {
 	var unreachable *agentapi.Unreachable
 	if errors.As(err, &unreachable) {
 		if unreachable.Reason == agentapi.NodeGone {
-			return apierrors.NewGone(unreachable.Error())
+			return gone(unreachable.Error())
 		}
 		return reasoned(apierrors.NewServiceUnavailable(unreachable.Error()), string(unreachable.Reason))
 	}
@@ -44,6 +44,11 @@ func answerOf(err error, resource schema.GroupResource, name string) error {
 		return refused(refusal, resource, name)
 	}
 	return passed(err, "ask the agent about %s %q", resource, name)
+}
+
+// gone says that something is not there any more and never will be: 410 Gone.
+func gone(message string) *apierrors.StatusError {
+	return &apierrors.StatusError{ErrStatus: metav1.Status{Status: metav1.StatusFailure, Code: http.StatusGone, Reason: metav1.StatusReasonGone, Message: message}}
 }
 
 // reasoned adds a word for programs, where the status' own reasons say too little.

@@ -212,7 +212,7 @@ func (t *taker) await(ctx context.Context, c *checkpointv1alpha1.PodCheckpoint, 
 			return nil, passed(err, "read PodCheckpoint %s/%s", c.Namespace, c.Name)
 		}
 		if now.UID != c.UID {
-			return nil, gone(c)
+			return nil, deleted(c)
 		}
 		*c = now
 	}
@@ -239,7 +239,7 @@ func (t *taker) follow(ctx context.Context, changes watch.Interface, timer clock
 				return false, nil // an error of the watch
 			}
 			if now.UID != c.UID || change.Type == watch.Deleted {
-				return false, gone(c)
+				return false, deleted(c)
 			}
 			*c = *now
 			if c.IsTerminal() {
@@ -249,8 +249,8 @@ func (t *taker) follow(ctx context.Context, changes watch.Interface, timer clock
 	}
 }
 
-func gone(c *checkpointv1alpha1.PodCheckpoint) error {
-	return &goneError{StatusError: apierrors.NewGone(fmt.Sprintf("PodCheckpoint %q was deleted before it was complete", c.Name))}
+func deleted(c *checkpointv1alpha1.PodCheckpoint) error {
+	return &goneError{StatusError: gone(fmt.Sprintf("PodCheckpoint %q was deleted before it was complete", c.Name))}
 }
 
 // goneError is errGone with an answer.
