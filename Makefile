@@ -35,7 +35,7 @@ up: programs images ## bring up the development cluster with Stasis on it; NODES
 	hack/install.sh
 	@echo; echo "export KUBECONFIG=$(CURDIR)/.devcluster/kubeconfig PATH=$(CURDIR)/bin:\$$PATH"
 
-test: deps lint test-unit test-images test-devcluster test-control test-cri test-install test-e2e ## all tests
+test: deps lint test-unit test-images test-devcluster test-control test-cri test-install test-e2e test-soak ## all tests
 
 lint: ## formatting, vet, static analysis
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

@@ -10,5 +10,5 @@ FIRST ?= 1
 soak: programs images images-e2e ## checkpoint and restore while components are killed; ROUNDS=50 SEED=…
 	go run ./test/soak -rounds=$(ROUNDS) -seed=$(SEED) -first=$(FIRST)
 
-test-soak: programs images images-e2e ## a short soak, of a fixed seed (3 minutes; not part of make test)
+test-soak: programs images images-e2e ## a short soak, of a fixed seed
 	go run ./test/soak -rounds=3 -seed=1
