@@ -21,20 +21,30 @@ func TestEveryMutantChangesTheSourceAndNamesATestThatExists(t *testing.T) {
 		if _, err := m.mutated(root); err != nil {
 			t.Errorf("%s: %v", m.name, err)
 		}
-		files, err := filepath.Glob(filepath.Join(root, m.pkg, "*_test.go"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		found := false
-		for _, file := range files {
-			content, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			found = found || strings.Contains(string(content), "\nfunc "+m.test+"(t *testing.T)")
-		}
-		if !found {
+		if !exists(t, filepath.Join(root, m.pkg), m.test) {
 			t.Errorf("%s: %s has no test %s", m.name, m.pkg, m.test)
 		}
 	}
+}
+
+// exists says whether a package has a test. One of a script is TestScripts/NAME.
+func exists(t *testing.T, pkg, test string) bool {
+	t.Helper()
+	test, script, isScript := strings.Cut(test, "/")
+	if isScript {
+		if _, err := os.Stat(filepath.Join(pkg, "testdata", "script", script+".txtar")); err != nil {
+			return false
+		}
+	}
+	files, err := filepath.Glob(filepath.Join(pkg, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(files, func(file string) bool {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(string(content), "\nfunc "+test+"(t *testing.T)")
+	})
 }
