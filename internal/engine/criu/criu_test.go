@@ -6,10 +6,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/hostns"
@@ -54,6 +56,28 @@ func TestWhatACaptureThatWasKilledLeftIsRemovedAtTheStart(t *testing.T) {
 	}
 	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("it is there: %v", err)
+	}
+}
+
+func TestAProcessWithAMultipathTCPSocketIsRefusedBeforeTheFreeze(t *testing.T) {
+	plain, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(plain)
+	if problem, err := problemOf("/proc/self"); err != nil || problem != "" {
+		t.Fatalf("with an ordinary socket: %q, %v", problem, err)
+	}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		fd, err := unix.Socket(family, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+		if err != nil {
+			t.Fatalf("this kernel has no multipath TCP: %v", err)
+		}
+		problem, err := problemOf("/proc/self")
+		unix.Close(fd)
+		if err != nil || !strings.Contains(problem, "multipath TCP socket (file descriptor "+strconv.Itoa(fd)+")") {
+			t.Errorf("family %d: %q, %v", family, problem, err)
+		}
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"podstasis.dev/stasis/internal/engine"
 )
 
@@ -46,10 +48,27 @@ func problemOf(proc string) (string, error) {
 		return "", err
 	}
 	for _, fd := range fds {
-		target, err := os.Readlink(filepath.Join(proc, "fd", fd.Name()))
-		if err == nil && strings.HasPrefix(target, "anon_inode:[io_uring]") {
+		file := filepath.Join(proc, "fd", fd.Name())
+		target, err := os.Readlink(file)
+		switch {
+		case err != nil: // closed since
+		case strings.HasPrefix(target, "anon_inode:[io_uring]"):
 			return "it uses io_uring, which CRIU cannot capture: turn it off in the application", nil
+		case strings.HasPrefix(target, "socket:") && strings.HasPrefix(protocolOf(file), "MPTCP"):
+			return "it has a multipath TCP socket (file descriptor " + fd.Name() + "), which CRIU cannot capture: turn it off in the application; " +
+				"for one written in Go, set GODEBUG=multipathtcp=0", nil
 		}
 	}
 	return "", nil
+}
+
+// protocolOf names a socket's protocol as the kernel calls it, such as "TCP"; empty
+// where it does not say.
+func protocolOf(fd string) string {
+	var name [32]byte
+	n, err := unix.Getxattr(fd, "system.sockprotoname", name[:])
+	if err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(name[:n])
 }
