@@ -51,10 +51,10 @@ func (i *Installer) Uninstall(ctx context.Context, r Removal) error {
 	}
 	err = i.configure(ctx, p, h, running, func(files configFiles, mainPath string) (configFiles, error) {
 		return withoutHandler(files, mainPath), nil
-	}, func(e effective) error {
-		if _, ok := e.handlers[HandlerName]; ok {
-			return fmt.Errorf("containerd still knows the runtime handler %s", HandlerName)
-		}
+	}, func(effective) error {
+		// It may go on knowing the handler until it is started again for another reason:
+		// no Pod uses it, and a restart fails what is asked of containerd at that moment
+		// for ordinary Pods.
 		return nil
 	})
 	if err != nil {

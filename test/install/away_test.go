@@ -30,7 +30,7 @@ func away(t *testing.T, s *story) {
 		}
 		return nil
 	})
-	undisturbed(t, s.ordinary, tr.end(t, len(s.ordinary)), nil)
+	undisturbed(t, s.ordinary, tr.end(t, len(s.ordinary)))
 	uncalled(t, calls)
 	// They were away indeed: what is Stasis' own is refused.
 	restoring := &corev1.Pod{
@@ -47,7 +47,7 @@ func away(t *testing.T, s *story) {
 	kubectl(t, "-n", "stasis-system", "scale", "deployment", "stasis-controller", "--replicas=2")
 	kubectl(t, "-n", "stasis-system", "rollout", "status", "deployment", "stasis-controller", "--timeout=120s")
 	ready(t)
-	undisturbed(t, s.ordinary, tr.end(t, len(s.ordinary)), nil)
+	undisturbed(t, s.ordinary, tr.end(t, len(s.ordinary)))
 	uncalled(t, calls)
 	unrestarted(t)
 }

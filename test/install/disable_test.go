@@ -81,7 +81,7 @@ func disabled(t *testing.T, s *story) {
 	kubectl(t, "apply", "-k", "config/install")
 	kubectl(t, "-n", "stasis-system", "rollout", "status", "deployment", "stasis-controller", "--timeout=180s")
 	ready(t)
-	undisturbed(t, s.ordinary, tr.end(t, len(s.ordinary)), nil)
+	undisturbed(t, s.ordinary, tr.end(t, len(s.ordinary)))
 	if now := containerdPID(t); now != pid {
 		t.Errorf("containerd was restarted: process %s, was %s", now, pid)
 	}

@@ -103,7 +103,7 @@ func ordinary(t *testing.T, s *story) {
 		return nil
 	})
 	s.ordinary = ordinaryPods(t, "before").end(t, 8)
-	undisturbed(t, s.ordinary, s.ordinary, nil)
+	undisturbed(t, s.ordinary, s.ordinary)
 }
 
 func installs(t *testing.T, s *story) {

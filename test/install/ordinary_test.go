@@ -177,15 +177,12 @@ func isReady(event watch.Event) bool {
 	})
 }
 
-// undisturbed checks that Pods passed as those before did; a complaint that is
-// excused counts for nothing.
-func undisturbed(t *testing.T, before, now []passage, excused func(string) bool) {
+// undisturbed checks that Pods passed as those before did.
+func undisturbed(t *testing.T, before, now []passage) {
 	t.Helper()
 	for _, p := range now {
 		for _, wrong := range p.wrong {
-			if excused == nil || !excused(wrong) {
-				t.Errorf("ordinary Pod %s: %s", p.name, wrong)
-			}
+			t.Errorf("ordinary Pod %s: %s", p.name, wrong)
 		}
 		if p.created > webhookWait {
 			t.Errorf("ordinary Pod %s: its creation was a request of %s", p.name, p.created)

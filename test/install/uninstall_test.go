@@ -45,10 +45,8 @@ func uninstalls(t *testing.T, s *story) {
 	}
 	kubectl(t, "delete", "-k", "config/uninstall", "--timeout=60s")
 	goesOn(t, "counter", "a")
-	// The one restart of containerd fails what is asked of it at that moment; the
-	// kubelet asks again.
-	undisturbed(t, s.ordinary, tr.end(t, len(s.ordinary)), func(wrong string) bool { return strings.Contains(wrong, "code = Unavailable") })
-	undisturbed(t, s.ordinary, ordinaryPods(t, "after").end(t, 4), nil)
+	undisturbed(t, s.ordinary, tr.end(t, len(s.ordinary)))
+	undisturbed(t, s.ordinary, ordinaryPods(t, "after").end(t, 4))
 
 	// The API goes last, and only when that is said.
 	kubectl(t, "annotate", "crd", crd, "checkpoint.podstasis.dev/delete=true")
