@@ -141,7 +141,7 @@ func TestACheckpointThatDoesNotFitOnTheNodesDiskIsRefused(t *testing.T) {
 	if ready.Reason != checkpointv1alpha1.ReasonCheckpointFailed {
 		t.Fatalf("it ended with %s: %s", ready.Reason, ready.Message)
 	}
-	s.wantText("the message", ready.Message, "ot enough room on the disk", "nothing was frozen", "needs about 1Ti", "--min-free-disk")
+	s.wantText("the message", ready.Message, "ot enough room on the disk", "othing was frozen", "needs about 1Ti", "--min-free-disk")
 	if left := s.onNode(node, "ls -A /var/lib/stasis/checkpoints | grep "+string(checkpoint.UID)+" || true"); left != "" {
 		t.Errorf("left on the node: %s", left)
 	}

@@ -127,7 +127,7 @@ func (s *soak) strike(ctx context.Context, k strike, d *damage, sources map[stri
 		d.done(k.component, node)
 	}
 	// One that is being started again cannot be killed.
-	if err != nil && !strings.Contains(err.Error(), "not running") && !errors.Is(err, errNone) {
+	if err != nil && !strings.Contains(err.Error(), "does not run") && !errors.Is(err, errNone) {
 		return err
 	}
 	return nil
