@@ -206,24 +206,10 @@ func (i *Installer) writeRuntimeConfig(p process, h host, base handler) error {
 
 // configure brings containerd's files to what change makes of them, and has
 // containerd run with them. satisfied judges what containerd runs with.
-func (i *Installer) configure(ctx context.Context, p process, h host, running effective, change func(configFiles, string) (configFiles, error), satisfied func(effective) error) error {
-	mainPath, err := i.mainPath(p)
+func (i *Installer) configure(ctx context.Context, p process, h host, running effective, change changeFiles, satisfied func(effective) error) error {
+	mainPath, before, after, err := i.rewrite(ctx, p, h, change)
 	if err != nil {
 		return err
-	}
-	before, err := readFiles(h, mainPath)
-	if err != nil {
-		return err
-	}
-	after, err := change(before, mainPath)
-	if err != nil {
-		return err
-	}
-	if !after.equal(before) {
-		if err := i.writeChecked(ctx, p, h, mainPath, before, after); err != nil {
-			return err
-		}
-		i.Log.Info("containerd's configuration changed", "main", mainPath, "dropIn", dropInPath(mainPath))
 	}
 	if err := satisfied(running); err == nil {
 		i.Log.Info("containerd runs with what is wanted, it is not restarted")
@@ -240,6 +226,30 @@ func (i *Installer) configure(ctx context.Context, p process, h host, running ef
 		return i.rollBack(ctx, p, h, mainPath, before, err)
 	}
 	return nil
+}
+
+// changeFiles makes containerd's files, of which the main one is named, into others.
+type changeFiles func(files configFiles, mainPath string) (configFiles, error)
+
+// rewrite brings containerd's files to what change makes of them. What containerd
+// runs with stays as it is until it is started again.
+func (i *Installer) rewrite(ctx context.Context, p process, h host, change changeFiles) (mainPath string, before, after configFiles, err error) {
+	if mainPath, err = i.mainPath(p); err != nil {
+		return "", before, after, err
+	}
+	if before, err = readFiles(h, mainPath); err != nil {
+		return "", before, after, err
+	}
+	if after, err = change(before, mainPath); err != nil {
+		return "", before, after, err
+	}
+	if !after.equal(before) {
+		if err := i.writeChecked(ctx, p, h, mainPath, before, after); err != nil {
+			return "", before, after, err
+		}
+		i.Log.Info("containerd's configuration changed", "main", mainPath, "dropIn", dropInPath(mainPath))
+	}
+	return mainPath, before, after, nil
 }
 
 func (i *Installer) mainPath(p process) (string, error) {

@@ -39,23 +39,17 @@ func (i *Installer) Uninstall(ctx context.Context, r Removal) error {
 	if err != nil {
 		return err
 	}
-	running, _, err := i.look(ctx)
-	if err != nil {
-		return err
-	}
 	if err := i.unused(ctx); err != nil {
 		if !r.Force || !errors.Is(err, ErrInUse) {
 			return err
 		}
 		i.Log.Warn("uninstalling although the handler is in use", "reason", err)
 	}
-	err = i.configure(ctx, p, h, running, func(files configFiles, mainPath string) (configFiles, error) {
+	// containerd may go on knowing the handler until it is started again for another
+	// reason: no Pod uses it, and a restart fails what is asked of containerd at that
+	// moment for ordinary Pods.
+	_, _, _, err = i.rewrite(ctx, p, h, func(files configFiles, mainPath string) (configFiles, error) {
 		return withoutHandler(files, mainPath), nil
-	}, func(effective) error {
-		// It may go on knowing the handler until it is started again for another reason:
-		// no Pod uses it, and a restart fails what is asked of containerd at that moment
-		// for ordinary Pods.
-		return nil
 	})
 	if err != nil {
 		return err
