@@ -250,12 +250,8 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 		}
 	}
 	if slices.Contains(rec.Started, in.Container) {
-		again, err := s.again(ctx, rec, in.Container)
-		if err != nil {
+		if rec, err = s.again(ctx, rec, in.Container); err != nil {
 			return nodeapi.Response{}, err
-		}
-		if again {
-			rec.Started, rec.Created = nil, nil
 		}
 	}
 	switch {

@@ -42,7 +42,7 @@ var mutants = []mutant{
 			_ = then`,
 		unit, "internal/restoring", "TestAContainerThatIsRestoredAgainIsNotTakenForTheOneBefore"},
 	{"a start that failed taken for one that was", "internal/restoring/again.go",
-		`	return err == nil, err`, `	return false, err`,
+		`	return s.update(rec.Sandbox.ID, func(rec *record) { rec.Started, rec.Created, rec.Again = nil, nil, rec.Again+1 })`, `	return rec, nil`,
 		unit, "internal/restoring", "TestAContainerWhoseStartFailedAfterItWasLetGoIsRestoredAgain"},
 	{"a Pod that nobody starts again left to stand still", "internal/agent/giveup.go",
 		`	if hasPod(sandbox) && container != "" && !marker.startsAgain(ctx, refOf(sandbox), container) {`, `	if marker == nil {`,
