@@ -9,6 +9,7 @@ import (
 // Field is one field of a message: a number, or bytes.
 type Field struct {
 	Number int32
+	Kind   protowire.Type
 	Value  uint64 // of a number
 	Bytes  []byte // of a string, bytes or a message
 }
@@ -21,7 +22,7 @@ func Fields(b []byte, each func(Field) error) error {
 			return fmt.Errorf("%w: %s", ErrFormat, protowire.ParseError(n))
 		}
 		b = b[n:]
-		f := Field{Number: int32(number)}
+		f := Field{Number: int32(number), Kind: kind}
 		switch kind {
 		case protowire.VarintType:
 			f.Value, n = protowire.ConsumeVarint(b)

@@ -12,6 +12,8 @@ import (
 	"unicode"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"podstasis.dev/stasis/internal/contents/images"
 )
 
 const (
@@ -301,26 +303,12 @@ type value struct {
 
 func parseFields(data []byte) (fields, error) {
 	m := fields{}
-	for len(data) > 0 {
-		number, kind, n := protowire.ConsumeTag(data)
-		if n < 0 {
-			return nil, fmt.Errorf("%w: %w", errImage, protowire.ParseError(n))
-		}
-		data = data[n:]
-		v := value{kind: kind}
-		switch kind {
-		case protowire.VarintType:
-			v.number, n = protowire.ConsumeVarint(data)
-		case protowire.BytesType:
-			v.bytes, n = protowire.ConsumeBytes(data)
-		default:
-			n = protowire.ConsumeFieldValue(number, kind, data)
-		}
-		if n < 0 {
-			return nil, fmt.Errorf("%w: %w", errImage, protowire.ParseError(n))
-		}
-		data = data[n:]
-		m[int(number)] = append(m[int(number)], v)
+	err := images.Fields(data, func(f images.Field) error {
+		m[int(f.Number)] = append(m[int(f.Number)], value{f.Kind, f.Value, f.Bytes})
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errImage, err)
 	}
 	return m, nil
 }
