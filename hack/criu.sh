@@ -119,7 +119,9 @@ build() {
 		# A write past the limit of file sizes then fails instead of ending CRIU: that
 		# is how Stasis has it give up in good order.
 		trap '' XFSZ
-		exec "\$prefix/lib/$linker" --inhibit-cache --library-path "\$prefix/lib" --argv0 criu "\$prefix/libexec/criu" "\$@"
+		# Stasis sets this to restore a container whose Pod's System V shared memory is there.
+		preload=\${STASIS_JOIN_SHM:+\$prefix/lib/stasis-joinshm.so}
+		exec "\$prefix/lib/$linker" --inhibit-cache --library-path "\$prefix/lib" \${preload:+--preload "\$preload"} --argv0 criu "\$prefix/libexec/criu" "\$@"
 	EOF
 	chmod 0755 "$tree/bin/criu"
 	# CRIU would bar a Pod's network with packet filter rules while it captures, and leave

@@ -28,6 +28,7 @@ import (
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/criservice"
 	"podstasis.dev/stasis/internal/engine/criu"
+	"podstasis.dev/stasis/internal/engine/criu/adapt"
 	"podstasis.dev/stasis/internal/engine/criu/privileges"
 	"podstasis.dev/stasis/internal/hostns"
 	"podstasis.dev/stasis/internal/nodeapi"
@@ -151,7 +152,7 @@ var errGuardEnded = errors.New("the guard has ended: without it this agent's dea
 // prepareEngine makes the engine, thaws what an agent before this one may have
 // left frozen, and only then looks at whether the node is fit.
 func (d *daemon) prepareEngine(ctx context.Context) error {
-	d.engine = criu.New(criu.Config{Host: d.host, RunDir: d.RunDir, Log: d.Log, Stage: d.stages.report})
+	d.engine = criu.New(criu.Config{Host: d.host, RunDir: d.RunDir, Log: d.Log, Stage: d.stages.report, CheckConnections: adapt.CheckConnections})
 	if err := d.engine.ThawLeftovers(ctx); err != nil {
 		d.Log.Error("a Pod that an earlier agent froze could not be thawed", "error", err)
 	}
@@ -183,6 +184,7 @@ func (d *daemon) run(ctx context.Context) error {
 	d.observer = &observer{store: d.store, metrics: d.metrics, log: d.Log, now: time.Now, giveUpAfter: d.GiveUpAfter}
 	d.sessions, err = restoring.New(restoring.Config{
 		StateDir:      filepath.Join(d.RunDir, "restore"),
+		ImagesDir:     filepath.Join(d.Root, "restoring"),
 		FreezeHook:    filepath.Join(nodeinstall.HostPrefix, "bin", "stasis-freeze-hook"),
 		Path:          d.host.SearchPath(),
 		Resolver:      d,
@@ -210,6 +212,12 @@ func (compatibility) CheckPrivileges(ctx context.Context, imageDir string, allow
 	}
 	defer root.Close()
 	return privileges.Check(ctx, root.FS(), allowed)
+}
+
+// Adapt implements restoring.Compatibility.
+func (compatibility) Adapt(ctx context.Context, to restoring.Adaptation, dir string) (*nodeapi.ContainerRestore, error) {
+	pod := adapt.Pod{ImageDirs: to.ImageDirs, Created: to.Created, Was: to.Was, Is: to.Is}
+	return pod.Container(ctx, to.Container, dir)
 }
 
 // serve opens the sockets and works until ctx ends. The order of ending is that

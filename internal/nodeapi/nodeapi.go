@@ -6,6 +6,8 @@
 // for each container and must cost milliseconds.
 package nodeapi
 
+import "net/netip"
+
 // SocketPath is where the agent listens, as the container runtime's mount
 // namespace sees it.
 const SocketPath = "/run/stasis/agent.sock"
@@ -46,6 +48,8 @@ type CreateContainer struct {
 	// Privileges are what the container's configuration gives to its processes. Without
 	// them nothing is restored.
 	Privileges *Privileges `json:"privileges,omitempty"`
+	// Addresses of the sandbox's network, without those that every host has.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
 // Privileges are the part of an OCI spec that restored processes must not exceed.
@@ -128,11 +132,38 @@ type ContainerRestore struct {
 	// Volumes are to be filled before the container continues: those that no other
 	// container has been restored with.
 	Volumes []VolumeRestore `json:"volumes,omitempty"`
+	// HoldDuring and HoldAfter are the TCP connections on which nothing may be said
+	// while the container is being restored, and once it has been: the container of
+	// their other end does not exist yet, and the kernel would end them for that.
+	HoldDuring []Connection `json:"holdDuring,omitempty"`
+	HoldAfter  []Connection `json:"holdAfter,omitempty"`
+	// SysVIPC says what to make of the sandbox's System V IPC objects.
+	SysVIPC SysVIPC `json:"sysvIPC,omitempty"`
 	// FreezeHook is the program that the engine calls to keep the container frozen.
 	FreezeHook string `json:"freezeHook"`
 	// Path is the PATH under which the OCI runtime finds its engine.
 	Path string `json:"path"`
 }
+
+// Connection is a TCP connection within the sandbox, by its two ends.
+type Connection struct {
+	A netip.AddrPort `json:"a"`
+	B netip.AddrPort `json:"b"`
+}
+
+// SysVIPC is what becomes of the System V IPC objects (sysvipc(7)) that all containers
+// of a sandbox share. The zero value is none of them.
+type SysVIPC string
+
+const (
+	// SysVIPCCreate: no container has been restored yet. What a try that failed has left
+	// is removed, the engine creates all.
+	SysVIPCCreate SysVIPC = "create"
+	// SysVIPCJoin: they are there, and the engine is to find them.
+	SysVIPCJoin SysVIPC = "join"
+	// SysVIPCKeep: they are there, and the engine has nothing to do with them.
+	SysVIPCKeep SysVIPC = "keep"
+)
 
 // VolumeRestore is one volume to fill.
 type VolumeRestore struct {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -154,20 +155,32 @@ func (b *bundle) mountSource(destination string) (string, error) {
 	return "", fmt.Errorf("the checkpoint has a volume at %s, the new container mounts none there", destination)
 }
 
-// utsNamespace is the path to the UTS namespace that the container joins.
-func (b *bundle) utsNamespace() (string, error) {
+// namespaces are the paths of those that the container joins, by the OCI spec's names.
+func (b *bundle) namespaces() (map[string]string, error) {
 	var linux struct {
 		Namespaces []struct{ Type, Path string } `json:"namespaces"`
 	}
 	if err := b.field("linux", &linux); err != nil {
-		return "", err
+		return nil, err
 	}
+	paths := map[string]string{}
 	for _, ns := range linux.Namespaces {
-		if ns.Type == "uts" {
-			return ns.Path, nil
-		}
+		paths[ns.Type] = ns.Path
 	}
-	return "", nil
+	return paths, nil
+}
+
+// addresses are those of the network that the container joins.
+func (b *bundle) addresses() ([]netip.Addr, error) {
+	namespaces, err := b.namespaces()
+	if err != nil {
+		return nil, err
+	}
+	addresses, err := criu.Addresses(namespaces["network"])
+	if err != nil {
+		return nil, fmt.Errorf("read the Pod's addresses: %w", err)
+	}
+	return addresses, nil
 }
 
 // privileges are what the container's processes may have.

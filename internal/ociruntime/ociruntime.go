@@ -226,8 +226,12 @@ func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sa
 	if err != nil {
 		return err
 	}
+	addresses, err := b.addresses()
+	if err != nil {
+		return err
+	}
 	response, err := c.ask(ctx, nodeapi.Request{CreateContainer: &nodeapi.CreateContainer{
-		Sandbox: sandbox, ContainerID: c.id, Container: name, Privileges: privileges,
+		Sandbox: sandbox, ContainerID: c.id, Container: name, Privileges: privileges, Addresses: addresses,
 	}})
 	if err != nil {
 		return err
@@ -288,7 +292,7 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 			return fmt.Errorf("volume at %s: %w", v.Destination, err)
 		}
 	}
-	uts, err := b.utsNamespace()
+	namespaces, err := b.namespaces()
 	if err != nil {
 		return err
 	}
@@ -304,7 +308,9 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		Runtime: c.Runtime, Root: c.root, Global: c.others, ID: c.id, Bundle: c.bundle,
 		PIDFile: c.pidFile, ConsoleSocket: c.console,
 		ImageDir: from.ImageDir, WorkDir: from.WorkDir, RunDir: filepath.Dir(c.Socket),
-		Path: from.Path, UTSNamespace: uts,
+		Path:         from.Path,
+		UTSNamespace: namespaces["uts"], NetNamespace: namespaces["network"], IPCNamespace: namespaces["ipc"],
+		HoldDuring: from.HoldDuring, HoldAfter: from.HoldAfter, SysVIPC: from.SysVIPC,
 	})
 }
 

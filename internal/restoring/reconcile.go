@@ -93,6 +93,9 @@ func (s *Sessions) reconcile(ctx context.Context, before record, up map[string]b
 	} else if err != nil {
 		return err
 	}
+	if err := s.dropImages(id, rec.Created...); err != nil {
+		return err
+	}
 	if up[id] && !rec.Seen {
 		if rec, err = s.update(id, func(rec *record) { rec.Seen = true }); err != nil {
 			return ifKept(err)

@@ -128,7 +128,7 @@ func (s *Sessions) forget(sandboxID string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.RemoveAll(s.workDirs(sandboxID)); err != nil {
+	if err := errors.Join(os.RemoveAll(s.workDirs(sandboxID)), os.RemoveAll(filepath.Join(s.ImagesDir, sandboxID))); err != nil {
 		return err
 	}
 	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,6 +39,20 @@ type Compatibility interface {
 	// CheckPrivileges refuses images that would give processes more than their
 	// container may have.
 	CheckPrivileges(ctx context.Context, imageDir string, allowed *nodeapi.Privileges) error
+	// Adapt writes a container's images to dir as they are to be in the Pod's new
+	// sandbox, and says what else that takes, in the answer: all but its ImageDir.
+	Adapt(ctx context.Context, to Adaptation, dir string) (*nodeapi.ContainerRestore, error)
+}
+
+// Adaptation is what a container's images are to be adapted to.
+type Adaptation struct {
+	Container string
+	// ImageDirs are those of all containers of the checkpoint, by name.
+	ImageDirs map[string]string
+	// Created names the containers that have been restored in this sandbox.
+	Created []string
+	// Was and Is are the source Pod's addresses and the sandbox's.
+	Was, Is []netip.Addr
 }
 
 // Config is what Sessions are made of.
@@ -45,6 +60,10 @@ type Config struct {
 	// StateDir keeps one record for each sandbox being restored, on memory: a
 	// record outlives the agent and not the node's containers.
 	StateDir string
+	// ImagesDir keeps the images of containers as they are restored from, as long as
+	// that takes; it is on the file system of the checkpoints, or what is the same in
+	// both is copied.
+	ImagesDir string
 	// FreezeHook and Path are handed to the OCI runtime, as nodeapi describes.
 	FreezeHook, Path string
 	Resolver         Resolver
@@ -75,13 +94,15 @@ var _ nodeapi.Handler = (*Sessions)(nil)
 
 // New makes Sessions; records of earlier runs in StateDir go on.
 func New(c Config) (*Sessions, error) {
-	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory of restore records: %w", err)
+	if err := errors.Join(os.MkdirAll(c.StateDir, 0o700), os.MkdirAll(c.ImagesDir, 0o700)); err != nil {
+		return nil, fmt.Errorf("make the directories of restores: %w", err)
 	}
 	s := &Sessions{Config: c, tickets: map[string]string{}, turns: map[podName]nodeapi.Sandbox{}, wake: make(chan struct{}, 1)}
 	records, err := s.records()
 	if err != nil { // to be an agent that does not start would help nobody
 		c.Log.Error("whose restores are under way is not known", "error", err)
+	} else if err := s.dropForgottenImages(records); err != nil {
+		c.Log.Warn("images of restores that are over could not be removed", "error", err)
 	}
 	for _, rec := range records {
 		if !rec.Ordinary && !rec.whole() && rec.Sandbox.Annotations[annotationTicket] == "" {
@@ -280,23 +301,43 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 	if err := errors.Join(os.MkdirAll(workDir, 0o700), nodeapi.ForgetProgress(workDir)); err != nil {
 		return nodeapi.Response{}, fmt.Errorf("make the engine's work directory: %w", err)
 	}
-	images := filepath.Join(rec.Dir, "containers", in.Container, "criu")
+	images := imagesOf(rec.Dir, in.Container)
 	if err := s.Compatibility.CheckPrivileges(ctx, images, in.Privileges); err != nil {
 		refusal := &nodeapi.Error{Reason: reasonFailed, Message: fmt.Sprintf("container %s is not restored: %v", in.Container, err)}
 		s.Observer.Failed(ctx, in.Sandbox, in.Container, refusal.Message)
 		return nodeapi.Response{}, refusal
 	}
-	answer := &nodeapi.ContainerRestore{
-		ImageDir:   images,
-		WorkDir:    workDir,
-		FreezeHook: s.FreezeHook,
-		Path:       s.Path,
+	adapted := s.images(in.Sandbox.ID, in.Container)
+	answer, err := s.Compatibility.Adapt(ctx, adaptation(rec, m, in), adapted)
+	if err != nil {
+		err = fmt.Errorf("adapt the checkpoint's images to the new sandbox: %w", err)
+		s.Observer.Failed(ctx, in.Sandbox, in.Container, err.Error())
+		return nodeapi.Response{}, err
 	}
+	answer.ImageDir, answer.WorkDir, answer.FreezeHook, answer.Path = adapted, workDir, s.FreezeHook, s.Path
 	answer.Volumes = rec.fill(m, in.Container)
 	if archive := m.Containers[i].Rootfs; archive != "" {
 		answer.RootfsArchive = filepath.Join(rec.Dir, filepath.FromSlash(archive))
 	}
 	return nodeapi.Response{Action: nodeapi.ActionRestore, Container: answer}, nil
+}
+
+// imagesOf is where a checkpoint keeps the engine's images of a container.
+func imagesOf(dir, container string) string {
+	return filepath.Join(dir, "containers", container, "criu")
+}
+
+func adaptation(rec record, m *checkpoint.Manifest, in nodeapi.CreateContainer) Adaptation {
+	a := Adaptation{Container: in.Container, ImageDirs: map[string]string{}, Created: rec.Created, Is: in.Addresses}
+	for _, c := range m.Containers {
+		a.ImageDirs[c.Name] = imagesOf(rec.Dir, c.Name)
+	}
+	for _, ip := range m.Sandbox.IPs {
+		if addr, err := netip.ParseAddr(ip); err == nil { // what is none is nobody's
+			a.Was = append(a.Was, addr)
+		}
+	}
+	return a
 }
 
 // fill lists the volumes that a container is to fill: those it mounts, unless
@@ -324,10 +365,13 @@ func (s *Sessions) report(ctx context.Context, in nodeapi.Report) error {
 		return s.deleted(ctx, in.Sandbox.ID)
 	case nodeapi.StageFailed:
 		s.Observer.Failed(ctx, in.Sandbox, in.Container, in.Message)
-		return nil
+		return s.dropImages(in.Sandbox.ID, in.Container)
 	}
 	rec, err := s.advance(in)
 	if err != nil {
+		return err
+	}
+	if err := s.dropImages(in.Sandbox.ID, in.Container); err != nil {
 		return err
 	}
 	if rec.whole() {

@@ -34,6 +34,9 @@ type fakes struct {
 	looked []string
 	now    time.Time
 
+	adapted     []restoring.Adaptation
+	unadaptable error
+
 	startFailed  []string // containers
 	startUnknown error
 }
@@ -47,6 +50,11 @@ func (f *fakes) CheckRestore(context.Context, *checkpoint.Manifest) error { retu
 func (f *fakes) CheckPrivileges(context.Context, string, *nodeapi.Privileges) error {
 	return f.exceeded
 }
+func (f *fakes) Adapt(_ context.Context, to restoring.Adaptation, _ string) (*nodeapi.ContainerRestore, error) {
+	f.adapted = append(f.adapted, to)
+	return &nodeapi.ContainerRestore{}, f.unadaptable
+}
+
 func (f *fakes) Refused(_ context.Context, _ nodeapi.Sandbox, e *nodeapi.Error) {
 	f.told = append(f.told, "refused "+e.Reason)
 }
@@ -85,7 +93,7 @@ func (f *fakes) LookAtStart(_ context.Context, root, containerID string) error {
 func newSessions(t *testing.T, f *fakes, state string) *restoring.Sessions {
 	t.Helper()
 	s, err := restoring.New(restoring.Config{
-		StateDir: state, FreezeHook: "/hook", Path: "/bin", Resolver: f, Observer: f, Compatibility: f, Node: f,
+		StateDir: state, ImagesDir: filepath.Join(state, "images"), FreezeHook: "/hook", Path: "/bin", Resolver: f, Observer: f, Compatibility: f, Node: f,
 		Now: func() time.Time { return f.now }, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -42,10 +42,14 @@ const (
 	Mounts      Magic = 0x55563928
 	MemfdInodes Magic = 0x48453499
 	Remaps      Magic = 0x59133954
+	TCPStream   Magic = 0x51465506
+	IPCNSShm    Magic = 0x46283044
+	IPCNSMsg    Magic = 0x55453737
+	IPCNSSem    Magic = 0x59573019
 )
 
-// common is how every image of those kinds begins.
-const common = 0x54564319
+// Common is how every image of those kinds begins.
+const Common = 0x54564319
 
 // maxEntry bounds one entry. The largest, mm, holds up to 65530 mappings of some 60 bytes.
 const maxEntry = 8 << 20
@@ -88,7 +92,7 @@ func (s *Source) Entries(ctx context.Context, name string, magic Magic, each fun
 	if err := s.full(r, head[:]); err != nil {
 		return err
 	}
-	if binary.LittleEndian.Uint32(head[:4]) != common || Magic(binary.LittleEndian.Uint32(head[4:])) != magic {
+	if binary.LittleEndian.Uint32(head[:4]) != Common || Magic(binary.LittleEndian.Uint32(head[4:])) != magic {
 		return fmt.Errorf("%w: it begins with %x", ErrFormat, head)
 	}
 	var buf []byte
@@ -114,6 +118,24 @@ func (s *Source) Entries(ctx context.Context, name string, magic Magic, each fun
 			return err
 		}
 	}
+}
+
+// errFirst ends the reading of an image of which the first entry is wanted.
+var errFirst = errors.New("the first entry has been read")
+
+// First calls each with the first entry of an image. What is behind it may be no
+// entry: of a TCP stream it is the contents of its queues.
+func (s *Source) First(ctx context.Context, name string, magic Magic, each func(entry []byte) error) error {
+	err := s.Entries(ctx, name, magic, func(entry []byte) error {
+		if err := each(entry); err != nil {
+			return err
+		}
+		return errFirst
+	})
+	if errors.Is(err, errFirst) {
+		return nil
+	}
+	return err
 }
 
 // entry reads size bytes, and allocates no more than are there.

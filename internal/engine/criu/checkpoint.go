@@ -85,13 +85,15 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 		clock.end("prepare")
 		err := e.capture(ctx, w, m, &clock)
 		if err == nil {
+			err = e.checkCut(ctx, w)
+		}
+		if err == nil {
 			break
 		}
-		var late *lateStrays
-		if !errors.As(err, &late) || attempt == captureAttempts {
+		if !passing(err) || attempt == captureAttempts {
 			return nil, err
 		}
-		e.log.InfoContext(ctx, "processes began in a Pod while it was being frozen, trying again", "sandbox", s.ID, "processes", list(late.found))
+		e.log.InfoContext(ctx, "a capture came to nothing, trying again", "sandbox", s.ID, "because", err)
 		clock.done = nil
 	}
 	m.Phases = clock.done
@@ -100,6 +102,24 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 	}
 	e.learn(dir, m.FreezeDuration)
 	return m, nil
+}
+
+// passing says whether an error is one that another attempt may not meet.
+func passing(err error) bool {
+	var late *lateStrays
+	return errors.As(err, &late) || errors.Is(err, ErrTorn)
+}
+
+// checkCut looks at what has been captured: is it of one moment?
+func (e *Engine) checkCut(ctx context.Context, w window) error {
+	if e.checkConnections == nil {
+		return nil
+	}
+	dirs := map[string]string{}
+	for _, t := range w.targets {
+		dirs[t.Name] = filepath.Join(t.dir, imagesDir)
+	}
+	return e.host.Do(func() error { return e.checkConnections(ctx, dirs) })
 }
 
 // window is what a freeze window is for.

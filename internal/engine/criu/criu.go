@@ -39,7 +39,15 @@ type Config struct {
 	// Stage, if set, is told how far the checkpoint of a sandbox is. It is called
 	// while the Pod stands still and must not wait.
 	Stage func(sandboxID string, stage engine.Stage)
+	// CheckConnections is asked, after a thaw, whether the TCP connections within the
+	// Pod were captured at one moment (ErrTorn). It gets the directories of images of
+	// the containers, by name, and runs in the host's mount namespace.
+	CheckConnections func(ctx context.Context, imageDirs map[string]string) error
 }
+
+// ErrTorn says that the two ends of a connection within the Pod were not captured at
+// one moment: the checkpoint is taken once more.
+var ErrTorn = errors.New("a connection within the Pod went on while it was being captured")
 
 // Engine captures and restores with CRIU.
 type Engine struct {
@@ -50,6 +58,8 @@ type Engine struct {
 	pace    pace
 	log     *slog.Logger
 	stage   func(sandboxID string, stage engine.Stage)
+
+	checkConnections func(ctx context.Context, imageDirs map[string]string) error
 }
 
 var _ engine.Engine = (*Engine)(nil)
@@ -63,6 +73,8 @@ func New(c Config) *Engine {
 		workDir: c.RunDir + "/work",
 		log:     c.Log,
 		stage:   c.Stage,
+
+		checkConnections: c.CheckConnections,
 	}
 }
 

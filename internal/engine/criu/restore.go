@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"podstasis.dev/stasis/internal/nodeapi"
 )
 
 // This file is the half of the engine that works inside the OCI runtime, in the
@@ -34,6 +36,13 @@ type RestoreRequest struct {
 	// UTSNamespace is a path to the sandbox's UTS namespace, whose host name is
 	// the new Pod's and stays it; empty if the container shares the node's.
 	UTSNamespace string
+	// NetNamespace and IPCNamespace are paths to the sandbox's; empty if the container
+	// shares the node's.
+	NetNamespace, IPCNamespace string
+	// HoldDuring and HoldAfter are connections on which nothing is said while the
+	// container is restored, and once it has been.
+	HoldDuring, HoldAfter []nodeapi.Connection
+	SysVIPC               nodeapi.SysVIPC
 }
 
 // ConfigAnnotation names a file of CRIU options that the OCI runtime passes on.
@@ -43,10 +52,9 @@ const ConfigAnnotation = "org.criu.config"
 // WriteRestoreConfig writes the CRIU options of a restore that the OCI runtime's
 // command line lacks. hook is the program that CRIU calls at each stage.
 //
-// Established TCP connections come back closed: their other ends are connected
-// to the source, which goes on.
+// TCP connections are restored: the images say to where (package adapt).
 func WriteRestoreConfig(file, hook string) error {
-	return os.WriteFile(file, []byte("action-script "+hook+"\ntcp-close\n"), 0o600)
+	return os.WriteFile(file, []byte("action-script "+hook+"\ntcp-established\n"), 0o600)
 }
 
 // Restore recreates a container's processes. When it returns without error the
@@ -61,9 +69,18 @@ func Restore(ctx context.Context, r RestoreRequest) error {
 			return fmt.Errorf("read the Pod's host name: %w", err)
 		}
 	}
+	if err := prepareSysVIPC(r.IPCNamespace, r.SysVIPC); err != nil {
+		return err
+	}
+	if err := hold(r.NetNamespace, r.HoldDuring); err != nil {
+		return err
+	}
 	err := runRestore(ctx, r)
+	if err == nil {
+		err = hold(r.NetNamespace, r.HoldAfter)
+	}
 	if err == nil && hostname != "" {
-		err = inUTS(r.UTSNamespace, func() error { return unix.Sethostname([]byte(hostname)) })
+		err = inNamespace(r.UTSNamespace, unix.CLONE_NEWUTS, func() error { return unix.Sethostname([]byte(hostname)) })
 	}
 	if err != nil {
 		return errors.Join(err, remove(r))
@@ -87,6 +104,9 @@ func runRestore(ctx context.Context, r RestoreRequest) (err error) {
 	}
 	cmd := exec.CommandContext(ctx, r.Runtime, append(args, r.ID)...)
 	cmd.Env = append(os.Environ(), "PATH="+r.Path, hookSocketEnv+"="+hook.path)
+	if r.SysVIPC == nodeapi.SysVIPCJoin {
+		cmd.Env = append(cmd.Env, joinSysVEnv+"=1")
+	}
 	// The restored processes take over these: they are the container's.
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
@@ -130,26 +150,26 @@ func remove(r RestoreRequest) error {
 
 func hostnameOf(ns string) (string, error) {
 	var name string
-	err := inUTS(ns, func() (err error) {
+	err := inNamespace(ns, unix.CLONE_NEWUTS, func() (err error) {
 		name, err = os.Hostname()
 		return err
 	})
 	return name, err
 }
 
-// inUTS runs fn on a thread of its own inside a UTS namespace.
-func inUTS(ns string, fn func() error) error {
+// inNamespace runs fn on a thread of its own inside a namespace of a kind (CLONE_NEW...).
+func inNamespace(path string, kind int, fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		done <- func() error {
-			f, err := os.Open(ns)
+			f, err := os.Open(path)
 			if err != nil {
 				return err
 			}
 			defer f.Close()
-			if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWUTS); err != nil {
-				return err
+			if err := unix.Setns(int(f.Fd()), kind); err != nil {
+				return fmt.Errorf("enter namespace %s: %w", path, err)
 			}
 			return fn()
 		}()

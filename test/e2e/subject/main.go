@@ -3,6 +3,7 @@
 //
 //	subject              build the state up and serve
 //	subject get PATH     ask the subject in this Pod, print the answer
+//	subject share a|b    one of two containers that share memory and talk
 package main
 
 import (
@@ -14,16 +15,18 @@ import (
 )
 
 func main() {
+	// As process 1 of a container it must ask for the signal to get it.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
 	var err error
 	switch {
 	case len(os.Args) == 3 && os.Args[1] == "get":
 		err = get(os.Args[2])
 	case len(os.Args) == 2 && os.Args[1] == "child":
 		err = child()
+	case len(os.Args) == 3 && os.Args[1] == "share":
+		err = share(ctx, os.Args[2])
 	case len(os.Args) == 1:
-		// As process 1 of a container it must ask for the signal to get it.
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
 		err = serve(ctx)
 	default:
 		err = fmt.Errorf("usage: subject [get PATH]")
