@@ -93,7 +93,7 @@ func (f *fakes) LookAtStart(_ context.Context, root, containerID string) error {
 func newSessions(t *testing.T, f *fakes, state string) *restoring.Sessions {
 	t.Helper()
 	s, err := restoring.New(restoring.Config{
-		StateDir: state, ImagesDir: filepath.Join(state, "images"), FreezeHook: "/hook", Path: "/bin", Resolver: f, Observer: f, Compatibility: f, Node: f,
+		StateDir: state, ImagesDir: state + "-images", FreezeHook: "/hook", Path: "/bin", Resolver: f, Observer: f, Compatibility: f, Node: f,
 		Now: func() time.Time { return f.now }, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -161,7 +161,7 @@ func TestARestoreGoesFromSandboxOverContainersToItsEnd(t *testing.T) {
 		t.Fatalf("sandbox: %+v", r)
 	}
 	a := container(s, "a")
-	if a.Action != nodeapi.ActionRestore || a.Container.ImageDir != f.source.Dir+"/containers/a/criu" ||
+	if a.Action != nodeapi.ActionRestore || a.Container.ImageDir != state+"-images/s1/a" ||
 		a.Container.RootfsArchive != f.source.Dir+"/containers/a/rootfs.tar" {
 		t.Fatalf("container a: %+v %+v", a, a.Container)
 	}
@@ -345,8 +345,8 @@ func TestATicketWorksOnceAndForItsDirectory(t *testing.T) {
 	if r := create(s, sandbox("restore-ticket", ticket)); r.Action != nodeapi.ActionRestore {
 		t.Fatalf("first use: %+v", r)
 	}
-	if r := container(s, "a"); !strings.HasPrefix(r.Container.ImageDir, dir) {
-		t.Errorf("it restores from %s", r.Container.ImageDir)
+	if r := container(s, "a"); !strings.HasPrefix(r.Container.RootfsArchive, dir) || f.adapted[0].ImageDirs["a"] != dir+"/containers/a/criu" {
+		t.Errorf("it restores from %s and %v", r.Container.RootfsArchive, f.adapted)
 	}
 	if r := create(s, sandbox("restore-ticket", ticket)); r.Error == nil {
 		t.Errorf("second use: %+v", r)

@@ -4,6 +4,9 @@
 //	subject              build the state up and serve
 //	subject get PATH     ask the subject in this Pod, print the answer
 //	subject share a|b    one of two containers that share memory and talk
+//	subject echo         answer whoever speaks
+//	subject dial HOST    speak to the echo there
+//	subject reach ADDR   print what is said at an address and port
 package main
 
 import (
@@ -26,6 +29,12 @@ func main() {
 		err = child()
 	case len(os.Args) == 3 && os.Args[1] == "share":
 		err = share(ctx, os.Args[2])
+	case len(os.Args) == 2 && os.Args[1] == "echo":
+		err = echo(ctx)
+	case len(os.Args) == 3 && os.Args[1] == "dial":
+		err = dial(ctx, os.Args[2])
+	case len(os.Args) == 3 && os.Args[1] == "reach":
+		err = reach(os.Args[2])
 	case len(os.Args) == 1:
 		err = serve(ctx)
 	default:
