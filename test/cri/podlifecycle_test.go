@@ -131,6 +131,9 @@ func TestAContainerWithTCPConnectionsIsCapturedAndItsListenerComesBack(t *testin
 	}
 	p := theNode.restore(t, dir, a)
 	p.goesOn(t, "a")
+	if got := p.exec(t, "a", established); got < "2" {
+		t.Errorf("the restored container has %s ends of its connection to itself", got)
+	}
 	if got := p.exec(t, "a", "echo hello | timeout 5 nc 127.0.0.1 7000"); got != "hello" {
 		t.Errorf("the restored listener answered %q", got)
 	}

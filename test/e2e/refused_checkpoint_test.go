@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -92,6 +94,22 @@ func TestACheckpointThatCannotBeTakenEndsWithItsReason(t *testing.T) {
 			setUp:  func(s *scene) { s.running(MakePod("source").Shell("main", idle).Obj()) },
 			change: func(c *checkpointv1alpha1.PodCheckpoint) { c.Spec.Containers = []string{"main", "absent"} },
 			says:   []string{"absent"},
+		},
+		{
+			name: "two containers with a Unix connection between them",
+			setUp: func(s *scene) {
+				s.running(MakePod("source").
+					Container("one", imageSubject, "subject", "plug", "listen", "/share/socket").
+					Container("two", imageSubject, "subject", "plug", "dial", "/share/socket").
+					EmptyDir("share", "/share", corev1.StorageMediumDefault).Obj())
+				s.eventually("they are connected", func() error {
+					if log := s.logs("source", "two"); !strings.Contains(log, "plug: connected") {
+						return fmt.Errorf("log %q", log)
+					}
+					return nil
+				})
+			},
+			says: []string{"Unix socket", "container one, process", "container two, process", "plug dial", "TCP"},
 		},
 	} {
 		t.Run(way.name, func(t *testing.T) {

@@ -170,6 +170,9 @@ func (e *Engine) prepare(ctx context.Context, s engine.Sandbox, dir string) (*ch
 		targets = append(targets, t)
 		m.Containers = append(m.Containers, describe(c))
 	}
+	if err := inspectUnix(s.Containers, pids); err != nil {
+		return nil, nil, nil, err
+	}
 	volumes := volumesOf(s.Containers)
 	for _, v := range volumes {
 		m.Volumes = append(m.Volumes, checkpoint.Volume{Name: v.name, Archive: v.archive(), Mounts: v.mounts})

@@ -148,3 +148,28 @@ func reach(address string) error {
 	_, err = io.Copy(os.Stdout, conn)
 	return err
 }
+
+// plug holds one end of a Unix connection: it makes the socket and accepts, or dials.
+func plug(ctx context.Context, part, path string) error {
+	if part == "dial" {
+		awaitFile(path)
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		fmt.Println("plug: connected")
+	} else {
+		listener, err := net.Listen("unix", path)
+		if err != nil {
+			return err
+		}
+		conn, err := listener.Accept()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+	}
+	<-ctx.Done()
+	return nil
+}
