@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -82,10 +84,13 @@ func (s *soak) clear(ctx context.Context, namespace string, d *damage, last bool
 }
 
 // sweep takes away what containerd itself leaves when it is killed between making a
-// network namespace and writing down that it has (its RunPodSandbox), whichever Pod
-// that was for. Such are counted; any other is a leftover.
+// network namespace, or starting a shim, and writing down that it has (its
+// RunPodSandbox), whichever Pod that was for. Such are counted; any other is a leftover.
 func (s *soak) sweep(ctx context.Context, d *damage) error {
 	for node := range d.killed {
+		if err := s.sweepShims(ctx, node); err != nil {
+			return err
+		}
 		names, err := s.nodes.deserted(node)
 		if err != nil {
 			return err
@@ -109,4 +114,35 @@ func (s *soak) sweep(ctx context.Context, d *damage) error {
 		}
 	}
 	return nil
+}
+
+// sweepShims ends a node's shims that containerd has forgotten, once it has forgotten
+// their sandboxes too: a shim that it knows how to reach it ends itself, with the sandbox.
+func (s *soak) sweepShims(ctx context.Context, node string) error {
+	shims, err := s.nodes.forgotten(node)
+	if err != nil || len(shims) == 0 {
+		return err
+	}
+	if err := eventually(ctx, patience, "containerd of "+node+" forgets the sandboxes of its lost shims", func() error {
+		known, err := s.cluster.OnNode(ctx, node, "ctr -n k8s.io containers ls; ctr -n k8s.io tasks ls; ctr -n k8s.io sandboxes ls; ls /run/containerd/io.containerd.runtime.v2.task/k8s.io")
+		if err != nil {
+			return err
+		}
+		for _, lost := range shims {
+			if strings.Contains(known, lost.sandbox()) {
+				return fmt.Errorf("it knows %s", lost.sandbox())
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	shims, err = s.nodes.forgotten(node) // under which nothing has begun to run
+	for _, lost := range shims {
+		if err := unix.Kill(lost.pid, unix.SIGTERM); err != nil {
+			return fmt.Errorf("end shim %d of sandbox %s: %w", lost.pid, lost.sandbox(), err)
+		}
+		s.lost++
+	}
+	return err
 }

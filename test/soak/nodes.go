@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,6 +24,7 @@ import (
 type nodes struct {
 	id     string            // of the devcluster, in the names of its cgroups
 	anchor map[string]string // by node: /proc/PID of a program there that nobody kills
+	logs   string            // directory of the components' logs
 }
 
 const freezerRoot = "/sys/fs/cgroup/freezer"
@@ -50,7 +52,7 @@ func (s *soak) findNodes(ctx context.Context, state string) (*nodes, error) {
 	if err := json.Unmarshal([]byte(out), &places); err != nil {
 		return nil, fmt.Errorf("read devcluster's status: %w", err)
 	}
-	n := &nodes{id: description.ID, anchor: map[string]string{}}
+	n := &nodes{id: description.ID, anchor: map[string]string{}, logs: filepath.Join(state, "log")}
 	for _, place := range places {
 		for _, component := range place.Components {
 			if component.Name == "kube-proxy" {
@@ -164,6 +166,16 @@ type process struct {
 
 func (p process) program() string { return filepath.Base(p.args[0]) }
 
+const shim = "containerd-shim-runc-v2"
+
+// sandbox is the one that a shim was started for.
+func (p process) sandbox() string {
+	if i := slices.Index(p.args, "-id"); p.program() == shim && i > 0 && i+1 < len(p.args) {
+		return p.args[i+1]
+	}
+	return ""
+}
+
 // capture is the sandbox whose capture the process belongs to.
 func (p process) capture() string {
 	for variable := range bytes.SplitSeq(p.env, []byte{0}) {
@@ -249,8 +261,58 @@ func (n *nodes) deserted(node string) ([]string, error) {
 	return names, nil
 }
 
+// unreachable is what containerd says when it starts and finds the bundle of a shim
+// without a word of how to reach it. It takes the bundle away and forgets that shim,
+// whose process stays (core/runtime/v2: binary.Start, loadShims).
+var unreachable = regexp.MustCompile(`failed to read bootstrap\.json when restoring bundle \\"([0-9a-f]{64})\\": unable to migrate shim: failed to get socket address`)
+
+// unrecorded lists, from a containerd's log, the sandboxes between whose shim's start
+// and the record of it that containerd was killed. Nothing was ever asked of
+// such a shim: it was never told to make a container, and no OCI runtime was called.
+func unrecorded(log []byte) map[string]bool {
+	ids := map[string]bool{}
+	for _, match := range unreachable.FindAllSubmatch(log, -1) {
+		ids[string(match[1])] = true
+	}
+	return ids
+}
+
+// forgotten lists the shims of a node that a containerd left without a record, and that
+// nothing runs under.
+func (n *nodes) forgotten(node string) ([]process, error) {
+	log, err := os.ReadFile(filepath.Join(n.logs, node+"-containerd.log"))
+	if err != nil {
+		return nil, err
+	}
+	all, err := n.processes()
+	if err != nil {
+		return nil, err
+	}
+	ids := unrecorded(log)
+	var shims []process
+	for _, p := range all {
+		if p.node != node || !p.host || !ids[p.sandbox()] {
+			continue
+		}
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.pid))
+		if err != nil {
+			return nil, err
+		}
+		children := len(tasks) == 0 // it has ended, or cannot be looked at
+		for _, task := range tasks {
+			list, err := os.ReadFile(task) // a thread that has ended has no children
+			gone := errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
+			children = children || err != nil && !gone || len(bytes.TrimSpace(list)) > 0
+		}
+		if !children {
+			shims = append(shims, p)
+		}
+	}
+	return shims, nil
+}
+
 // residents are the programs that belong on a node and in no container.
-var residents = []string{"containerd", "containerd-shim-runc-v2", "kubelet", "kube-proxy", "stasis-guard"}
+var residents = []string{"containerd", shim, "kubelet", "kube-proxy", "stasis-guard"}
 
 // leftovers says what is on the nodes beyond the living Pods, given by node and
 // UID. There are none of the round's own. What agents remember of Pods that they
@@ -278,18 +340,22 @@ func (n *nodes) leftovers(pods map[string][]string, agentsAreNew bool) error {
 		}
 	}
 	count := map[string]int{}
+	strays := map[string][]string{} // by node: shims without a cgroup
 	for _, p := range processes {
 		if !p.host {
 			continue
 		}
 		count[p.node+" "+p.program()]++
+		if id := p.sandbox(); id != "" && !containers[id] {
+			strays[p.node] = append(strays[p.node], fmt.Sprintf("%d of sandbox %s", p.pid, id))
+		}
 		if p.capture() != "" || !slices.Contains(residents, p.program()) && !slices.Contains(p.args, "internal-supervise") {
 			found(p.node, "process %d: %s", p.pid, strings.Join(p.args, " "))
 		}
 	}
 	for _, node := range n.names() {
-		if got := count[node+" containerd-shim-runc-v2"]; got != len(pods[node]) {
-			found(node, "%d shims for %d Pods", got, len(pods[node]))
+		if got := count[node+" "+shim]; got != len(pods[node]) || len(strays[node]) > 0 {
+			found(node, "%d shims for %d Pods; without a cgroup: %v", got, len(pods[node]), strays[node])
 		}
 		if got := count[node+" stasis-guard"]; got != 1 {
 			found(node, "%d guards", got)

@@ -52,6 +52,7 @@ type total struct {
 	survivedCRIU, retried int
 	cut                   int // restored containers that containerd ended in their start
 	deserted              int // network namespaces that a killed containerd left
+	lost                  int // shims that a killed containerd left
 }
 
 func (s *soak) hit(amid bool) {
@@ -117,7 +118,7 @@ func (s *soak) report(outcome string) {
 	}
 	fmt.Fprintf(s.out, "restores: %d, %d of them at the second attempt\n", s.restored, s.givenUp)
 	fmt.Fprintf(s.out, "restored containers of several that a kill ended in their start: %d\n", s.cut)
-	fmt.Fprintf(s.out, "network namespaces that a killed containerd left: %d\n", s.deserted)
+	fmt.Fprintf(s.out, "network namespaces that a killed containerd left: %d; shims: %d\n", s.deserted, s.lost)
 	fmt.Fprintf(s.out, "soak: %s rounds=%d kills=%d checkpoints=%d restores=%d\n", outcome, s.rounds, kills, s.ready, s.restored)
 }
 
