@@ -143,6 +143,34 @@ func (h *Host) Do(fn func() error) error {
 	return <-done
 }
 
+// Apart runs fn on a thread of its own in a new mount namespace, which ends with the
+// last process that fn starts there. It gets what is mounted in the caller's and gives
+// nothing back: what such a process leaves mounted when it is killed is nobody's.
+func Apart(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked, as in Do
+		done <- func() error {
+			if err := leaveMounts(); err != nil {
+				return err
+			}
+			return fn()
+		}()
+	}()
+	return <-done
+}
+
+// leaveMounts takes the calling thread into a mount namespace of its own.
+func leaveMounts() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("keep mounts from spreading to the host: %w", err)
+	}
+	return nil
+}
+
 // Command is a program to be run in the host's mount namespace.
 type Command struct {
 	Name string   // found in PATH when it has no slash
@@ -151,6 +179,8 @@ type Command struct {
 	// Interrupt, if set, asks the command to end when the context of Run has, and
 	// says how long it may take before it is killed.
 	Interrupt func() time.Duration
+	// Apart runs the command in a mount namespace of its own (see the function).
+	Apart bool
 	// Outside runs the command in the root of every cgroup hierarchy instead of
 	// the caller's cgroups: it survives the end of the caller's container, and is
 	// not counted against its limits.
@@ -261,6 +291,11 @@ func (h *Host) start(cmd *exec.Cmd, c Command) (err error) {
 		if unified != nil {
 			defer unified.Close()
 			cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(unified.Fd())
+		}
+	}
+	if c.Apart {
+		if err := leaveMounts(); err != nil {
+			return err
 		}
 	}
 	return cmd.Start()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/nodeapi"
 )
 
@@ -45,7 +46,15 @@ func (c call) delete(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if m == nil || m.Container != "" {
+	if m == nil {
+		// It may be a container whose restore was interrupted: that must not go on while
+		// the real runtime removes it.
+		if err := criu.EndRestores(c.id); err != nil {
+			return err
+		}
+		return c.stepAside()
+	}
+	if m.Container != "" {
 		c.lastLook(ctx, m)
 		return c.stepAside()
 	}

@@ -66,7 +66,8 @@ func ReadConfig(executable string) (Config, error) {
 func Main(ctx context.Context, executable string, args []string) error {
 	switch filepath.Base(args[0]) {
 	case FreezeHookName:
-		return criu.FreezeHook(os.Getenv)
+		criu.FreezeHook(os.Getenv)
+		return nil
 	case CompletedName:
 		return nil
 	case criu.GuardName:
@@ -222,6 +223,10 @@ func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sa
 		return fmt.Errorf("find the sandbox of container %s: %w", name, err)
 	}
 	defer lock.Close()
+	// Who had the lock before may have been killed over a restore.
+	if err := criu.EndRestores(sandbox.ID); err != nil {
+		return err
+	}
 	privileges, err := b.privileges()
 	if err != nil {
 		return err
@@ -296,6 +301,10 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 	if err != nil {
 		return err
 	}
+	shares, err := b.shares()
+	if err != nil {
+		return err
+	}
 	options := filepath.Join(c.bundle, "stasis-criu.conf")
 	if err := criu.WriteRestoreConfig(options, from.FreezeHook); err != nil {
 		return err
@@ -305,12 +314,12 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		return err
 	}
 	return criu.Restore(ctx, criu.RestoreRequest{
-		Runtime: c.Runtime, Root: c.root, Global: c.others, ID: c.id, Bundle: c.bundle,
+		Runtime: c.Runtime, Root: c.root, Global: c.others, Sandbox: b.annotations[annotationSandboxID], ID: c.id, Bundle: c.bundle,
 		PIDFile: c.pidFile, ConsoleSocket: c.console,
 		ImageDir: from.ImageDir, WorkDir: from.WorkDir, RunDir: filepath.Dir(c.Socket),
 		Path:         from.Path,
 		UTSNamespace: namespaces["uts"], NetNamespace: namespaces["network"], IPCNamespace: namespaces["ipc"],
-		HoldDuring: from.HoldDuring, HoldAfter: from.HoldAfter, SysVIPC: from.SysVIPC,
+		HoldDuring: from.HoldDuring, HoldAfter: from.HoldAfter, SysVIPC: from.SysVIPC, Shares: shares,
 	})
 }
 

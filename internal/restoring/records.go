@@ -11,6 +11,9 @@ import (
 	"slices"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
 )
@@ -128,13 +131,29 @@ func (s *Sessions) forget(sandboxID string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(os.RemoveAll(s.workDirs(sandboxID)), os.RemoveAll(filepath.Join(s.ImagesDir, sandboxID))); err != nil {
+	if err := errors.Join(removeAll(s.workDirs(sandboxID)), os.RemoveAll(filepath.Join(s.ImagesDir, sandboxID))); err != nil {
 		return err
 	}
 	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
+}
+
+// removeAll removes a directory, and not what is mounted beneath it: a killed CRIU may
+// have left cgroup hierarchies there.
+func removeAll(dir string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return fmt.Errorf("look for what is mounted beneath %s: %w", dir, err)
+	}
+	slices.Reverse(mounts) // what is mounted upon another comes after it
+	for _, m := range mounts {
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
+		}
+	}
+	return os.RemoveAll(dir)
 }
 
 func (s *Sessions) records() ([]record, error) {

@@ -158,8 +158,8 @@ func (w *watcher) frozen() map[cgroup]time.Time {
 // process is one of a node.
 type process struct {
 	pid  int
-	node string // by its cgroup or its mount namespace
-	host bool   // in the node's own mount namespace, in no container
+	node string // by its cgroup or its root directory
+	host bool   // its root directory is the node's, it is in no container
 	args []string
 	env  []byte
 }
@@ -186,14 +186,22 @@ func (p process) capture() string {
 	return ""
 }
 
+// inode identifies a file.
+func inode(path string) ([2]uint64, error) {
+	var stat unix.Stat_t
+	err := unix.Stat(path, &stat)
+	return [2]uint64{uint64(stat.Dev), stat.Ino}, err
+}
+
 func (n *nodes) processes() ([]process, error) {
-	mounts := map[string]string{} // by mount namespace: the node
+	// CRIU and what starts it are in mount namespaces of their own.
+	roots := map[[2]uint64]string{} // by device and inode: the node
 	for node, anchor := range n.anchor {
-		ns, err := os.Readlink(anchor + "/ns/mnt")
+		root, err := inode(anchor + "/root/")
 		if err != nil {
 			return nil, fmt.Errorf("kube-proxy of %s: %w", node, err)
 		}
-		mounts[ns] = node
+		roots[root] = node
 	}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -206,12 +214,12 @@ func (n *nodes) processes() ([]process, error) {
 			continue
 		}
 		proc := "/proc/" + entry.Name()
-		ns, err := os.Readlink(proc + "/ns/mnt")
+		root, err := inode(proc + "/root/")
 		if err != nil {
 			continue // it has ended
 		}
 		p := process{pid: pid}
-		if p.node, p.host = mounts[ns], mounts[ns] != ""; !p.host {
+		if p.node, p.host = roots[root], roots[root] != ""; !p.host {
 			groups, _ := os.ReadFile(proc + "/cgroup") // of one that has ended it is empty
 			for node := range n.anchor {
 				if bytes.Contains(groups, []byte("/stasis-devcluster-"+n.id+"/"+node+"/kubepods/")) {
@@ -389,6 +397,9 @@ func (n *nodes) leftovers(pods map[string][]string, agentsAreNew bool) error {
 			fields := strings.Fields(line)
 			if len(fields) < 2 {
 				continue
+			}
+			if strings.Contains(fields[1], "/.criu.") || strings.Contains(fields[1], "/criu-root") || strings.HasPrefix(fields[1], "/run/stasis/") || strings.HasPrefix(fields[1], "/var/lib/stasis/") {
+				found(node, "mount %s", fields[1])
 			}
 			path := strings.Split(fields[1], "/")
 			if i := slices.Index(path, "pods"); i > 0 && path[i-1] == "kubelet" && len(path) > i+1 && !slices.Contains(pods[node], path[i+1]) {

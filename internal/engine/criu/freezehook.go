@@ -35,11 +35,22 @@ const hookSocketEnv = "STASIS_FREEZE_SOCKET"
 // hookTimeout bounds each side's wait for the other.
 const hookTimeout = 30 * time.Second
 
-// FreezeHook is what CRIU calls as its action script (criu(8), --action-script).
-func FreezeHook(getenv func(string) string) error {
+// FreezeHook is what CRIU calls as its action script (criu(8), --action-script). CRIU
+// lets the processes go when it returns, whatever it returns. So it does not as long as
+// nobody has frozen them: EndRestores ends it.
+func FreezeHook(getenv func(string) string) {
 	if getenv("CRTOOLS_SCRIPT_ACTION") != "pre-resume" {
-		return nil
+		return
 	}
+	if err := askForFreeze(getenv); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		for {
+			time.Sleep(time.Hour)
+		}
+	}
+}
+
+func askForFreeze(getenv func(string) string) error {
 	conn, err := net.DialTimeout("unix", getenv(hookSocketEnv), hookTimeout)
 	if err != nil {
 		return fmt.Errorf("tell the restoring process: %w", err)
@@ -69,6 +80,7 @@ type hookListener struct {
 	dir      *os.File // of the socket; locked as long as somebody listens
 	listener *net.UnixListener
 	calls    chan hookCall // closed when the listener is
+	giveUp   func() error  // ends the restore
 }
 
 type hookCall struct {
@@ -78,7 +90,7 @@ type hookCall struct {
 
 // listenForHook makes a socket below runDir. Its path is short: a Unix socket's
 // may have 107 bytes (unix(7)), and the bundle's is longer than that.
-func listenForHook(runDir string) (*hookListener, error) {
+func listenForHook(runDir string, giveUp func() error) (*hookListener, error) {
 	dir, err := os.MkdirTemp(runDir, "freeze-")
 	if err != nil {
 		return nil, fmt.Errorf("wait for the freeze hook: %w", err)
@@ -95,7 +107,7 @@ func listenForHook(runDir string) (*hookListener, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("wait for the freeze hook: %w", err), lock.Close(), os.RemoveAll(dir))
 	}
-	h := &hookListener{path: path, dir: lock, listener: l, calls: make(chan hookCall, 16)}
+	h := &hookListener{path: path, dir: lock, listener: l, calls: make(chan hookCall, 16), giveUp: giveUp}
 	go h.serve()
 	return h, nil
 }
@@ -176,6 +188,9 @@ func (h *hookListener) answer(conn *net.UnixConn) hookCall {
 	}
 	if _, writeErr := fmt.Fprintln(conn, answer); err == nil {
 		err = writeErr
+	}
+	if err != nil { // the hook keeps CRIU
+		err = errors.Join(err, h.giveUp())
 	}
 	return hookCall{f, err}
 }

@@ -16,7 +16,7 @@ func TestOnlySocketsOfRestoresThatWereKilledAreRemoved(t *testing.T) {
 	defer os.RemoveAll(runDir)
 	var hooks [2]*hookListener
 	for i := range hooks {
-		if hooks[i], err = listenForHook(runDir); err != nil {
+		if hooks[i], err = listenForHook(runDir, func() error { return nil }); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -130,12 +131,19 @@ func kill(pids []int) error {
 // capturing lists the processes that are marked with a sandbox's capture. One
 // that has ended has no environment any more, so it is not among them.
 func capturing(sandboxID string) ([]int, error) {
+	marked, err := markedBy(captureEnv)
+	maps.DeleteFunc(marked, func(_ int, sandbox string) bool { return sandbox != sandboxID })
+	return slices.Collect(maps.Keys(marked)), err
+}
+
+// markedBy lists the processes that have a variable in their environment, with its value.
+func markedBy(variable string) (map[int]string, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
-	mark := []byte(captureEnv + "=" + sandboxID + "\x00")
-	var pids []int
+	mark := []byte(variable + "=")
+	marked := map[int]string{}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
@@ -145,9 +153,12 @@ func capturing(sandboxID string) ([]int, error) {
 		if err != nil {
 			continue // it has ended, or is a kernel thread
 		}
-		if bytes.HasPrefix(env, mark) || bytes.Contains(env, append([]byte{0}, mark...)) {
-			pids = append(pids, pid)
+		for setting := range bytes.SplitSeq(env, []byte{0}) {
+			if value, ok := bytes.CutPrefix(setting, mark); ok {
+				marked[pid] = string(value)
+				break
+			}
 		}
 	}
-	return pids, nil
+	return marked, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"podstasis.dev/stasis/internal/hostns"
 	"podstasis.dev/stasis/internal/nodeapi"
 )
 
@@ -24,6 +25,7 @@ type RestoreRequest struct {
 	Runtime string   // the OCI runtime
 	Root    string   // its state directory (--root)
 	Global  []string // more of its global arguments, such as --systemd-cgroup
+	Sandbox string   // its ID
 	ID      string
 	Bundle  string
 	PIDFile string // the container runtime waits for it; may be empty
@@ -43,6 +45,9 @@ type RestoreRequest struct {
 	// container is restored, and once it has been.
 	HoldDuring, HoldAfter []nodeapi.Connection
 	SysVIPC               nodeapi.SysVIPC
+	// Shares says that something is mounted from the container into the host
+	// (Bidirectional): it cannot be restored apart from the host's mounts.
+	Shares bool
 }
 
 // ConfigAnnotation names a file of CRIU options that the OCI runtime passes on.
@@ -89,7 +94,7 @@ func Restore(ctx context.Context, r RestoreRequest) error {
 }
 
 func runRestore(ctx context.Context, r RestoreRequest) (err error) {
-	hook, err := listenForHook(r.RunDir)
+	hook, err := listenForHook(r.RunDir, func() error { return EndRestores(r.ID) })
 	if err != nil {
 		return err
 	}
@@ -103,13 +108,24 @@ func runRestore(ctx context.Context, r RestoreRequest) (err error) {
 		args = append(args, "--console-socket", r.ConsoleSocket)
 	}
 	cmd := exec.CommandContext(ctx, r.Runtime, append(args, r.ID)...)
-	cmd.Env = append(os.Environ(), "PATH="+r.Path, hookSocketEnv+"="+hook.path)
+	cmd.Env = append(os.Environ(), "PATH="+r.Path, hookSocketEnv+"="+hook.path, restoreEnv+"="+r.Sandbox+"."+r.ID)
 	if r.SysVIPC == nodeapi.SysVIPCJoin {
 		cmd.Env = append(cmd.Env, joinSysVEnv+"=1")
 	}
 	// The restored processes take over these: they are the container's.
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	if err := cmd.Run(); err != nil {
+	// The OCI runtime and CRIU mount much for the time of a restore: the container's root
+	// file system and volumes once more, cgroup hierarchies. If they are killed none of it
+	// is left on the host, where whoever removes their directories would go through it.
+	start := func() error { return hostns.Apart(cmd.Start) }
+	if r.Shares {
+		start = cmd.Start
+	}
+	err = start()
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
 		err = fmt.Errorf("%s restore: %w", filepath.Base(r.Runtime), err)
 		if reason := lastErrors(filepath.Join(r.WorkDir, "restore.log")); reason != "" {
 			return fmt.Errorf("%w: CRIU failed: %s", err, reason)

@@ -26,7 +26,8 @@ func (e *Engine) runtime(ctx context.Context, r engine.Runtime, args ...string) 
 
 // runtimeCapturing does so for a command that starts CRIU to capture something of
 // a sandbox: outside of the agent's cgroups, whose end it survives, and marked so
-// that it is found then. When ctx ends it ends in good order.
+// that it is found then. CRIU mounts cgroup hierarchies for moments; what a killed one
+// leaves mounted is not the host's. When ctx ends it ends in good order.
 func (e *Engine) runtimeCapturing(ctx context.Context, sandboxID string, r engine.Runtime, args ...string) (hostns.Output, error) {
 	return e.call(ctx, hostns.Command{
 		Name: r.Binary, Args: args,
@@ -38,6 +39,7 @@ func (e *Engine) runtimeCapturing(ctx context.Context, sandboxID string, r engin
 			}
 			return interruptPatience
 		},
+		Apart:   true,
 		Outside: true,
 	}, r)
 }

@@ -1,0 +1,107 @@
+package criu
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A restoring process may be killed at any moment: the container runtime does so when
+// whoever asked it is gone. The OCI runtime and CRIU live on then, and nobody is there
+// any more to freeze what they restore. So CRIU's hook does not let go of it
+// (FreezeHook), and whoever works on that container or sandbox next ends them.
+
+// restoreEnv marks every process of a restore with SANDBOX.CONTAINER, by their IDs.
+const restoreEnv = "STASIS_RESTORE"
+
+// endPatience bounds how long processes that were killed may take to end.
+const endPatience = 5 * time.Second
+
+// EndRestores ends what is left of restores of a container, or of a sandbox's
+// containers, whose restoring process is gone or gives up. Nothing that they have
+// restored runs, neither before nor meanwhile.
+func EndRestores(id string) error {
+	for end := time.Now().Add(endPatience); ; time.Sleep(5 * time.Millisecond) {
+		marked, err := markedBy(restoreEnv)
+		if err != nil {
+			return fmt.Errorf("look for what is left of a restore: %w", err)
+		}
+		left := 0
+		for pid, mark := range marked {
+			sandbox, container, _ := strings.Cut(mark, ".")
+			if id == "" || id != sandbox && id != container {
+				continue
+			}
+			left++
+			// What is in the container's cgroup first, CRIU among it: CRIU's end lets go
+			// of what it holds.
+			if err := endContainer(pid, container); err != nil {
+				return fmt.Errorf("end an interrupted restore: %w", err)
+			}
+			if err := kill([]int{pid}); err != nil {
+				return fmt.Errorf("end an interrupted restore: %w", err)
+			}
+		}
+		if left == 0 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%d processes of an interrupted restore of %s do not end", left, id)
+		}
+	}
+}
+
+// endContainer kills all that is in the container's cgroup if pid is in it. It stands
+// still until all of it has been killed, so nothing of it runs.
+func endContainer(pid int, container string) error {
+	f, err := freezerOf(pid)
+	if err != nil || !strings.Contains(filepath.Base(f.path), container) {
+		return nil // it has ended, or is outside: the OCI runtime, or a CRIU whose hook has been answered
+	}
+	err = f.freeze()
+	if err == nil {
+		err = f.killAll()
+	}
+	err = errors.Join(err, f.thaw())
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil // the cgroup has gone
+	}
+	return err
+}
+
+// killAll kills what is in the cgroup and those below.
+func (f freezer) killAll() error {
+	return filepath.WalkDir(filepath.Join(f.mount, f.path), func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.Name() != "cgroup.procs" {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		var pids []int
+		for field := range strings.FieldsSeq(string(data)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				return err
+			}
+			pids = append(pids, pid)
+		}
+		return kill(pids)
+	})
+}
+
+func (f freezer) thaw() error {
+	name, value := "freezer.state", "THAWED"
+	if f.unified {
+		name, value = "cgroup.freeze", "0"
+	}
+	return os.WriteFile(filepath.Join(f.mount, f.path, name), []byte(value), 0)
+}
