@@ -29,6 +29,7 @@ const (
 	magicCore      = 0x55053847
 	magicIDs       = 0x54432030
 	magicInventory = 0x58313116
+	magicSeccomp   = 0x64413049
 )
 
 var errImage = errors.New("an image of the checkpoint is not as CRIU writes it")
@@ -51,6 +52,7 @@ type core struct {
 	dead    bool
 	command string
 	seccomp uint64
+	filter  uint64 // the last of its seccomp filters, where it has any
 	creds   creds
 }
 
@@ -153,7 +155,7 @@ func (r *reader) tree() (tasks []task, err error) {
 
 // core reads what is known of a thread.
 func (r *reader) core(id uint64) (*core, error) {
-	const fieldTask, fieldThread, fieldState, fieldCommand, fieldOldSeccomp, fieldCreds, fieldSeccomp = 3, 5, 1, 6, 11, 10, 11
+	const fieldTask, fieldThread, fieldState, fieldCommand, fieldOldSeccomp, fieldCreds, fieldSeccomp, fieldFilter = 3, 5, 1, 6, 11, 10, 11, 12
 	const dead, zombie = 2, 6
 	name := fmt.Sprintf("core-%d.img", id)
 	m, err := r.one(name, magicCore)
@@ -180,6 +182,9 @@ func (r *reader) core(id uint64) (*core, error) {
 		if c.seccomp, err = thread.number(fieldSeccomp); err != nil {
 			return err
 		}
+		if c.filter, err = thread.number(fieldFilter); err != nil {
+			return err
+		}
 		if process[fieldOldSeccomp] != nil && old != c.seccomp {
 			return fmt.Errorf("%w: it has two seccomp modes", errImage)
 		}
@@ -196,6 +201,41 @@ func (r *reader) core(id uint64) (*core, error) {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return c, nil
+}
+
+// sharedFilters says whether the seccomp filters of a process are set for all of its
+// threads. CRIU writes those that all threads have once, with the process: each then
+// has the flag SECCOMP_FILTER_FLAG_TSYNC (seccomp(2)), and the threads are written as
+// if they had none.
+func (r *reader) sharedFilters(leader *core) (bool, error) {
+	const name, fieldFilters, fieldPrevious, fieldFlags, sync = "seccomp.img", 1, 2, 3, 1
+	m, err := r.one(name, magicSeccomp)
+	if err != nil {
+		return false, err
+	}
+	filters := m[fieldFilters]
+	for at, passed := leader.filter, 0; ; passed++ {
+		if at >= uint64(len(filters)) || passed == len(filters) {
+			return false, fmt.Errorf("%w: the filters of %s lead nowhere", errImage, name)
+		}
+		filter, err := parseFields(filters[at].bytes)
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", name, err)
+		}
+		flags, err := filter.number(fieldFlags)
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", name, err)
+		}
+		if flags&sync == 0 {
+			return false, nil
+		}
+		if len(filter[fieldPrevious]) == 0 {
+			return true, nil
+		}
+		if at, err = filter.number(fieldPrevious); err != nil {
+			return false, fmt.Errorf("%s: %w", name, err)
+		}
+	}
 }
 
 func (c *creds) read(m fields) error {

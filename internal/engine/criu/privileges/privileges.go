@@ -64,12 +64,23 @@ func (r *reader) checkTask(t task, allowed *nodeapi.Privileges) error {
 		if thread.dead {
 			return fmt.Errorf("%w: thread %d of process %d has ended, and its process has not", errImage, id, t.pid)
 		}
+		if thread.seccomp == 0 && leader.seccomp == seccompFilter {
+			shared, err := r.sharedFilters(leader)
+			if err != nil {
+				return err
+			}
+			if shared {
+				thread.seccomp = leader.seccomp
+			}
+		}
 		if err := thread.check(allowed); err != nil {
 			return fmt.Errorf("%w: thread %d of process %d %w", ErrExceeded, id, t.pid, err)
 		}
 	}
 	return nil
 }
+
+const seccompFilter = 2 // SECCOMP_MODE_FILTER
 
 // check compares one thread with its container.
 func (c *core) check(allowed *nodeapi.Privileges) error {
@@ -82,9 +93,8 @@ func (c *core) check(allowed *nodeapi.Privileges) error {
 	if allowed.NoNewPrivileges && !c.creds.noNewPrivs {
 		return errors.New("may gain privileges (no_new_privs is 0), the container's configuration says noNewPrivileges")
 	}
-	const filter = 2 // SECCOMP_MODE_FILTER
-	if allowed.Seccomp && c.seccomp != filter {
-		return fmt.Errorf("has seccomp mode %d, the container's configuration has a seccomp filter (mode %d)", c.seccomp, filter)
+	if allowed.Seccomp && c.seccomp != seccompFilter {
+		return fmt.Errorf("has seccomp mode %d, the container's configuration has a seccomp filter (mode %d)", c.seccomp, seccompFilter)
 	}
 	if want := allowed.AppArmorProfile; want != "" && c.creds.profile != want {
 		return fmt.Errorf("has the AppArmor profile %.80q, the container's configuration %q", c.creds.profile, want)

@@ -17,6 +17,7 @@ import (
 	criu_core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/inventory"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/seccomp"
 	"google.golang.org/protobuf/proto"
 
 	"podstasis.dev/stasis/internal/engine/criu/privileges"
@@ -101,7 +102,7 @@ func image(magic uint32, entries ...proto.Message) *fstest.MapFile {
 }
 
 const (
-	magicTree, magicCore, magicInventory = 0x50273030, 0x55053847, 0x58313116
+	magicTree, magicCore, magicInventory, magicSeccomp = 0x50273030, 0x55053847, 0x58313116, 0x64413049
 )
 
 // subject is a small tree of images: process 1 with thread 2, both of user 1000, and
@@ -110,6 +111,7 @@ type subject struct {
 	tree      []*pstree.PstreeEntry
 	cores     map[string]*criu_core.CoreEntry
 	inventory *inventory.InventoryEntry
+	filters   *seccomp.SeccompEntry // nil: there is no image of them
 	allowed   *nodeapi.Privileges
 }
 
@@ -153,12 +155,24 @@ func makeSubject() *subject {
 	}
 }
 
+// shareFilters gives process 1 two seccomp filters with these flags.
+func (s *subject) shareFilters(first, second uint32) {
+	s.filters = &seccomp.SeccompEntry{SeccompFilters: []*seccomp.SeccompFilter{
+		{Filter: []byte{0}, Flags: proto.Uint32(first)},
+		{Filter: []byte{0}, Flags: proto.Uint32(second), Prev: proto.Uint32(0)},
+	}}
+	s.cores["core-1.img"].ThreadCore.SeccompFilter = proto.Uint32(1)
+}
+
 func (s *subject) files() fstest.MapFS {
 	var tree []proto.Message
 	for _, e := range s.tree {
 		tree = append(tree, e)
 	}
 	files := fstest.MapFS{"pstree.img": image(magicTree, tree...), "inventory.img": image(magicInventory, s.inventory)}
+	if s.filters != nil {
+		files["seccomp.img"] = image(magicSeccomp, s.filters)
+	}
 	for name, c := range s.cores {
 		files[name] = image(magicCore, c)
 	}
@@ -172,30 +186,33 @@ func TestImagesThatGiveAProcessMoreThanItsContainerMayHaveAreRefusedWithBothValu
 		change func(s *subject)
 		says   []string // nothing: it may
 	}{
-		"as it was":                   {func(*subject) {}, nil},
-		"another user":                {func(s *subject) { who(s).Uid = proto.Uint32(1001) }, nil},
-		"less capabilities":           {func(s *subject) { who(s).CapBnd = []uint32{0, 0} }, nil},
-		"less than the container":     {func(s *subject) { s.allowed.Seccomp, s.allowed.NoNewPrivileges = false, false }, nil},
-		"root in root's container":    {func(s *subject) { who(s).Uid, s.allowed.UID = proto.Uint32(0), 0 }, nil},
-		"uid 0":                       {func(s *subject) { who(s).Uid = proto.Uint32(0) }, []string{"process 1 (sh)", "uid 0", "user 1000"}},
-		"effective uid 0":             {func(s *subject) { who(s).Euid = proto.Uint32(0) }, []string{"process 1", "euid 0", "user 1000"}},
-		"saved uid 0":                 {func(s *subject) { who(s).Suid = proto.Uint32(0) }, []string{"suid 0"}},
-		"group 0":                     {func(s *subject) { who(s).Groups = []uint32{5, 0} }, []string{"group 0", "1000"}},
-		"a bounding capability":       {func(s *subject) { who(s).CapBnd = []uint32{1 | 1<<21, 0} }, []string{"CAP_SYS_ADMIN", "bounding", "CAP_CHOWN"}},
-		"one of the second word":      {func(s *subject) { who(s).CapBnd = []uint32{1, 1 << 7} }, []string{"CAP_BPF"}},
-		"an unknown one":              {func(s *subject) { who(s).CapBnd = []uint32{1, 1 << 31} }, []string{"63"}},
-		"an effective capability":     {func(s *subject) { who(s).CapEff = []uint32{1 << 12, 0} }, []string{"CAP_NET_ADMIN", "effective"}},
-		"a permitted capability":      {func(s *subject) { who(s).CapPrm = []uint32{1 << 12, 0} }, []string{"CAP_NET_ADMIN", "permitted"}},
-		"an inheritable capability":   {func(s *subject) { who(s).CapInh = []uint32{1 << 12, 0} }, []string{"CAP_NET_ADMIN", "inheritable"}},
-		"an ambient capability":       {func(s *subject) { who(s).CapAmb = []uint32{1 << 12, 0} }, []string{"CAP_NET_ADMIN", "ambient"}},
-		"may gain privileges":         {func(s *subject) { who(s).NoNewPrivs = nil }, []string{"no_new_privs is 0", "noNewPrivileges"}},
-		"no seccomp":                  {func(s *subject) { s.cores["core-1.img"].ThreadCore.SeccompMode = &disabled }, []string{"seccomp mode 0", "mode 2"}},
-		"no seccomp, said by nothing": {func(s *subject) { s.cores["core-1.img"].ThreadCore.SeccompMode = nil }, []string{"seccomp mode 0"}},
-		"a thread with uid 0":         {func(s *subject) { s.cores["core-2.img"].ThreadCore.Creds.Uid = proto.Uint32(0) }, []string{"thread 2 of process 1", "uid 0"}},
-		"no AppArmor profile":         {func(s *subject) { s.allowed.AppArmorProfile = "cri-containerd.apparmor.d" }, []string{`profile ""`, "cri-containerd"}},
-		"the node's processes":        {func(s *subject) { s.cores["core-1.img"].Ids.PidNsId = proto.Uint32(1) }, []string{"process 1", "pid namespace of the node"}},
-		"the node's files":            {func(s *subject) { s.cores["core-1.img"].Ids.MntNsId = proto.Uint32(5) }, []string{"mount namespace of the node"}},
-		"the node's network":          {func(s *subject) { s.cores["core-1.img"].Ids.NetNsId = proto.Uint32(2) }, []string{"network namespace"}},
+		"as it was":                          {func(*subject) {}, nil},
+		"another user":                       {func(s *subject) { who(s).Uid = proto.Uint32(1001) }, nil},
+		"less capabilities":                  {func(s *subject) { who(s).CapBnd = []uint32{0, 0} }, nil},
+		"less than the container":            {func(s *subject) { s.allowed.Seccomp, s.allowed.NoNewPrivileges = false, false }, nil},
+		"root in root's container":           {func(s *subject) { who(s).Uid, s.allowed.UID = proto.Uint32(0), 0 }, nil},
+		"uid 0":                              {func(s *subject) { who(s).Uid = proto.Uint32(0) }, []string{"process 1 (sh)", "uid 0", "user 1000"}},
+		"effective uid 0":                    {func(s *subject) { who(s).Euid = proto.Uint32(0) }, []string{"process 1", "euid 0", "user 1000"}},
+		"saved uid 0":                        {func(s *subject) { who(s).Suid = proto.Uint32(0) }, []string{"suid 0"}},
+		"group 0":                            {func(s *subject) { who(s).Groups = []uint32{5, 0} }, []string{"group 0", "1000"}},
+		"a bounding capability":              {func(s *subject) { who(s).CapBnd = []uint32{1 | 1<<21, 0} }, []string{"CAP_SYS_ADMIN", "bounding", "CAP_CHOWN"}},
+		"one of the second word":             {func(s *subject) { who(s).CapBnd = []uint32{1, 1 << 7} }, []string{"CAP_BPF"}},
+		"an unknown one":                     {func(s *subject) { who(s).CapBnd = []uint32{1, 1 << 31} }, []string{"63"}},
+		"an effective capability":            {func(s *subject) { who(s).CapEff = []uint32{1 << 12, 0} }, []string{"CAP_NET_ADMIN", "effective"}},
+		"a permitted capability":             {func(s *subject) { who(s).CapPrm = []uint32{1 << 12, 0} }, []string{"CAP_NET_ADMIN", "permitted"}},
+		"an inheritable capability":          {func(s *subject) { who(s).CapInh = []uint32{1 << 12, 0} }, []string{"CAP_NET_ADMIN", "inheritable"}},
+		"an ambient capability":              {func(s *subject) { who(s).CapAmb = []uint32{1 << 12, 0} }, []string{"CAP_NET_ADMIN", "ambient"}},
+		"may gain privileges":                {func(s *subject) { who(s).NoNewPrivs = nil }, []string{"no_new_privs is 0", "noNewPrivileges"}},
+		"no seccomp":                         {func(s *subject) { s.cores["core-1.img"].ThreadCore.SeccompMode = &disabled }, []string{"seccomp mode 0", "mode 2"}},
+		"no seccomp, said by nothing":        {func(s *subject) { s.cores["core-1.img"].ThreadCore.SeccompMode = nil }, []string{"seccomp mode 0"}},
+		"a thread without seccomp":           {func(s *subject) { s.cores["core-2.img"].ThreadCore.SeccompMode = &disabled; s.shareFilters(0, 0) }, []string{"thread 2 of process 1", "seccomp mode 0"}},
+		"a thread with its process' filters": {func(s *subject) { s.cores["core-2.img"].ThreadCore.SeccompMode = &disabled; s.shareFilters(1, 1) }, nil},
+		"a thread with some of them":         {func(s *subject) { s.cores["core-2.img"].ThreadCore.SeccompMode = &disabled; s.shareFilters(0, 1) }, []string{"thread 2 of process 1", "seccomp mode 0"}},
+		"a thread with uid 0":                {func(s *subject) { s.cores["core-2.img"].ThreadCore.Creds.Uid = proto.Uint32(0) }, []string{"thread 2 of process 1", "uid 0"}},
+		"no AppArmor profile":                {func(s *subject) { s.allowed.AppArmorProfile = "cri-containerd.apparmor.d" }, []string{`profile ""`, "cri-containerd"}},
+		"the node's processes":               {func(s *subject) { s.cores["core-1.img"].Ids.PidNsId = proto.Uint32(1) }, []string{"process 1", "pid namespace of the node"}},
+		"the node's files":                   {func(s *subject) { s.cores["core-1.img"].Ids.MntNsId = proto.Uint32(5) }, []string{"mount namespace of the node"}},
+		"the node's network":                 {func(s *subject) { s.cores["core-1.img"].Ids.NetNsId = proto.Uint32(2) }, []string{"network namespace"}},
 		"the node's network as asked": {func(s *subject) {
 			s.cores["core-1.img"].Ids.NetNsId = proto.Uint32(2)
 			s.allowed.Namespaces = []string{"pid", "ipc", "uts", "mount"}
@@ -277,4 +294,24 @@ func FuzzCheck(f *testing.F) {
 			"pstree.img": {Data: tree}, "inventory.img": {Data: inventory}}
 		privileges.Check(context.Background(), dir, s.allowed) // comes back, with or without an error
 	})
+}
+
+func TestSeccompFiltersThatLeadNowhereAreRefused(t *testing.T) {
+	disabled := criu_core.SeccompMode_disabled
+	for name, change := range map[string]func(*subject){
+		"to itself":     func(s *subject) { s.filters.SeccompFilters[1].Prev = proto.Uint32(1) },
+		"past the last": func(s *subject) { s.filters.SeccompFilters[1].Prev = proto.Uint32(2) },
+		"none at all":   func(s *subject) { s.filters.SeccompFilters = nil },
+		"no image":      func(s *subject) { s.filters = nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := makeSubject()
+			s.cores["core-2.img"].ThreadCore.SeccompMode = &disabled
+			s.shareFilters(1, 1)
+			change(s)
+			if err := privileges.Check(t.Context(), s.files(), s.allowed); err == nil {
+				t.Error("they were taken")
+			}
+		})
+	}
 }
