@@ -2,9 +2,10 @@
 // another tree: the writable layer of a container and the contents of volumes.
 //
 // The stream is POSIX pax (pax(1)) with extended attributes as SCHILY.xattr
-// records, and an OCI image's layer: what overlayfs keeps as character devices 0:0
-// and as an attribute (Linux Documentation/filesystems/overlayfs.rst) becomes files
-// named .wh.NAME and .wh..wh..opq.
+// records, files with holes as GNU tar has them, and an OCI image's layer: what
+// overlayfs keeps as character devices 0:0 and as an attribute (Linux
+// Documentation/filesystems/overlayfs.rst) becomes files named .wh.NAME and
+// .wh..wh..opq.
 package layer
 
 import (
@@ -36,7 +37,7 @@ const (
 // A tree that overlayfs keeps in a form that cannot be copied by itself
 // (redirect_dir, metacopy) is an error.
 func Write(ctx context.Context, w io.Writer, dir string) error {
-	t := &writer{tar: tar.NewWriter(w), links: map[inode]string{}, ended: func() error { return context.Cause(ctx) }}
+	t := &writer{tar: tar.NewWriter(w), out: w, links: map[inode]string{}, ended: func() error { return context.Cause(ctx) }}
 	err := filepath.WalkDir(dir, func(full string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -63,6 +64,7 @@ type inode struct{ dev, ino uint64 }
 
 type writer struct {
 	tar   *tar.Writer
+	out   io.Writer        // what tar writes to
 	links map[inode]string // names of files with several links, by inode
 	ended func() error     // why to stop
 }
@@ -132,23 +134,40 @@ func (t *writer) add(full, rel string) error {
 			t.links[id] = rel
 		}
 	}
-	if err := t.tar.WriteHeader(h); err != nil {
-		return err
-	}
 	if h.Typeflag != tar.TypeReg {
-		return nil
+		return t.tar.WriteHeader(h)
 	}
 	f, err := os.OpenFile(full, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NOATIME, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	extents, err := extentsOf(f, h.Size)
+	if err != nil {
+		return fmt.Errorf("find the holes of %s: %w", full, err)
+	}
+	if !whole(extents, h.Size) {
+		return wrap(t.addSparse(h, f, extents), full)
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil { // looking for holes moved it
+		return err
+	}
+	if err := t.tar.WriteHeader(h); err != nil {
+		return err
+	}
 	// The tree stands still while it is read. Were it to grow all the same, the
 	// size in the header bounds what is taken; were it to shrink, CopyN fails.
 	if _, err := io.CopyN(t.tar, untilEnded{f, t.ended}, h.Size); err != nil {
 		return fmt.Errorf("read %s: %w", full, err)
 	}
 	return nil
+}
+
+func wrap(err error, name string) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", name, err)
 }
 
 // xattrs returns a file's extended attributes as records, and whether overlayfs
@@ -223,7 +242,8 @@ func Apply(ctx context.Context, r io.Reader, dir string) error {
 		return fmt.Errorf("lay archive over %s: %w", dir, err)
 	}
 	defer root.Close()
-	t := tar.NewReader(r)
+	archive := &counted{from: r}
+	t := tar.NewReader(archive)
 	var dirs []*tar.Header // their times are set last: filling them changes those
 	var last *tar.Header
 	for {
@@ -236,7 +256,7 @@ func Apply(ctx context.Context, r io.Reader, dir string) error {
 		} else if err != nil {
 			return fmt.Errorf("lay archive over %s: read archive: %w", dir, err)
 		}
-		if err := apply(root, t, h, last); err != nil {
+		if err := apply(ctx, root, t, archive, h, last); err != nil {
 			return fmt.Errorf("lay archive over %s: %q: %w", dir, h.Name, err)
 		}
 		if h.Typeflag == tar.TypeDir {
@@ -263,7 +283,7 @@ func cleanName(name string) (string, error) {
 }
 
 // apply lays one entry. last is the one before it.
-func apply(root *os.Root, content io.Reader, h, last *tar.Header) error {
+func apply(ctx context.Context, root *os.Root, content *tar.Reader, archive *counted, h, last *tar.Header) error {
 	name, meaning, err := Explain(h)
 	if err != nil {
 		return err
@@ -288,7 +308,7 @@ func apply(root *os.Root, content io.Reader, h, last *tar.Header) error {
 		if err != nil {
 			return err
 		}
-		if _, err := io.Copy(f, content); err != nil {
+		if err := fill(ctx, f, content, archive, h); err != nil {
 			f.Close()
 			return err
 		}

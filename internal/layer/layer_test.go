@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -183,18 +182,24 @@ func FuzzApply(f *testing.F) {
 
 func TestWritingStopsInTheMiddleOfALargeFileWhenItsContextEnds(t *testing.T) {
 	dir := t.TempDir()
-	f, err := os.Create(filepath.Join(dir, "large"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := f.Truncate(1 << 34); err != nil { // sparse; seconds of zeros
-		t.Fatal(err)
-	}
+	write(t, dir+"/large", strings.Repeat("x", 4<<20), 0o600)
 	why := errors.New("enough")
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, why)
-	defer cancel()
-	if err := layer.Write(ctx, io.Discard, dir); !errors.Is(err, why) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	var taken int
+	slow := writerFunc(func(p []byte) (int, error) {
+		if taken += len(p); taken > 1<<20 {
+			cancel(why)
+		}
+		return len(p), nil
+	})
+	if err := layer.Write(ctx, slow, dir); !errors.Is(err, why) {
 		t.Errorf("got %v", err)
 	}
+	if taken > 3<<20 {
+		t.Errorf("it wrote %d bytes all the same", taken)
+	}
 }
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstasis.dev/stasis/internal/engine"
+	"podstasis.dev/stasis/internal/layer"
 )
 
 // Estimate implements engine.Engine.
@@ -122,7 +123,7 @@ func treeSize(ctx context.Context, dir string) (int64, error) {
 	type inode struct{ dev, ino uint64 }
 	seen := map[inode]bool{}
 	var total int64
-	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
 		if err == nil {
 			err = context.Cause(ctx)
 		}
@@ -145,7 +146,14 @@ func treeSize(ctx context.Context, dir string) (int64, error) {
 		if ok && st.Nlink > 1 {
 			seen[inode{uint64(st.Dev), st.Ino}] = true
 		}
-		total += info.Size()
+		size := info.Size()
+		if ok && st.Blocks*512 < size { // a hole costs nothing
+			if size > layer.MaxSparse {
+				return fmt.Errorf("%w: %s: %w cannot be captured, and it claims %d bytes; shorten it", engine.ErrUnsupported, name, layer.ErrTooSparse, size)
+			}
+			size = st.Blocks * 512
+		}
+		total += size
 		return nil
 	})
 	return total, err

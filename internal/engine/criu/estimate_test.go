@@ -5,10 +5,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"podstasis.dev/stasis/internal/engine"
+	"podstasis.dev/stasis/internal/layer"
 )
 
 func TestThePaceIsTheMedianOfTheLatestCheckpoints(t *testing.T) {
@@ -56,6 +58,26 @@ func TestTheSizeOfATreeCountsLinkedFilesOnce(t *testing.T) {
 	}
 	if got, err := treeSize(t.Context(), dir); err != nil || got < 1<<20 || got > 1<<20+8<<10 {
 		t.Errorf("%d, %v", got, err)
+	}
+}
+
+func TestHolesOfFilesCountForNothingUntilTheyAreTooLarge(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "sparse")
+	if err := os.WriteFile(file, []byte("begin"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, layer.MaxSparse); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := treeSize(t.Context(), dir); err != nil || got > 64<<10 {
+		t.Errorf("%d, %v", got, err)
+	}
+	if err := os.Truncate(file, layer.MaxSparse+1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := treeSize(t.Context(), dir); !errors.Is(err, engine.ErrUnsupported) || !strings.Contains(err.Error(), file) {
+		t.Errorf("one that is too large: %v", err)
 	}
 }
 
