@@ -128,7 +128,10 @@ build() {
 	# them there when it is killed. Nothing sends while the Pod stands still: all of its
 	# containers do. It would also need iptables on the node.
 	mkdir -p "$tree/etc/.criu"
-	echo "network-lock skip" >"$tree/etc/.criu/default.conf"
+	# A file that is open and has no name any more is kept with the images, up to this size
+	# (by default 1M: a database's temporary files are larger). internal/engine/criu refuses
+	# larger ones before it freezes anything.
+	printf '%s\n' "network-lock skip" "ghost-limit 2G" >"$tree/etc/.criu/default.conf"
 	sort -o "$tree/PACKAGES" "$tree/PACKAGES"
 	"$tree/bin/criu" --version >"$work/version" 2>&1 || fail "the CRIU that was fetched does not run: $(head -n1 "$work/version")"
 	sed -n 's/^Version: //p' "$work/version" >"$tree/VERSION"

@@ -8,7 +8,7 @@ IMAGE_LDFLAGS = -s -w $(LDFLAGS)
 
 images: dist/images/stasis-agent.tar dist/images/stasis-controller.tar images-demo ## Build all images, without Docker
 images-demo: dist/images/stasis-demo.tar
-images-e2e: dist/images/stasis-e2e.tar
+images-e2e: dist/images/stasis-e2e.tar dist/images/stasis-objects.tar
 image-files: dist/bin/stasis-agent dist/bin/stasis-runtime dist/bin/stasis-controller dist/criu/VERSION ## Build what the Dockerfiles copy
 
 test-images: ## Test the image builder
@@ -38,6 +38,10 @@ dist/bin/subject: FORCE
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@.new ./test/e2e/subject
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
+dist/bin/objects: $(wildcard test/e2e/objects/*.[ch])
+	@mkdir -p $(@D)
+	$(or $(CC),cc) -std=gnu17 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -static -pthread -s -o $@ $(filter %.c,$^)
+
 dist/bin/images: $(wildcard hack/images/*.go hack/images/internal/*/*.go) hack/images/go.mod hack/images/go.sum
 	@mkdir -p $(@D)
 	go -C hack/images build -trimpath -o $(CURDIR)/$@ .
@@ -58,3 +62,6 @@ dist/images/stasis-demo.tar: demo/Dockerfile dist/bin/images dist/bin/counter-a 
 
 dist/images/stasis-e2e.tar: test/e2e/Dockerfile dist/bin/images dist/bin/subject
 	dist/bin/images -f $< -t localhost/stasis-e2e:$(IMAGE_TAG) -o $@ .
+
+dist/images/stasis-objects.tar: test/e2e/objects/Dockerfile dist/bin/images dist/bin/objects $(wildcard test/e2e/image/* test/e2e/objects/volume/*)
+	dist/bin/images -f $< -t localhost/stasis-objects:$(IMAGE_TAG) -o $@ .

@@ -179,7 +179,7 @@ func buildImages(root, dir string) error {
 			return fmt.Errorf("building the image of the %s: %w\n%s", name, err, tail(out, 10))
 		}
 	}
-	for _, name := range []string{"stasis-demo.tar", "stasis-e2e.tar"} { // what is tested stays as it is
+	for _, name := range []string{"stasis-demo.tar", "stasis-e2e.tar", "stasis-objects.tar"} { // what is tested stays as it is
 		if err := os.Symlink(root+"/dist/images/"+name, filepath.Join(dir, "images", name)); err != nil {
 			return err
 		}

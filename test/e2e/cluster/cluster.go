@@ -38,7 +38,7 @@ type Cluster struct {
 }
 
 // Images are the archives that a node needs, below dist/images of the checkout.
-var Images = []string{"stasis-agent", "stasis-controller", "stasis-demo", "stasis-e2e"}
+var Images = []string{"stasis-agent", "stasis-controller", "stasis-demo", "stasis-e2e", "stasis-objects"}
 
 // Root finds the checkout: the directory with go.mod above the working directory.
 func Root() (string, error) {

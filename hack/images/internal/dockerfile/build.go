@@ -87,6 +87,13 @@ func configure(config *v1.Config, instruction Instruction) error {
 				config.Labels[key] = value
 			}
 		}
+	case "VOLUME":
+		if config.Volumes == nil {
+			config.Volumes = map[string]struct{}{}
+		}
+		for _, arg := range args {
+			config.Volumes[arg] = struct{}{}
+		}
 	case "USER", "WORKDIR":
 		if len(args) != 1 {
 			return fmt.Errorf("%s takes one argument", instruction.Name)

@@ -87,9 +87,9 @@ func parseLine(line string) (Instruction, error) {
 			}
 			instruction.Mode, rest = &bits, after
 		}
-	case "FROM", "ENV", "LABEL", "USER", "WORKDIR":
+	case "FROM", "ENV", "LABEL", "USER", "VOLUME", "WORKDIR":
 	default:
-		return instruction, fmt.Errorf("%s is not known here: these files only copy (FROM scratch, COPY, ENV, LABEL, USER, WORKDIR, ENTRYPOINT, CMD)", instruction.Name)
+		return instruction, fmt.Errorf("%s is not known here: these files only copy (FROM scratch, COPY, ENV, LABEL, USER, VOLUME, WORKDIR, ENTRYPOINT, CMD)", instruction.Name)
 	}
 	if strings.ContainsAny(rest, `"'$`) || strings.Contains(rest, "--") {
 		return instruction, fmt.Errorf("%s: quotes, variables and flags other than COPY --chmod are not known here", instruction.Name)
