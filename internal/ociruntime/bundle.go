@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/nodeapi"
@@ -118,21 +120,23 @@ func (b *bundle) sandbox() (nodeapi.Sandbox, error) {
 	return s, nil
 }
 
-// rootfs is the container's root file system, mounted by the container runtime.
-func (b *bundle) rootfs() (string, error) {
+// rootfs is the container's root file system, mounted by the container runtime, and
+// whether the container may only read it.
+func (b *bundle) rootfs() (dir string, readonly bool, err error) {
 	var root struct {
-		Path string `json:"path"`
+		Path     string `json:"path"`
+		Readonly bool   `json:"readonly"`
 	}
 	if err := b.field("root", &root); err != nil {
-		return "", err
+		return "", false, err
 	}
 	if root.Path == "" {
-		return "", errors.New("the OCI spec names no root file system")
+		return "", false, errors.New("the OCI spec names no root file system")
 	}
 	if filepath.IsAbs(root.Path) {
-		return root.Path, nil
+		return root.Path, root.Readonly, nil
 	}
-	return filepath.Join(b.dir, root.Path), nil
+	return filepath.Join(b.dir, root.Path), root.Readonly, nil
 }
 
 type mount struct {
@@ -142,16 +146,23 @@ type mount struct {
 	Options     []string `json:"options,omitempty"`
 }
 
-// mountSource finds what the new Pod mounts at a destination.
-func (b *bundle) mountSource(destination string) (string, error) {
+// volume finds the directory of the new Pod's volume that the container of an ID has
+// at a destination. It is one that belongs to the Pod: whatever a checkpoint says,
+// nothing is written to what is the node's or somebody else's.
+func (b *bundle) volume(containerID, destination string) (string, error) {
 	var mounts []mount
 	if err := b.field("mounts", &mounts); err != nil {
 		return "", err
 	}
 	for _, m := range mounts {
-		if m.Destination == destination && m.Type == "bind" {
-			return m.Source, nil
+		if m.Destination != destination || m.Type != "bind" {
+			continue
 		}
+		owned := criu.OwnedBy(containerID, specs.Mount{Destination: m.Destination, Type: m.Type, Source: m.Source})
+		if owned.Root == "" {
+			return "", fmt.Errorf("the checkpoint has contents for the volume at %s, which does not belong to the new Pod alone (%s): only emptyDir volumes, /dev/shm and volumes of images are filled", destination, m.Source)
+		}
+		return owned.Root, nil
 	}
 	return "", fmt.Errorf("the checkpoint has a volume at %s, the new container mounts none there", destination)
 }

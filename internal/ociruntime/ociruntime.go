@@ -279,7 +279,7 @@ func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sa
 
 // restore brings files first, then processes.
 func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRestore) error {
-	rootfs, err := b.rootfs()
+	rootfs, readonly, err := b.rootfs()
 	if err != nil {
 		return err
 	}
@@ -289,7 +289,7 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		}
 	}
 	for _, v := range from.Volumes {
-		source, err := b.mountSource(v.Destination)
+		source, err := b.volume(c.id, v.Destination)
 		if err != nil {
 			return err
 		}
@@ -313,6 +313,13 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 	if err := b.write(); err != nil {
 		return err
 	}
+	if readonly {
+		remove, err := turningPoint(rootfs)
+		if err != nil {
+			return err
+		}
+		defer remove()
+	}
 	return criu.Restore(ctx, criu.RestoreRequest{
 		Runtime: c.Runtime, Root: c.root, Global: c.others, Sandbox: b.annotations[annotationSandboxID], ID: c.id, Bundle: c.bundle,
 		PIDFile: c.pidFile, ConsoleSocket: c.console,
@@ -321,6 +328,29 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		UTSNamespace: namespaces["uts"], NetNamespace: namespaces["network"], IPCNamespace: namespaces["ipc"],
 		HoldDuring: from.HoldDuring, HoldAfter: from.HoldAfter, SysVIPC: from.SysVIPC, Shares: shares,
 	})
+}
+
+// turningPoint gives a root file system that is to be read-only the directory /tmp,
+// unless it has one, and returns what removes it again. CRIU, which changes to the new
+// root by pivot_root(2), needs a directory in it; without /tmp it would make one, which
+// it cannot when the root is read-only already.
+func turningPoint(rootfs string) (remove func(), err error) {
+	root, err := os.OpenRoot(rootfs)
+	if err != nil {
+		return nil, err
+	}
+	const name = "tmp"
+	if err := root.Mkdir(name, 0o700); err != nil {
+		root.Close()
+		if errors.Is(err, fs.ErrExist) {
+			return func() {}, nil
+		}
+		return nil, fmt.Errorf("make a directory for CRIU in the read-only root: %w", err)
+	}
+	return func() {
+		root.Remove(name) // it is empty; of one that stays, the container sees an empty directory
+		root.Close()
+	}, nil
 }
 
 func applyArchive(ctx context.Context, archive, dir string) error {

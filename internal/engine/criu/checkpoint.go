@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/moby/sys/mountinfo"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"podstasis.dev/stasis/internal/checkpoint"
@@ -173,7 +172,14 @@ func (e *Engine) prepare(ctx context.Context, s engine.Sandbox, dir string) (*ch
 	if err := inspectUnix(s.Containers, pids); err != nil {
 		return nil, nil, nil, err
 	}
-	volumes := volumesOf(s.Containers)
+	var volumes []volume
+	err = e.host.Do(func() (err error) {
+		volumes, err = volumesOf(s.Containers)
+		return err
+	})
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	for _, v := range volumes {
 		m.Volumes = append(m.Volumes, checkpoint.Volume{Name: v.name, Archive: v.archive(), Mounts: v.mounts})
 	}
@@ -561,50 +567,6 @@ func overlayUpper(pid int) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%w: its root overlay has no writable layer", engine.ErrUnsupported)
-}
-
-// volume is a directory that containers of the Pod share and that belongs to it.
-type volume struct {
-	name, source string
-	mounts       []checkpoint.VolumeMount
-}
-
-func (v volume) archive() string { return volumesDir + "/" + v.name + ".tar" }
-
-// volumesOf finds the emptyDir volumes and the sandbox's /dev/shm among the
-// containers' mounts. What else is mounted belongs to the restored Pod.
-func volumesOf(containers []engine.Container) []volume {
-	var volumes []volume
-	for _, c := range containers {
-		for _, m := range c.Spec.Mounts {
-			name := volumeName(m)
-			if name == "" {
-				continue
-			}
-			i := slices.IndexFunc(volumes, func(v volume) bool { return v.source == m.Source })
-			if i < 0 {
-				i = len(volumes)
-				volumes = append(volumes, volume{name: name, source: m.Source})
-			}
-			volumes[i].mounts = append(volumes[i].mounts, checkpoint.VolumeMount{Container: c.Name, Destination: m.Destination})
-		}
-	}
-	return volumes
-}
-
-// volumeName names a mount's volume; empty if it is none that belongs to the Pod.
-// The kubelet keeps emptyDirs in DIR/pods/UID/volumes/kubernetes.io~empty-dir/NAME.
-func volumeName(m specs.Mount) string {
-	if m.Type != "bind" {
-		return ""
-	}
-	if filepath.Base(filepath.Dir(m.Source)) == "kubernetes.io~empty-dir" {
-		return "emptydir-" + filepath.Base(m.Source)
-	}
-	if m.Destination == "/dev/shm" {
-		return "dev-shm"
-	}
-	return ""
 }
 
 func describe(c engine.Container) checkpoint.Container {

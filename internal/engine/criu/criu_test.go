@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"podstasis.dev/stasis/internal/engine"
@@ -129,22 +128,6 @@ func TestAQuotaIsLiftedAndPutBackAndACgroupThatIsGoneNeedsNeither(t *testing.T) 
 	}
 	if data, _ := os.ReadFile(file); string(data) != "5000" {
 		t.Errorf("put back to %q", data)
-	}
-}
-
-func TestVolumesThatBelongToThePodAreFoundOnceEach(t *testing.T) {
-	mounts := func(m ...specs.Mount) *specs.Spec { return &specs.Spec{Mounts: m} }
-	bind := func(source, destination string) specs.Mount {
-		return specs.Mount{Type: "bind", Source: source, Destination: destination}
-	}
-	empty := "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/cache"
-	volumes := volumesOf([]engine.Container{
-		{Name: "a", Spec: mounts(bind(empty, "/cache"), bind("/run/shm", "/dev/shm"), bind("/data", "/data"))},
-		{Name: "b", Spec: mounts(bind(empty, "/c"), bind("/run/shm", "/dev/shm"),
-			bind("/var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/x", "/x"), specs.Mount{Type: "tmpfs", Destination: "/dev/shm"})},
-	})
-	if len(volumes) != 2 || volumes[0].name != "emptydir-cache" || len(volumes[0].mounts) != 2 || volumes[1].name != "dev-shm" || len(volumes[1].mounts) != 2 {
-		t.Errorf("found %+v", volumes)
 	}
 }
 

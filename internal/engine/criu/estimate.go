@@ -44,10 +44,14 @@ func (e *Engine) Estimate(ctx context.Context, s engine.Sandbox) (engine.Estimat
 		}
 		trees = append(trees, upper)
 	}
-	for _, v := range volumesOf(s.Containers) {
-		trees = append(trees, v.source)
-	}
 	err = e.host.Do(func() error {
+		volumes, err := volumesOf(s.Containers)
+		if err != nil {
+			return err
+		}
+		for _, v := range volumes {
+			trees = append(trees, v.source)
+		}
 		for _, dir := range trees {
 			size, err := treeSize(ctx, dir)
 			if err != nil {
