@@ -113,6 +113,19 @@ func applyOpaque(root *os.Root, last *tar.Header, name string) error {
 	return applyDir(root, last, name)
 }
 
+// Empty removes everything below dir.
+func Empty(dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("empty %s: %w", dir, err)
+	}
+	defer root.Close()
+	if err := empty(root); err != nil {
+		return fmt.Errorf("empty %s: %w", dir, err)
+	}
+	return nil
+}
+
 // empty removes everything in a tree but its root.
 func empty(root *os.Root) error {
 	entries, err := fs.ReadDir(root.FS(), ".")

@@ -146,13 +146,13 @@ type mount struct {
 	Options     []string `json:"options,omitempty"`
 }
 
-// volume finds the directory of the new Pod's volume that the container of an ID has
+// volume finds the new Pod's volume that the container of an ID has
 // at a destination. It is one that belongs to the Pod: whatever a checkpoint says,
 // nothing is written to what is the node's or somebody else's.
-func (b *bundle) volume(containerID, destination string) (string, error) {
+func (b *bundle) volume(containerID, destination string) (criu.Owned, error) {
 	var mounts []mount
 	if err := b.field("mounts", &mounts); err != nil {
-		return "", err
+		return criu.Owned{}, err
 	}
 	for _, m := range mounts {
 		if m.Destination != destination || m.Type != "bind" {
@@ -160,11 +160,11 @@ func (b *bundle) volume(containerID, destination string) (string, error) {
 		}
 		owned := criu.OwnedBy(containerID, specs.Mount{Destination: m.Destination, Type: m.Type, Source: m.Source})
 		if owned.Root == "" {
-			return "", fmt.Errorf("the checkpoint has contents for the volume at %s, which does not belong to the new Pod alone (%s): only emptyDir volumes, /dev/shm and volumes of images are filled", destination, m.Source)
+			return criu.Owned{}, fmt.Errorf("the checkpoint has contents for the volume at %s, which does not belong to the new Pod alone (%s): only emptyDir volumes, /dev/shm and volumes of images are filled", destination, m.Source)
 		}
-		return owned.Root, nil
+		return owned, nil
 	}
-	return "", fmt.Errorf("the checkpoint has a volume at %s, the new container mounts none there", destination)
+	return criu.Owned{}, fmt.Errorf("the checkpoint has a volume at %s, the new container mounts none there", destination)
 }
 
 // shares says whether something that the container mounts shows on the host.

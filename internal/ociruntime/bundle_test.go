@@ -29,8 +29,8 @@ func TestNothingIsWrittenToAVolumeThatIsNotThePodsOwn(t *testing.T) {
 	}
 	b := &bundle{raw: map[string]json.RawMessage{"mounts": mounts}}
 	for destination, want := range map[string]string{"/scratch": root, "/part": root, "/image": ofImage} {
-		if got, err := b.volume("id", destination); got != want || err != nil {
-			t.Errorf("%s: %q, %v, want %q", destination, got, err, want)
+		if got, err := b.volume("id", destination); got.Root != want || err != nil {
+			t.Errorf("%s: %+v, %v, want %q", destination, got, err, want)
 		}
 	}
 	for destination, want := range map[string]string{
@@ -38,7 +38,7 @@ func TestNothingIsWrittenToAVolumeThatIsNotThePodsOwn(t *testing.T) {
 		"/tmpfs": "mounts none there", "/nothing": "mounts none there",
 	} {
 		if got, err := b.volume("id", destination); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %q, %v, want an error that says %q", destination, got, err, want)
+			t.Errorf("%s: %+v, %v, want an error that says %q", destination, got, err, want)
 		}
 	}
 }

@@ -289,11 +289,17 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		}
 	}
 	for _, v := range from.Volumes {
-		source, err := b.volume(c.id, v.Destination)
+		owned, err := b.volume(c.id, v.Destination)
 		if err != nil {
 			return err
 		}
-		if err := applyArchive(ctx, v.Archive, source); err != nil {
+		if owned.OfImage {
+			// What the source had deleted of the image's files is not in its archive.
+			if err := layer.Empty(owned.Root); err != nil {
+				return fmt.Errorf("volume at %s: %w", v.Destination, err)
+			}
+		}
+		if err := applyArchive(ctx, v.Archive, owned.Root); err != nil {
 			return fmt.Errorf("volume at %s: %w", v.Destination, err)
 		}
 	}

@@ -45,6 +45,7 @@ type target struct {
 	upperDir string // of the root overlay, on the host
 	dir      string // below the checkpoint directory
 	workDir  string // for CRIU's log
+	watched  map[watched]string
 }
 
 // pauseAttempts and pauseRetry bound how often a container that could not be frozen
@@ -166,6 +167,9 @@ func (e *Engine) prepare(ctx context.Context, s engine.Sandbox, dir string) (*ch
 			dir:     filepath.Join(dir, containersDir, c.Name),
 			workDir: filepath.Join(e.workDir, s.ID, c.Name),
 		}
+		if t.watched, err = findWatched(ctx, c, pids[i]); err != nil {
+			return nil, nil, nil, err
+		}
 		targets = append(targets, t)
 		m.Containers = append(m.Containers, describe(c))
 	}
@@ -199,7 +203,7 @@ func (e *Engine) layOut(w window) error {
 			if err := errors.Join(os.MkdirAll(filepath.Join(t.dir, imagesDir), 0o700), os.MkdirAll(t.workDir, 0o700)); err != nil {
 				return err
 			}
-			if err := writeSpec(filepath.Join(t.dir, specFile), t.Spec); err != nil {
+			if err := errors.Join(writeSpec(filepath.Join(t.dir, specFile), t.Spec), writeWatched(t.workDir, t.watched)); err != nil {
 				return err
 			}
 		}

@@ -5,11 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"podstasis.dev/stasis/internal/engine"
 )
@@ -39,8 +36,21 @@ func problemOf(proc string) (string, error) {
 		return "", err
 	}
 	for line := range strings.Lines(string(status)) {
-		if state, ok := strings.CutPrefix(line, "State:"); ok && strings.HasPrefix(strings.TrimSpace(state), "T") {
+		name, value, _ := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		switch {
+		case name == "State" && strings.HasPrefix(value, "T"):
 			return "it is stopped (SIGSTOP); CRIU hangs on stopped processes of a frozen cgroup: continue or end it first", nil
+		case name == "TracerPid" && value != "0":
+			return "process " + value + " traces it (ptrace), which only one can at a time: end the debugger first", nil
+		}
+	}
+	if problem := problemOfNamespaces(proc); problem != "" {
+		return problem, nil
+	}
+	if cwd, err := os.Readlink(proc + "/cwd"); err == nil {
+		if problem := problemOfPath(cwd); problem != "" {
+			return "its working directory " + cwd + " " + problem, nil
 		}
 	}
 	fds, err := os.ReadDir(proc + "/fd")
@@ -48,27 +58,9 @@ func problemOf(proc string) (string, error) {
 		return "", err
 	}
 	for _, fd := range fds {
-		file := filepath.Join(proc, "fd", fd.Name())
-		target, err := os.Readlink(file)
-		switch {
-		case err != nil: // closed since
-		case strings.HasPrefix(target, "anon_inode:[io_uring]"):
-			return "it uses io_uring, which CRIU cannot capture: turn it off in the application", nil
-		case strings.HasPrefix(target, "socket:") && strings.HasPrefix(protocolOf(file), "MPTCP"):
-			return "it has a multipath TCP socket (file descriptor " + fd.Name() + "), which CRIU cannot capture: turn it off in the application; " +
-				"for one written in Go, set GODEBUG=multipathtcp=0", nil
+		if problem := problemOfFD(proc, fd.Name()); problem != "" {
+			return problem, nil
 		}
 	}
-	return "", nil
-}
-
-// protocolOf names a socket's protocol as the kernel calls it, such as "TCP"; empty
-// where it does not say.
-func protocolOf(fd string) string {
-	var name [32]byte
-	n, err := unix.Getxattr(fd, "system.sockprotoname", name[:])
-	if err != nil {
-		return ""
-	}
-	return unix.ByteSliceToString(name[:n])
+	return problemOfMappings(proc)
 }

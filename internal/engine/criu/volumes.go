@@ -36,7 +36,7 @@ func volumesOf(containers []engine.Container) ([]volume, error) {
 			switch {
 			case owned.Root == "":
 				continue
-			case owned.ofImage:
+			case owned.OfImage:
 				ofImage++
 				name = "image-" + c.Name + "-" + strconv.Itoa(ofImage)
 			}
@@ -59,7 +59,7 @@ func volumesOf(containers []engine.Container) ([]volume, error) {
 type Owned struct {
 	Name    string // of the volume; empty for one that an image brings
 	Root    string // the whole volume, of which the mount may show a part
-	ofImage bool
+	OfImage bool   // the container runtime fills it from the image
 }
 
 // OwnedBy says what of its Pod a mount shows to the container of an ID.
@@ -87,7 +87,7 @@ func OwnedBy(containerID string, m specs.Mount) Owned {
 		return Owned{}
 	}
 	if containerID != "" && strings.Contains(m.Source, "/containers/"+containerID+"/volumes/") {
-		return Owned{Root: m.Source, ofImage: true}
+		return Owned{Root: m.Source, OfImage: true}
 	}
 	if m.Destination == "/dev/shm" && base == "shm" && (strings.Contains(dir, "/sandboxes/") || strings.HasSuffix(dir, "/userdata")) {
 		return Owned{Name: "dev-shm", Root: m.Source}

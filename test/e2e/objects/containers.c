@@ -2,6 +2,7 @@
 #include "objects.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -28,6 +29,21 @@ static void verify_image_volume(void) {
 	need(access("/volume/removed", F_OK) != 0, "the removed file is back");
 }
 
+// input notes what somebody typed.
+static void input(void) {
+	char text[64];
+	struct pollfd p = {.fd = 0, .events = POLLIN};
+	if (ok(poll(&p, 1, 0)) == 0) return;
+	ssize_t n = ok(read(0, text, sizeof text));
+	while (n > 0 && (text[n - 1] == '\n' || text[n - 1] == '\r')) n--;
+	note("%.*s", (int)n, text);
+}
+
+static void verify_input(void) {
+	need(!isatty(0), "it is a terminal");
+	input();
+}
+
 static struct termios then;
 
 static void set_up_container_terminal(void) {
@@ -42,13 +58,29 @@ static void verify_container_terminal(void) {
 	need(isatty(0) && isatty(1), "its standard input is no terminal");
 	ok(tcgetattr(0, &t));
 	need(t.c_lflag == then.c_lflag && t.c_iflag == then.c_iflag, "its modes are others");
-	need(ok(tcgetsid(0)) == 1, "it is the terminal of another session");
 	need(ttyname(0), "it has no name");
+	input();
+}
+
+// Which controllers hold a process is the restored Pod's: whoever asks compares.
+static void verify_cgroup(void) {
+	char line[1024];
+	FILE *cgroups = fopen("/proc/self/cgroup", "r");
+	need(cgroups, "no /proc/self/cgroup");
+	while (fgets(line, sizeof line, cgroups))
+		if (strstr(line, ":memory:") || strncmp(line, "0::", 3) == 0) {
+			line[strcspn(line, "\n")] = 0;
+			note("%.400s", line);
+			if (strstr(line, ":memory:")) break;
+		}
+	fclose(cgroups);
 }
 
 const struct object containers[] = {
 	{"read-only-root", "restricted", none, verify_read_only_root},
 	{"image-volume", "plain", set_up_image_volume, verify_image_volume},
+	{"cgroup", "", none, verify_cgroup},
+	{"standard-input", "plain", none, verify_input},
 	{"container-terminal", "terminal", set_up_container_terminal, verify_container_terminal},
 	{0},
 };

@@ -17,7 +17,7 @@
 
 enum { MOST = 128, ANSWER = 512 };
 
-static const struct object *const tables[] = {files, events, sockets, processes, memory, containers};
+static const struct object *const tables[] = {files, events, sockets, processes, memory, containers, refused};
 
 static jmp_buf give_up;
 static char reason[ANSWER];

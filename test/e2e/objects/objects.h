@@ -47,6 +47,6 @@ void nothing_comes(int fd);
 // takes reads what lies ready, which must be this.
 void takes(int fd, const char *content);
 
-extern const struct object files[], events[], sockets[], processes[], memory[], containers[];
+extern const struct object files[], events[], sockets[], processes[], memory[], containers[], refused[];
 
 #endif
