@@ -665,9 +665,7 @@ var mutants = []mutant{
 	{"adapted images kept", "internal/restoring/sessions.go",
 		`	if err := s.dropImages(in.Sandbox.ID, in.Container); err != nil {`, `	if err := s.dropImages(in.Sandbox.ID); err != nil {`,
 		unit, "internal/restoring", "TestAdaptedImagesGoWhenTheirContainerHasComeToSomething"},
-	{"Unix sockets between containers not looked for", "internal/engine/criu/unixsockets.go",
-		`		case own.container != other.container:`, `		case own == holder{}:`,
-		unit, "internal/engine/criu", "TestUnixSocketsThatLeadOutOfTheirContainerAreFoundBeforeTheFreeze"},
+
 	{"no entry for the directory of images", "internal/archive/container.go",
 		`	err = errors.Join(err, a.add(member{name: kubeletImages + "/"}))
 `, ``,

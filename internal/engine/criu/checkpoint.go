@@ -173,7 +173,7 @@ func (e *Engine) prepare(ctx context.Context, s engine.Sandbox, dir string) (*ch
 		targets = append(targets, t)
 		m.Containers = append(m.Containers, describe(c))
 	}
-	if err := inspectUnix(s.Containers, pids); err != nil {
+	if err := inspectUnixSockets(s.Containers, pids); err != nil {
 		return nil, nil, nil, err
 	}
 	var volumes []volume
