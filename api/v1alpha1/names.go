@@ -78,6 +78,7 @@ const (
 	EventPodSpecMismatch       = "PodSpecMismatch"       // the Pod differs from the one that was checkpointed; the message says where
 	EventCheckpointDataMissing = "CheckpointDataMissing" // files of the checkpoint are not there
 	EventCheckpointDataCorrupt = "CheckpointDataCorrupt" // files of the checkpoint are not as they were written
+	EventSourcePodRunning      = "SourcePodRunning"      // the source still writes to a volume for one writer: the Pod waits for its end
 	EventRestoreInProgress     = "RestoreInProgress"     // the data are whole and the restore begins
 	EventRestoreFailed         = "RestoreFailed"         // a container could not be restored
 	EventRestoreSucceeded      = "RestoreSucceeded"      // all containers go on

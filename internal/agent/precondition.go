@@ -57,6 +57,9 @@ func checkPod(pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod, nodeName string) (*s
 	if pod.Status.Phase != corev1.PodRunning {
 		return nil, refuse("Pod %s is not Running, it is %s", name, orUnknown(string(pod.Status.Phase)))
 	}
+	if why := uncapturedVolume(pod); why != "" {
+		return nil, refuse("Pod %s: %s", name, why)
+	}
 	if r := checkInitContainers(name, pod); r != nil {
 		return nil, r
 	}

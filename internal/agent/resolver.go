@@ -67,6 +67,9 @@ func (r *resolver) Resolve(ctx context.Context, sandbox nodeapi.Sandbox) (restor
 		}
 		return restoring.Source{}, deny(v1alpha1.EventPodSpecMismatch, "the Pod is not as it was checkpointed by PodCheckpoint %s: %s", pcp.Name, strings.Join(told, "; "))
 	}
+	if err := r.besideItsSource(ctx, pod, pcp); err != nil {
+		return restoring.Source{}, err
+	}
 	dir, err := r.locate(pcp)
 	if err != nil {
 		return restoring.Source{}, err
