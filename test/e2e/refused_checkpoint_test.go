@@ -109,7 +109,7 @@ func TestACheckpointThatCannotBeTakenEndsWithItsReason(t *testing.T) {
 					return nil
 				})
 			},
-			says: []string{"Unix socket", "container one, process", "container two, process", "plug dial", "TCP"},
+			says: []string{"Unix socket", "container one, process", "container two, process", "plug dial"},
 		},
 	} {
 		t.Run(way.name, func(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -98,28 +97,12 @@ func problemOfUnixSockets(sockets map[uint32]unixSocket, holders map[uint32]hold
 
 // unixSockets lists the Unix sockets of the network namespace of a process.
 func unixSockets(pid int) (map[uint32]unixSocket, error) {
-	type result struct {
-		sockets map[uint32]unixSocket
-		err     error
-	}
-	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		sockets, err := func() (map[uint32]unixSocket, error) {
-			ns, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/net")
-			if err != nil {
-				return nil, err
-			}
-			defer ns.Close()
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-				return nil, fmt.Errorf("enter the Pod's network namespace: %w", err)
-			}
-			return dumpUnixSockets()
-		}()
-		done <- result{sockets, err}
-	}()
-	r := <-done
-	return r.sockets, r.err
+	var sockets map[uint32]unixSocket
+	err := inNamespace("/proc/"+strconv.Itoa(pid)+"/ns/net", unix.CLONE_NEWNET, func() (err error) {
+		sockets, err = dumpUnixSockets()
+		return err
+	})
+	return sockets, err
 }
 
 // Of linux/unix_diag.h and linux/sock_diag.h.
