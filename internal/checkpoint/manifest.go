@@ -71,6 +71,17 @@ type Container struct {
 	Rootfs string `json:"rootfs,omitempty"`
 	// Process describes what ran, to be compared at restore.
 	Process Process `json:"process"`
+	// Published are the volumes that the kubelet had written for the container.
+	Published []Published `json:"published,omitempty"`
+}
+
+// Published is a volume that the kubelet writes: of a ConfigMap, a Secret, the
+// downward API, or several of them. Its contents are not captured, the restored Pod
+// has its own. Their files lie in a directory whose name is new for each Pod, and a
+// process that has one open knows it by that.
+type Published struct {
+	Destination string `json:"destination"` // where the container mounts it
+	Directory   string `json:"directory"`   // the name, such as ..2026_11_26_22_21_54.4244946247
 }
 
 // Process is the part of a container's OCI spec that a restore cannot change.

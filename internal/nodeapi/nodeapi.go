@@ -139,6 +139,8 @@ type ContainerRestore struct {
 	HoldAfter  []Connection `json:"holdAfter,omitempty"`
 	// SysVIPC says what to make of the sandbox's System V IPC objects.
 	SysVIPC SysVIPC `json:"sysvIPC,omitempty"`
+	// Published are names that volumes which the kubelet writes had in the source.
+	Published []Published `json:"published,omitempty"`
 	// FreezeHook is the program that the engine calls to keep the container frozen.
 	FreezeHook string `json:"freezeHook"`
 	// Path is the PATH under which the OCI runtime finds its engine.
@@ -169,6 +171,13 @@ const (
 type VolumeRestore struct {
 	Archive     string `json:"archive"`     // tar of the captured contents
 	Destination string `json:"destination"` // where the asking container mounts it
+}
+
+// Published is a directory of files that the kubelet had written for the source.
+// The same files of the restored Pod are to be found by its name.
+type Published struct {
+	Destination string `json:"destination"` // where the container mounts the volume
+	Directory   string `json:"directory"`   // a name within it
 }
 
 // Error is a refusal. Reason is one of the event reasons of the API group, such

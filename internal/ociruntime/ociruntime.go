@@ -23,6 +23,7 @@ import (
 	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/layer"
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/published"
 )
 
 // Names under which the one program plays its other parts, chosen by argv[0].
@@ -301,6 +302,15 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		}
 		if err := applyArchive(ctx, v.Archive, owned.Root); err != nil {
 			return fmt.Errorf("volume at %s: %w", v.Destination, err)
+		}
+	}
+	for _, p := range from.Published {
+		source, err := b.mountSource(p.Destination)
+		if err != nil {
+			return err
+		}
+		if err := published.Link(source, p.Directory); err != nil {
+			return fmt.Errorf("volume at %s: %w", p.Destination, err)
 		}
 	}
 	namespaces, err := b.namespaces()

@@ -316,6 +316,9 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 	}
 	answer.ImageDir, answer.WorkDir, answer.FreezeHook, answer.Path = adapted, workDir, s.FreezeHook, s.Path
 	answer.Volumes = rec.fill(m, in.Container)
+	for _, p := range m.Containers[i].Published {
+		answer.Published = append(answer.Published, nodeapi.Published(p))
+	}
 	if archive := m.Containers[i].Rootfs; archive != "" {
 		answer.RootfsArchive = filepath.Join(rec.Dir, filepath.FromSlash(archive))
 	}

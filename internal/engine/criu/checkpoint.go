@@ -20,6 +20,7 @@ import (
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/layer"
+	"podstasis.dev/stasis/internal/published"
 )
 
 // thawTimeout bounds one attempt at a thaw, and thawPatience all of them. They do
@@ -171,7 +172,14 @@ func (e *Engine) prepare(ctx context.Context, s engine.Sandbox, dir string) (*ch
 			return nil, nil, nil, err
 		}
 		targets = append(targets, t)
-		m.Containers = append(m.Containers, describe(c))
+		described := describe(c)
+		if err := e.host.Do(func() (err error) {
+			described.Published, err = publishedTo(c)
+			return err
+		}); err != nil {
+			return nil, nil, nil, fmt.Errorf("container %s: %w", c.Name, err)
+		}
+		m.Containers = append(m.Containers, described)
 	}
 	if err := inspectUnixSockets(s.Containers, pids); err != nil {
 		return nil, nil, nil, err
@@ -571,6 +579,24 @@ func overlayUpper(pid int) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%w: its root overlay has no writable layer", engine.ErrUnsupported)
+}
+
+// publishedTo finds the volumes of a container that the kubelet writes.
+func publishedTo(c engine.Container) ([]checkpoint.Published, error) {
+	var found []checkpoint.Published
+	for _, m := range c.Spec.Mounts {
+		if m.Type != "bind" {
+			continue
+		}
+		directory, err := published.Directory(m.Source)
+		if err != nil {
+			return nil, fmt.Errorf("volume at %s: %w", m.Destination, err)
+		}
+		if directory != "" {
+			found = append(found, checkpoint.Published{Destination: m.Destination, Directory: directory})
+		}
+	}
+	return found, nil
 }
 
 func describe(c engine.Container) checkpoint.Container {

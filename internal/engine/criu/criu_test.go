@@ -10,8 +10,10 @@ import (
 	"strings"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/hostns"
 )
@@ -128,6 +130,23 @@ func TestAQuotaIsLiftedAndPutBackAndACgroupThatIsGoneNeedsNeither(t *testing.T) 
 	}
 	if data, _ := os.ReadFile(file); string(data) != "5000" {
 		t.Errorf("put back to %q", data)
+	}
+}
+
+func TestVolumesThatTheKubeletWritesAreKnownByTheirDirectories(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "kubernetes.io~configmap/scripts")
+	if err := os.MkdirAll(config, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const directory = "..2026_11_26_22_21_54.4244946247"
+	if err := os.Symlink(directory, filepath.Join(config, "..data")); err != nil {
+		t.Fatal(err)
+	}
+	found, err := publishedTo(engine.Container{Spec: &specs.Spec{Mounts: []specs.Mount{
+		{Type: "bind", Source: "/data", Destination: "/data"}, {Type: "bind", Source: config, Destination: "/scripts"},
+	}}})
+	if err != nil || len(found) != 1 || found[0] != (checkpoint.Published{Destination: "/scripts", Directory: directory}) {
+		t.Errorf("found %+v, %v", found, err)
 	}
 }
 

@@ -121,10 +121,11 @@ func isPTY(dev uint64) bool {
 // which the kubelet names after the time when it wrote it.
 var ofThisPod = regexp.MustCompile(`/\.\.[0-9]{4}_[0-9]{2}_[0-9]{2}_[0-9]{2}_[0-9]{2}_[0-9]{2}\.[0-9]+(/|$)`)
 
-// problemOfPath says why a restored Pod has no such file.
+// problemOfPath says why a restored Pod has no such file. What such a volume holds now
+// it has, under another name, and finds it.
 func problemOfPath(path string) string {
-	if ofThisPod.MatchString(path) {
-		return "belongs to a ConfigMap, Secret or projected volume: the restored Pod has its own, where that file has another name; close it first"
+	if ofThisPod.MatchString(path) && strings.HasSuffix(path, " (deleted)") {
+		return "is of an earlier state of a ConfigMap, Secret or projected volume: the restored Pod has none but the newest; open it again"
 	}
 	return ""
 }

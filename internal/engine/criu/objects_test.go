@@ -38,11 +38,18 @@ func TestWhatCRIUCannotCaptureIsFoundAmongAProcessDescriptors(t *testing.T) {
 	}{
 		"a plain file":          {open(dir, unix.O_RDONLY), ""},
 		"null":                  {open("/dev/null", unix.O_RDONLY), ""},
-		"a file of a ConfigMap": {open(ofPod, unix.O_RDONLY), "ConfigMap"},
-		"a device":              {open(device, unix.O_RDONLY), "character device 1:11"},
-		"a plain eventfd":       {func(*testing.T) int { fd, _ := unix.Eventfd(3, 0); return fd }, ""},
-		"a semaphore":           {func(*testing.T) int { fd, _ := unix.Eventfd(3, unix.EFD_SEMAPHORE); return fd }, "EFD_SEMAPHORE"},
-		"an epoll":              {func(*testing.T) int { fd, _ := unix.EpollCreate1(0); return fd }, ""},
+		"a file of a ConfigMap": {open(ofPod, unix.O_RDONLY), ""},
+		"a file that a ConfigMap had": {func(t *testing.T) int {
+			fd := open(ofPod, unix.O_RDONLY)(t)
+			if err := os.Remove(ofPod); err != nil {
+				t.Fatal(err)
+			}
+			return fd
+		}, "ConfigMap"},
+		"a device":        {open(device, unix.O_RDONLY), "character device 1:11"},
+		"a plain eventfd": {func(*testing.T) int { fd, _ := unix.Eventfd(3, 0); return fd }, ""},
+		"a semaphore":     {func(*testing.T) int { fd, _ := unix.Eventfd(3, unix.EFD_SEMAPHORE); return fd }, "EFD_SEMAPHORE"},
+		"an epoll":        {func(*testing.T) int { fd, _ := unix.EpollCreate1(0); return fd }, ""},
 		"a deleted file of another name": {func(t *testing.T) int {
 			fd := open(dir+"/first", unix.O_CREAT|unix.O_RDWR)(t)
 			if err := errors.Join(os.Link(dir+"/first", dir+"/second"), os.Remove(dir+"/first")); err != nil {
