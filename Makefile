@@ -15,6 +15,7 @@ include demo/demo.mk
 include config/config.mk
 -include test/mutants/mutants.mk
 include test/soak/soak.mk
+include test/zoo/zoo.mk
 include test/checkpointctl/checkpointctl.mk
 -include internal/contents/contents.mk
 
@@ -35,7 +36,7 @@ up: programs images ## bring up the development cluster with Stasis on it; NODES
 	hack/install.sh
 	@echo; echo "export KUBECONFIG=$(CURDIR)/.devcluster/kubeconfig PATH=$(CURDIR)/bin:\$$PATH"
 
-test: deps lint test-unit test-images test-devcluster test-control test-cri test-install test-e2e test-soak ## all tests
+test: deps lint test-unit test-images test-devcluster test-control test-cri test-install test-e2e test-soak test-zoo ## all tests
 
 lint: ## formatting, vet, static analysis
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

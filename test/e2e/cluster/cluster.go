@@ -21,8 +21,10 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/remotecommand"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 
@@ -221,4 +223,21 @@ func (c *Cluster) Diagnose(ctx context.Context, w io.Writer) {
 			fmt.Fprintln(w, err)
 		}
 	}
+}
+
+// Exec runs a command in a container and returns its standard output; what it says
+// on standard error is in the error. It starts no program of its own, so that it
+// can be done often.
+func (c *Cluster) Exec(ctx context.Context, pod *corev1.Pod, container string, command ...string) (string, error) {
+	url := c.clients.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
+		VersionedParams(&corev1.PodExecOptions{Container: container, Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec).URL()
+	executor, err := remotecommand.NewWebSocketExecutor(c.config, "GET", url.String())
+	if err != nil {
+		return "", err
+	}
+	var out, complaint bytes.Buffer
+	if err := executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &out, Stderr: &complaint}); err != nil {
+		return out.String(), fmt.Errorf("%s in %s of Pod %s: %w: %s", strings.Join(command, " "), container, pod.Name, err, strings.TrimSpace(complaint.String()))
+	}
+	return out.String(), nil
 }
