@@ -167,6 +167,20 @@ func (b *bundle) volume(containerID, destination string) (criu.Owned, error) {
 	return criu.Owned{}, fmt.Errorf("the checkpoint has a volume at %s, the new container mounts none there", destination)
 }
 
+// mountSource finds what the new Pod mounts at a destination.
+func (b *bundle) mountSource(destination string) (string, error) {
+	var mounts []mount
+	if err := b.field("mounts", &mounts); err != nil {
+		return "", err
+	}
+	for _, m := range mounts {
+		if m.Destination == destination && m.Type == "bind" {
+			return m.Source, nil
+		}
+	}
+	return "", fmt.Errorf("the checkpoint has a volume at %s, the new container mounts none there", destination)
+}
+
 // shares says whether something that the container mounts shows on the host.
 func (b *bundle) shares() (bool, error) {
 	var mounts []mount

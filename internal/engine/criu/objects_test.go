@@ -40,8 +40,9 @@ func TestWhatCRIUCannotCaptureIsFoundAmongAProcessDescriptors(t *testing.T) {
 		"null":                  {open("/dev/null", unix.O_RDONLY), ""},
 		"a file of a ConfigMap": {open(ofPod, unix.O_RDONLY), ""},
 		"a file that a ConfigMap had": {func(t *testing.T) int {
-			fd := open(ofPod, unix.O_RDONLY)(t)
-			if err := os.Remove(ofPod); err != nil {
+			name := filepath.Join(filepath.Dir(ofPod), "other")
+			fd := open(name, unix.O_CREAT|unix.O_RDWR)(t)
+			if err := os.Remove(name); err != nil {
 				t.Fatal(err)
 			}
 			return fd
