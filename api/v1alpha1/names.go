@@ -19,6 +19,19 @@ const (
 	AnnotationRestoreTicket = GroupName + "/restore-ticket"
 )
 
+// Annotations of Pods that hold hooks: what is run in the Pod around its checkpoints
+// and after its restore (X7). They can be set at a Pod's creation and taken off, not
+// added or changed later: who may write a Pod's metadata may not run commands in it.
+const (
+	// AnnotationPreCheckpoint is run before each checkpoint of the Pod, while it runs.
+	AnnotationPreCheckpoint = GroupName + "/pre-checkpoint"
+	// AnnotationPostCheckpoint is run in the source Pod when it runs again, also
+	// after a checkpoint that failed: what AnnotationPreCheckpoint stopped goes on.
+	AnnotationPostCheckpoint = GroupName + "/post-checkpoint"
+	// AnnotationPostRestore is run in a Pod that was restored, once all its containers go on.
+	AnnotationPostRestore = GroupName + "/post-restore"
+)
+
 // AnnotationRequestedBy of a PodCheckpoint names the user whose call to pods/checkpoint
 // it was created for (KEP-5901). Admission lets nobody but Stasis write it.
 const AnnotationRequestedBy = GroupName + "/requested-by"
@@ -69,18 +82,26 @@ const (
 	EventCheckpointStarted   = "CheckpointStarted"   // the agent is at work
 	EventCheckpointSucceeded = "CheckpointSucceeded" // the checkpoint is Ready
 	EventCheckpointFailed    = "CheckpointFailed"    // the checkpoint ended without data; the message says why
+	EventCheckpointWarning   = "CheckpointWarning"   // something in the Pod will not come back, or hardly
+
+	EventPreCheckpointHookFailed     = "PreCheckpointHookFailed"     // on the Pod
+	EventPreCheckpointHookSucceeded  = "PreCheckpointHookSucceeded"  // on the Pod
+	EventPostCheckpointHookFailed    = "PostCheckpointHookFailed"    // on the Pod: what stood still for the checkpoint may still do
+	EventPostCheckpointHookSucceeded = "PostCheckpointHookSucceeded" // on the Pod
 )
 
 // Reasons of events on a restoring Pod (P23).
 const (
-	EventCheckpointNotReady    = "CheckpointNotReady"    // there is no such checkpoint, or it is not Ready: the Pod waits
-	EventCheckpointWrongNode   = "CheckpointWrongNode"   // the Pod is on a node that does not hold the data
-	EventPodSpecMismatch       = "PodSpecMismatch"       // the Pod differs from the one that was checkpointed; the message says where
-	EventCheckpointDataMissing = "CheckpointDataMissing" // files of the checkpoint are not there
-	EventCheckpointDataCorrupt = "CheckpointDataCorrupt" // files of the checkpoint are not as they were written
-	EventSourcePodRunning      = "SourcePodRunning"      // the source still writes to a volume for one writer: the Pod waits for its end
-	EventRestoreInProgress     = "RestoreInProgress"     // the data are whole and the restore begins
-	EventRestoreFailed         = "RestoreFailed"         // a container could not be restored
-	EventRestoreSucceeded      = "RestoreSucceeded"      // all containers go on
-	EventRestoreGivenUp        = "RestoreGivenUp"        // it kept failing: the Pod is Failed now
+	EventCheckpointNotReady       = "CheckpointNotReady"       // there is no such checkpoint, or it is not Ready: the Pod waits
+	EventCheckpointWrongNode      = "CheckpointWrongNode"      // the Pod is on a node that does not hold the data
+	EventPodSpecMismatch          = "PodSpecMismatch"          // the Pod differs from the one that was checkpointed; the message says where
+	EventCheckpointDataMissing    = "CheckpointDataMissing"    // files of the checkpoint are not there
+	EventCheckpointDataCorrupt    = "CheckpointDataCorrupt"    // files of the checkpoint are not as they were written
+	EventSourcePodRunning         = "SourcePodRunning"         // the source still writes to a volume for one writer: the Pod waits for its end
+	EventRestoreInProgress        = "RestoreInProgress"        // the data are whole and the restore begins
+	EventRestoreFailed            = "RestoreFailed"            // a container could not be restored
+	EventRestoreSucceeded         = "RestoreSucceeded"         // all containers go on
+	EventPostRestoreHookSucceeded = "PostRestoreHookSucceeded" // all its post-restore hooks did
+	EventPostRestoreHookFailed    = "PostRestoreHookFailed"    // one did not; the message says which and what it put out
+	EventRestoreGivenUp           = "RestoreGivenUp"           // it kept failing: the Pod is Failed now
 )

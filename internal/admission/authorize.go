@@ -131,6 +131,9 @@ func checkShape(pod *corev1.Pod) *admission.Response {
 	if _, ticket := pod.Annotations[checkpointv1alpha1.AnnotationRestoreTicket]; ticket {
 		return refuse("annotation %s is not for Pods", checkpointv1alpha1.AnnotationRestoreTicket)
 	}
+	if err := checkHooks(pod); err != nil {
+		return refuse("it asks for hooks that cannot be run: %v", err)
+	}
 	if class := pod.Spec.RuntimeClassName; class == nil || *class != checkpointv1alpha1.RuntimeClassStasis {
 		has := "none"
 		if class != nil {

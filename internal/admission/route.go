@@ -18,6 +18,7 @@ import (
 
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/agentapi"
+	"podstasis.dev/stasis/internal/hooks"
 )
 
 // router writes the node of the source Pod into a PodCheckpoint at its creation,
@@ -56,6 +57,10 @@ func (r *router) Handle(ctx context.Context, req admission.Request) admission.Re
 		// The agent says the same of a Pod that got the label since.
 		return deny(apierrors.NewForbidden(checkpointv1alpha1.GroupVersion.WithResource("podcheckpoints").GroupResource(), checkpoint.Name,
 			fmt.Errorf("the Pod %q forbids it: it has the label %s=false", pod.Name, checkpointv1alpha1.LabelAllowed)))
+	}
+	if err := checkHooks(pod); err != nil {
+		return deny(apierrors.NewForbidden(checkpointv1alpha1.GroupVersion.WithResource("podcheckpoints").GroupResource(), checkpoint.Name,
+			fmt.Errorf("the Pod %q asks for hooks that cannot be run: %w", pod.Name, err)))
 	}
 	node := pod.Spec.NodeName
 	if node != "" {
@@ -110,6 +115,21 @@ func unreachable(err error) admission.Response {
 		return deny(apierrors.NewServiceUnavailable(u.Error()))
 	}
 	return admission.Errored(http.StatusInternalServerError, err)
+}
+
+// checkHooks says what is wrong with a Pod's hooks. Commands that would not be run
+// are told of before anybody relies on them.
+func checkHooks(pod *corev1.Pod) error {
+	var runnable []string
+	for _, c := range pod.Spec.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			runnable = append(runnable, c.Name)
+		}
+	}
+	for _, c := range pod.Spec.Containers {
+		runnable = append(runnable, c.Name)
+	}
+	return hooks.Check(pod.Annotations, runnable)
 }
 
 // source returns the Pod of a name; the zero Pod, which is on no node, if there is

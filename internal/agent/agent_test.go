@@ -191,6 +191,7 @@ type harness struct {
 	store      *store
 	arrived    chan event.TypedGenericEvent[*v1alpha1.PodCheckpoint]
 	inUse      []string
+	hooks      *fakeHooks
 	// intercept changes what the API server does.
 	intercept interceptor.Funcs
 	wait      func(context.Context, string) (error, error)
@@ -198,7 +199,7 @@ type harness struct {
 
 func newHarness(t *testing.T, objects ...client.Object) *harness {
 	t.Helper()
-	h := &harness{T: t, dir: filepath.Join(t.TempDir(), "stasis"), runtime: newFakeRuntime(), cri: &fakeCRI{}}
+	h := &harness{T: t, dir: filepath.Join(t.TempDir(), "stasis"), runtime: newFakeRuntime(), cri: &fakeCRI{}, hooks: &fakeHooks{}}
 	scheme, err := newScheme()
 	if err != nil {
 		t.Fatal(err)
@@ -257,6 +258,7 @@ func (h *harness) start() {
 		},
 		marker:   &marker{client: h.client, log: log, now: time.Now},
 		recorder: h.recorder, metrics: metrics, log: log, now: time.Now, queue: make(chan operation),
+		hooks: &hookRunner{runtime: h.hooks, request: h.hooks.request},
 	}
 	h.reconciler = &reconciler{
 		nodeName: testNode, client: h.client, live: h.client, runtime: h.runtime, store: h.store, flights: guard,

@@ -53,6 +53,7 @@ type kubernetes struct {
 	resolver   *resolver
 	reconciler *reconciler
 	log        *slog.Logger
+	hooks      *restoreHooks
 	isSynced   atomic.Bool
 }
 
@@ -103,10 +104,12 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	k := &kubernetes{manager: m, recorder: m.GetEventRecorder(componentName), log: d.Log}
 	k.marker = &marker{client: m.GetClient(), log: d.Log, now: time.Now}
 	k.resolver = &resolver{nodeName: d.NodeName, live: m.GetAPIReader(), store: d.store}
+	runner := newHookRunner(d.runtime)
+	k.hooks = &restoreHooks{store: d.store, runner: runner, live: m.GetAPIReader(), recorder: k.recorder, log: d.Log, queue: make(chan *dueHooks, maxRestoreHooks)}
 	guard := newFlights(d.MaxConcurrent)
 	ops := &operations{
 		nodeName: d.NodeName, client: m.GetClient(), live: m.GetAPIReader(), wait: d.calls.Wait,
-		store: d.store, flights: guard, marker: k.marker, recorder: k.recorder, metrics: d.metrics, log: d.Log, now: time.Now,
+		store: d.store, flights: guard, marker: k.marker, recorder: k.recorder, metrics: d.metrics, log: d.Log, now: time.Now, hooks: runner,
 		queue: make(chan operation), stages: &d.stages,
 	}
 	k.reconciler = &reconciler{
@@ -126,7 +129,7 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	}
 	// Agents are there when nobody serves the aggregated API any more.
 	unserved := &registration.Guard{Client: m.GetClient(), Clock: clock.RealClock{}, Log: d.Log}
-	for _, r := range append(k.serving(d), ops, k.reconciler.imports, manager.RunnableFunc(k.sweep), unserved) {
+	for _, r := range append(k.serving(d), ops, k.reconciler.imports, k.hooks, manager.RunnableFunc(k.sweep), unserved) {
 		if err := m.Add(r); err != nil {
 			return nil, fmt.Errorf("set the agent up: %w", err)
 		}

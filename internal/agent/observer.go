@@ -33,15 +33,16 @@ type observer struct {
 	mu       sync.Mutex
 	marker   *marker              // nil until connected
 	recorder events.EventRecorder // nil until connected
+	hooks    *restoreHooks        // nil until connected
 	begun    map[string]time.Time // by sandbox
 	failing  map[types.UID]failures
 }
 
 // connect gives the observer an API server to tell.
-func (o *observer) connect(recorder events.EventRecorder, marker *marker) {
+func (o *observer) connect(recorder events.EventRecorder, marker *marker, hooks *restoreHooks) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.recorder, o.marker = recorder, marker
+	o.recorder, o.marker, o.hooks = recorder, marker, hooks
 }
 
 func (o *observer) connected() (events.EventRecorder, *marker) {
@@ -111,7 +112,7 @@ func (o *observer) Remember(sandbox nodeapi.Sandbox) error {
 var errUnconnected = errors.New("the API server has not been reached since this agent started")
 
 // Succeeded implements restoring.Observer.
-func (o *observer) Succeeded(ctx context.Context, sandbox nodeapi.Sandbox) error {
+func (o *observer) Succeeded(ctx context.Context, sandbox nodeapi.Sandbox, containers map[string]string) error {
 	if hasPod(sandbox) {
 		_, marker := o.connected()
 		if marker == nil {
@@ -122,6 +123,12 @@ func (o *observer) Succeeded(ctx context.Context, sandbox nodeapi.Sandbox) error
 		}
 		if err := marker.clear(ctx, refOf(sandbox), v1alpha1.PodConditionRestoring); err != nil {
 			return fmt.Errorf("take the condition %s off the Pod: %w", v1alpha1.PodConditionRestoring, err)
+		}
+		o.mu.Lock()
+		hooks := o.hooks
+		o.mu.Unlock()
+		if err := hooks.restored(sandbox, containers); err != nil {
+			return err
 		}
 	}
 	o.mu.Lock()

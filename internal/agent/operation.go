@@ -67,6 +67,7 @@ type operations struct {
 	marker   *marker
 	recorder events.EventRecorder
 	metrics  *Metrics
+	hooks    *hookRunner
 	log      *slog.Logger
 	now      func() time.Time
 	stages   *stages // what the engine says about how far it is; nil: nothing
@@ -102,6 +103,7 @@ func (o *operations) Start(ctx context.Context) error {
 	defer stop()
 	var running sync.WaitGroup
 	defer running.Wait()
+	o.resumeLeft(working)
 	for {
 		select {
 		case <-ctx.Done():
@@ -125,7 +127,9 @@ func (o *operations) run(ctx, working context.Context, op operation) {
 	pod := podRef{op.source.pod.Namespace, op.source.pod.Name, op.source.pod.UID}
 	o.marker.set(ctx, pod, v1alpha1.PodConditionCheckpointing, corev1.ConditionTrue, v1alpha1.EventCheckpointingPod, "PodCheckpoint "+op.object.Name)
 	begun := o.now()
-	rec, manifest, err := o.take(working, op)
+	var resuming sync.WaitGroup
+	defer resuming.Wait()
+	rec, manifest, err := o.take(working, op, &resuming)
 	took := o.now().Sub(begun)
 	_ = o.marker.clear(ctx, pod, v1alpha1.PodConditionCheckpointing) // conclude makes sure, or the object's deletion
 	if errors.Is(err, errDeleted) {
@@ -153,8 +157,9 @@ func (o *operations) run(ctx, working context.Context, op operation) {
 }
 
 // take has the Pod checkpointed and puts the outcome on record. When it returns
-// an error nothing is left on disk; the Pod runs on in any case.
-func (o *operations) take(ctx context.Context, op operation) (*record, *checkpoint.Manifest, error) {
+// an error nothing is left on disk; the Pod runs on in any case, and its hooks for
+// that are run beside what follows.
+func (o *operations) take(ctx context.Context, op operation, resuming *sync.WaitGroup) (*record, *checkpoint.Manifest, error) {
 	timeout := timeoutOf(op.object)
 	ctx, cancel := op.flight.context(ctx)
 	defer cancel(nil)
@@ -162,6 +167,14 @@ func (o *operations) take(ctx context.Context, op operation) (*record, *checkpoi
 	defer stop()
 
 	if err := o.lookAgain(ctx, op); err != nil {
+		return nil, nil, err
+	}
+	resume, err := o.quiesce(ctx, op)
+	defer resuming.Go(resume)
+	if err != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, errDeleted) {
+			err = cause
+		}
 		return nil, nil, err
 	}
 	dir, err := o.store.makePartial(op.object.UID)

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/hooks"
 )
 
 // refusal says that a Pod cannot be checkpointed, before anything was touched.
@@ -72,6 +73,9 @@ func checkPod(pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod, nodeName string) (*s
 			return nil, refuse("Container %s of Pod %s is not running, it is %s", c, name, describeState(status))
 		}
 	}
+	if err := hooks.Check(pod.Annotations, runnable(pod)); err != nil {
+		return nil, refuse("Pod %s asks for hooks that cannot be run: %v", name, err)
+	}
 	if why := resizing(pod); why != "" {
 		return nil, refuse("Pod %s has a resize in flight (%s); wait until it has been applied, or take it back", name, why)
 	}
@@ -97,6 +101,19 @@ func notFromAPI(pod *corev1.Pod) string {
 	return ""
 }
 
+// runnable names the containers that hooks can be run in: sidecars and regular ones.
+func runnable(pod *corev1.Pod) (names []string) {
+	for _, c := range pod.Spec.InitContainers {
+		if restartable(&c) {
+			names = append(names, c.Name)
+		}
+	}
+	for _, c := range pod.Spec.Containers {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
 func checkInitContainers(name string, pod *corev1.Pod) *refusal {
 	for _, c := range pod.Spec.InitContainers {
 		if restartable(&c) {
@@ -113,15 +130,7 @@ func checkInitContainers(name string, pod *corev1.Pod) *refusal {
 // selectContainers names what to capture, in the Pod's order: sidecars, then
 // regular containers; all of them unless the object selects some.
 func selectContainers(pcp *v1alpha1.PodCheckpoint, name string, pod *corev1.Pod) ([]string, *refusal) {
-	var all []string
-	for _, c := range pod.Spec.InitContainers {
-		if restartable(&c) {
-			all = append(all, c.Name)
-		}
-	}
-	for _, c := range pod.Spec.Containers {
-		all = append(all, c.Name)
-	}
+	all := runnable(pod)
 	asked := pcp.Spec.Containers
 	if len(asked) == 0 {
 		return all, nil

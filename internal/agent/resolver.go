@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/hooks"
 	"podstasis.dev/stasis/internal/nodeapi"
 	"podstasis.dev/stasis/internal/podtemplate"
 	"podstasis.dev/stasis/internal/restoring"
@@ -69,6 +70,10 @@ func (r *resolver) Resolve(ctx context.Context, sandbox nodeapi.Sandbox) (restor
 	}
 	if err := r.besideItsSource(ctx, pod, pcp); err != nil {
 		return restoring.Source{}, err
+	}
+	// The sandbox's are what is run; one that was changed since its admission is seen here.
+	if err := hooks.Check(sandbox.Annotations, runnable(pod)); err != nil {
+		return restoring.Source{}, deny(v1alpha1.EventRestoreFailed, "the Pod asks for hooks that cannot be run: %v", err)
 	}
 	dir, err := r.locate(pcp)
 	if err != nil {

@@ -174,7 +174,7 @@ func TestAPodIsRestoredOnceAndStartsOrdinarilyAfter(t *testing.T) {
 	if s := restoring(); s != corev1.ConditionTrue {
 		t.Errorf("condition Restoring is %q while it is", s)
 	}
-	if err := errors.Join(o.Remember(restoringSandbox()), o.Succeeded(t.Context(), restoringSandbox())); err != nil {
+	if err := errors.Join(o.Remember(restoringSandbox()), o.Succeeded(t.Context(), restoringSandbox(), nil)); err != nil {
 		t.Fatal(err)
 	}
 	if s := restoring(); s != "" {
@@ -221,7 +221,7 @@ func TestRefusalsAndFailuresBecomeEventsOfThePod(t *testing.T) {
 	}
 	// RestorePod of the CRI: no Pod, no event.
 	withoutPod := nodeapi.Sandbox{ID: "x", UID: "u", Annotations: map[string]string{v1alpha1.AnnotationRestoreTicket: "t"}}
-	if err := errors.Join(o.Remember(withoutPod), o.Succeeded(context.Background(), withoutPod)); err != nil {
+	if err := errors.Join(o.Remember(withoutPod), o.Succeeded(context.Background(), withoutPod, nil)); err != nil {
 		t.Error(err)
 	}
 	select {

@@ -31,15 +31,15 @@ func TestTheSuccessOfARestoreIsToldOnceThoughTheAgentOrTheAPIServerWasAway(t *te
 		return &observer{store: h.store, metrics: m, log: slog.New(slog.DiscardHandler), now: time.Now}
 	}
 	o := newObserver()
-	if err := o.Succeeded(t.Context(), restoringSandbox()); !errors.Is(err, errUnconnected) {
+	if err := o.Succeeded(t.Context(), restoringSandbox(), nil); !errors.Is(err, errUnconnected) {
 		t.Errorf("before the API server was reached: %v", err)
 	}
-	o.connect(h.recorder, h.ops.marker)
+	o.connect(h.recorder, h.ops.marker, nil)
 	away := errors.New("the API server is away")
 	h.intercept.SubResourcePatch = func(context.Context, client.Client, string, client.Object, client.Patch, ...client.SubResourcePatchOption) error {
 		return away
 	}
-	if err := o.Succeeded(t.Context(), restoringSandbox()); !errors.Is(err, away) {
+	if err := o.Succeeded(t.Context(), restoringSandbox(), nil); !errors.Is(err, away) {
 		t.Errorf("while the API server is away: %v", err)
 	}
 	if n := testutil.ToFloat64(m.restores.WithLabelValues(resultSuccess)); n != 0 {
@@ -47,8 +47,8 @@ func TestTheSuccessOfARestoreIsToldOnceThoughTheAgentOrTheAPIServerWasAway(t *te
 	}
 	h.intercept.SubResourcePatch = nil
 	o = newObserver() // the next agent
-	o.connect(h.recorder, h.ops.marker)
-	if err := o.Succeeded(t.Context(), restoringSandbox()); err != nil {
+	o.connect(h.recorder, h.ops.marker, nil)
+	if err := o.Succeeded(t.Context(), restoringSandbox(), nil); err != nil {
 		t.Fatal(err)
 	}
 	var list eventsv1.EventList

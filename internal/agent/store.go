@@ -38,7 +38,7 @@ type store struct {
 
 // openStore makes the directories, for root alone.
 func openStore(dir string) (*store, error) {
-	for _, d := range []string{dir, filepath.Join(dir, checkpointsDir), filepath.Join(dir, recordsDir), filepath.Join(dir, restoredDir), filepath.Join(dir, digestsDir)} {
+	for _, d := range []string{dir, filepath.Join(dir, checkpointsDir), filepath.Join(dir, recordsDir), filepath.Join(dir, restoredDir), filepath.Join(dir, digestsDir), filepath.Join(dir, hooksDir)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make the state directory: %w", err)
 		}
@@ -277,7 +277,7 @@ func uidOfUnfinished(name string) (types.UID, bool) {
 // half removed, temporary files, and partial checkpoints without a record (P17).
 func (s *store) removeLeftovers() ([]string, error) {
 	var removed []string
-	for _, dir := range []string{s.checkpointRoot(), filepath.Join(s.dir, recordsDir), filepath.Join(s.dir, digestsDir)} {
+	for _, dir := range []string{s.checkpointRoot(), filepath.Join(s.dir, recordsDir), filepath.Join(s.dir, digestsDir), filepath.Join(s.dir, hooksDir)} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return removed, fmt.Errorf("look for leftovers: %w", err)
@@ -347,6 +347,9 @@ func (s *store) restoredPods() (map[types.UID]types.NamespacedName, error) {
 }
 
 func (s *store) forgetRestored(uid types.UID) error {
+	if err := s.removeDueHooks(v1alpha1.AnnotationPostRestore, uid); err != nil {
+		return err
+	}
 	return os.Remove(filepath.Join(s.dir, restoredDir, string(uid)))
 }
 

@@ -106,7 +106,7 @@ func (s *Sessions) reconcile(ctx context.Context, before record, up map[string]b
 		if err := s.Observer.Remember(rec.Sandbox); err != nil {
 			return err
 		}
-		if err := s.Observer.Succeeded(ctx, rec.Sandbox); err != nil {
+		if err := s.Observer.Succeeded(ctx, rec.Sandbox, s.restored(rec)); err != nil {
 			return err
 		}
 		if rec, err = s.update(id, func(rec *record) { rec.Told = true }); err != nil {
@@ -122,6 +122,21 @@ func (s *Sessions) reconcile(ctx context.Context, before record, up map[string]b
 		errs = append(errs, fmt.Errorf("container %s: %w", container, why))
 	}
 	return errors.Join(errs...)
+}
+
+// restored are the IDs of the containers that were restored, by name. One whose
+// progress cannot be read is left out.
+func (s *Sessions) restored(rec record) map[string]string {
+	ids := map[string]string{}
+	for _, name := range rec.Containers {
+		p, err := nodeapi.ReadProgress(filepath.Join(s.workDirs(rec.Sandbox.ID), name))
+		if err != nil {
+			s.Log.Warn("which container was restored cannot be read", "sandbox", rec.Sandbox.ID, "container", name, "error", err)
+		} else if p.ContainerID != "" {
+			ids[name] = p.ContainerID
+		}
+	}
+	return ids
 }
 
 // ifKept is the error of a change to a record, which may have been forgotten.

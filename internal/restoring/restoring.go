@@ -51,6 +51,7 @@ type Observer interface {
 	Remember(sandbox nodeapi.Sandbox) error
 	// Succeeded: the same, for others to know. It is called again until it returns
 	// no error, in the worst case after it had: by an agent whose predecessor ended
-	// before it could note that.
-	Succeeded(ctx context.Context, sandbox nodeapi.Sandbox) error
+	// before it could note that. containers are the IDs of those that were let go, by
+	// name.
+	Succeeded(ctx context.Context, sandbox nodeapi.Sandbox, containers map[string]string) error
 }

@@ -27,6 +27,7 @@ type fakes struct {
 	resolvedBy []string
 	remembered []string // sandboxes
 	unheard    error    // of Succeeded
+	restored   map[string]string
 
 	up     map[string]bool // sandboxes
 	noCRI  error
@@ -66,7 +67,8 @@ func (f *fakes) Remember(s nodeapi.Sandbox) error {
 	f.remembered = append(f.remembered, s.ID)
 	return nil
 }
-func (f *fakes) Succeeded(context.Context, nodeapi.Sandbox) error {
+func (f *fakes) Succeeded(_ context.Context, _ nodeapi.Sandbox, containers map[string]string) error {
+	f.restored = containers
 	if f.unheard == nil {
 		f.told = append(f.told, "succeeded")
 	}

@@ -279,9 +279,9 @@ var mutants = []mutant{
 		`func(rec *record) { rec.Told = true }`, `func(rec *record) { rec.Told = false }`,
 		unit, "internal/restoring", "TestARestoreWhoseReportsAreLostIsFoundCompleteAndToldOnce"},
 	{"success told until somebody has heard", "internal/restoring/reconcile.go",
-		`		if err := s.Observer.Succeeded(ctx, rec.Sandbox); err != nil {
+		`		if err := s.Observer.Succeeded(ctx, rec.Sandbox, s.restored(rec)); err != nil {
 			return err
-		}`, `		_ = s.Observer.Succeeded(ctx, rec.Sandbox)`,
+		}`, `		_ = s.Observer.Succeeded(ctx, rec.Sandbox, s.restored(rec))`,
 		unit, "internal/restoring", "TestADeletedSandboxIsForgottenWhenItsSuccessIsTold"},
 	{"sandboxes that the container runtime does not know any more forgotten", "internal/restoring/reconcile.go",
 		`	if rec.Gone || up != nil && !up[id] &&`, `	if rec.Gone || up != nil && !up[id] && false &&`,
