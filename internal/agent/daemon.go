@@ -187,6 +187,7 @@ func (d *daemon) run(ctx context.Context) error {
 		ImagesDir:     filepath.Join(d.Root, "restoring"),
 		FreezeHook:    filepath.Join(nodeinstall.HostPrefix, "bin", "stasis-freeze-hook"),
 		Path:          d.host.SearchPath(),
+		NodeName:      d.NodeName,
 		Resolver:      d,
 		Observer:      d.observer,
 		Compatibility: compatibility{d.engine},

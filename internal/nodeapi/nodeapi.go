@@ -143,6 +143,8 @@ type ContainerRestore struct {
 	Published []Published `json:"published,omitempty"`
 	// FreezeHook is the program that the engine calls to keep the container frozen.
 	FreezeHook string `json:"freezeHook"`
+	// Identity is written to IdentityPath.
+	Identity Identity `json:"identity"`
 	// Path is the PATH under which the OCI runtime finds its engine.
 	Path string `json:"path"`
 }

@@ -289,6 +289,9 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 			return fmt.Errorf("writable layer: %w", err)
 		}
 	}
+	if err := writeIdentity(rootfs, from.Identity); err != nil {
+		return fmt.Errorf("write the new identity to /%s: %w", nodeapi.IdentityPath, err)
+	}
 	for _, v := range from.Volumes {
 		owned, err := b.volume(c.id, v.Destination)
 		if err != nil {

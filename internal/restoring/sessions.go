@@ -21,8 +21,9 @@ import (
 
 // Annotations that a sandbox asks to be restored by.
 const (
-	annotationFrom   = nodeapi.AnnotationPrefix + "restore-from"
-	annotationTicket = nodeapi.AnnotationPrefix + "restore-ticket"
+	annotationFrom    = nodeapi.AnnotationPrefix + "restore-from"
+	annotationFromUID = nodeapi.AnnotationPrefix + "restore-from-uid"
+	annotationTicket  = nodeapi.AnnotationPrefix + "restore-ticket"
 )
 
 // Reasons of refusals that are found here and not by the resolver.
@@ -66,12 +67,14 @@ type Config struct {
 	ImagesDir string
 	// FreezeHook and Path are handed to the OCI runtime, as nodeapi describes.
 	FreezeHook, Path string
-	Resolver         Resolver
-	Observer         Observer
-	Compatibility    Compatibility
-	Node             Node
-	Now              func() time.Time
-	Log              *slog.Logger
+	// NodeName is this node's, for restored containers to know; may be empty.
+	NodeName      string
+	Resolver      Resolver
+	Observer      Observer
+	Compatibility Compatibility
+	Node          Node
+	Now           func() time.Time
+	Log           *slog.Logger
 }
 
 // Sessions answers the OCI runtime's questions. What they keep of a restore is what
@@ -314,6 +317,9 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 		s.Observer.Failed(ctx, in.Sandbox, in.Container, err.Error())
 		return nodeapi.Response{}, err
 	}
+	if answer.Identity, err = s.identity(ctx, in, m); err != nil {
+		return nodeapi.Response{}, err
+	}
 	answer.ImageDir, answer.WorkDir, answer.FreezeHook, answer.Path = adapted, workDir, s.FreezeHook, s.Path
 	answer.Volumes = rec.fill(m, in.Container)
 	for _, p := range m.Containers[i].Published {
@@ -341,6 +347,24 @@ func adaptation(rec record, m *checkpoint.Manifest, in nodeapi.CreateContainer) 
 		}
 	}
 	return a
+}
+
+// identity is who a container is from now on.
+func (s *Sessions) identity(ctx context.Context, in nodeapi.CreateContainer, m *checkpoint.Manifest) (nodeapi.Identity, error) {
+	ips, err := s.Node.Addresses(ctx, in.Sandbox.ID)
+	if err != nil {
+		return nodeapi.Identity{}, err
+	}
+	id := nodeapi.Identity{
+		PodName: in.Sandbox.Name, PodNamespace: in.Sandbox.Namespace, PodUID: in.Sandbox.UID, PodIPs: ips, NodeName: s.NodeName, Container: in.Container,
+		CheckpointName: in.Sandbox.Annotations[annotationFrom], CheckpointUID: in.Sandbox.Annotations[annotationFromUID],
+		CutTime: m.CutTime.UTC(), RestoredAt: s.Now().UTC(),
+		Source: nodeapi.IdentitySource{PodName: m.Sandbox.Name, PodNamespace: m.Sandbox.Namespace, PodUID: m.Sandbox.UID, PodIPs: m.Sandbox.IPs},
+	}
+	if len(ips) > 0 {
+		id.PodIP = ips[0]
+	}
+	return id, nil
 }
 
 // fill lists the volumes that a container is to fill: those it mounts, unless

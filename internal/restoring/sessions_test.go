@@ -19,15 +19,16 @@ import (
 // fakes stand for the agent and the engine; the records and the checkpoint data
 // are real files.
 type fakes struct {
-	source     restoring.Source
-	refusal    error
-	incompat   error
-	exceeded   error
-	told       []string
-	resolvedBy []string
-	remembered []string // sandboxes
-	unheard    error    // of Succeeded
-	restored   map[string]string
+	source      restoring.Source
+	refusal     error
+	incompat    error
+	exceeded    error
+	told        []string
+	resolvedBy  []string
+	remembered  []string // sandboxes
+	unheard     error    // of Succeeded
+	restored    map[string]string
+	noAddresses error
 
 	up     map[string]bool // sandboxes
 	noCRI  error
@@ -92,10 +93,14 @@ func (f *fakes) LookAtStart(_ context.Context, root, containerID string) error {
 	return f.look(root, containerID)
 }
 
+func (f *fakes) Addresses(context.Context, string) ([]string, error) {
+	return []string{"10.0.0.7", "fd00::7"}, f.noAddresses
+}
+
 func newSessions(t *testing.T, f *fakes, state string) *restoring.Sessions {
 	t.Helper()
 	s, err := restoring.New(restoring.Config{
-		StateDir: state, ImagesDir: state + "-images", FreezeHook: "/hook", Path: "/bin", Resolver: f, Observer: f, Compatibility: f, Node: f,
+		StateDir: state, ImagesDir: state + "-images", FreezeHook: "/hook", Path: "/bin", NodeName: "n", Resolver: f, Observer: f, Compatibility: f, Node: f,
 		Now: func() time.Time { return f.now }, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -117,6 +122,7 @@ func data(t *testing.T) restoring.Source {
 		}
 	}
 	digest, err := checkpoint.Seal(context.Background(), dir, &checkpoint.Manifest{
+		Sandbox:    checkpoint.Sandbox{Name: "source"},
 		Containers: []checkpoint.Container{{Name: "a", Rootfs: "containers/a/rootfs.tar"}, {Name: "b", Rootfs: "containers/b/rootfs.tar"}},
 		Volumes:    []checkpoint.Volume{{Name: "v", Archive: "volumes/v.tar", Mounts: []checkpoint.VolumeMount{{Container: "a", Destination: "/va"}, {Container: "b", Destination: "/vb"}}}},
 	})
@@ -134,7 +140,7 @@ func sandbox(annotations ...string) nodeapi.Sandbox {
 	return s
 }
 
-var fromC1 = sandbox("restore-from", "c1")
+var fromC1 = sandbox("restore-from", "c1", "restore-from-uid", "c1-uid")
 
 func create(s *restoring.Sessions, sandbox nodeapi.Sandbox) nodeapi.Response {
 	return s.Handle(context.Background(), nodeapi.Request{CreateSandbox: &nodeapi.CreateSandbox{Sandbox: sandbox}})
@@ -166,6 +172,10 @@ func TestARestoreGoesFromSandboxOverContainersToItsEnd(t *testing.T) {
 	if a.Action != nodeapi.ActionRestore || a.Container.ImageDir != state+"-images/s1/a" ||
 		a.Container.RootfsArchive != f.source.Dir+"/containers/a/rootfs.tar" {
 		t.Fatalf("container a: %+v %+v", a, a.Container)
+	}
+	if id := a.Container.Identity; id.PodName != "pod" || id.PodNamespace != "ns" || id.PodUID != "u" || id.PodIP != "10.0.0.7" || len(id.PodIPs) != 2 ||
+		id.NodeName != "n" || id.Container != "a" || id.CheckpointName != "c1" || id.CheckpointUID != "c1-uid" || id.RestoredAt != f.now.UTC() || id.Source.PodName != "source" {
+		t.Errorf("container a is told that it is %+v", id)
 	}
 	if want := []nodeapi.VolumeRestore{{Archive: f.source.Dir + "/volumes/v.tar", Destination: "/va"}}; !slices.Equal(a.Container.Volumes, want) {
 		t.Errorf("container a fills %+v", a.Container.Volumes)
