@@ -197,6 +197,14 @@ type PodCheckpointStatus struct {
 	// +listMapKey=name
 	Phases []PhaseTiming `json:"phases,omitempty"`
 
+	// warnings say what in the Pod will not come back as it was, or hardly, as it was
+	// seen before the checkpoint. Stasis' addition to the KEP.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=1024
+	Warnings []string `json:"warnings,omitempty"`
+
 	// conditions holds "Ready", the only truth on progress (P3).
 	// +optional
 	// +listType=map

@@ -279,6 +279,11 @@ func (in *PodCheckpointStatus) DeepCopyInto(out *PodCheckpointStatus) {
 		*out = make([]PhaseTiming, len(*in))
 		copy(*out, *in)
 	}
+	if in.Warnings != nil {
+		in, out := &in.Warnings, &out.Warnings
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Conditions != nil {
 		in, out := &in.Conditions, &out.Conditions
 		*out = make([]metav1.Condition, len(*in))

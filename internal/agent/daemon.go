@@ -76,6 +76,7 @@ type daemon struct {
 	metrics  *Metrics
 	calls    *Calls
 	sessions *restoring.Sessions
+	cri      *criservice.Service
 	observer *observer
 	room     *room
 	stages   stages
@@ -234,11 +235,12 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	server := grpc.NewServer(grpc.UnaryInterceptor(d.calls.Intercept))
-	runtimeapi.RegisterRuntimeServiceServer(server, criservice.New(criservice.Config{
+	d.cri = criservice.New(criservice.Config{
 		Runtime: d.runtime, Engine: d.engine, Tickets: d.sessions, Host: d.host,
 		Room:    d.room,
 		Handler: nodeinstall.HandlerName, Log: d.Log,
-	}))
+	})
+	runtimeapi.RegisterRuntimeServiceServer(server, d.cri)
 
 	// What serves is not ended by ctx, what works is; the first to fail ends both.
 	working, fail := context.WithCancelCause(ctx)

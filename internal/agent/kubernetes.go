@@ -109,7 +109,7 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	guard := newFlights(d.MaxConcurrent)
 	ops := &operations{
 		nodeName: d.NodeName, client: m.GetClient(), live: m.GetAPIReader(), wait: d.calls.Wait,
-		store: d.store, flights: guard, marker: k.marker, recorder: k.recorder, metrics: d.metrics, log: d.Log, now: time.Now, hooks: runner,
+		store: d.store, flights: guard, marker: k.marker, recorder: k.recorder, metrics: d.metrics, log: d.Log, now: time.Now, hooks: runner, look: d.cri.Look,
 		queue: make(chan operation), stages: &d.stages,
 	}
 	k.reconciler = &reconciler{

@@ -24,6 +24,7 @@ import (
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/criservice"
+	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/podtemplate"
 )
 
@@ -70,7 +71,9 @@ type operations struct {
 	hooks    *hookRunner
 	log      *slog.Logger
 	now      func() time.Time
-	stages   *stages // what the engine says about how far it is; nil: nothing
+	// look says what is in containers, nil: nothing.
+	look   func(ctx context.Context, sandboxID string, containerIDs []string) (engine.Examination, error)
+	stages *stages // what the engine says about how far it is; nil: nothing
 
 	queue chan operation
 }
@@ -221,6 +224,7 @@ func timeoutError(timeout time.Duration) error {
 
 func (o *operations) takeInto(ctx context.Context, op operation, dir string) (*record, *checkpoint.Manifest, error) {
 	limit := tightest(op.source.pod)
+	warnings := o.warn(ctx, op)
 	if o.stages != nil {
 		teller := &stageTeller{client: o.client, log: o.log, now: o.now}
 		defer teller.follow(ctx, o.stages, op.sandboxID, op.object, op.source.containers)()
@@ -246,6 +250,7 @@ func (o *operations) takeInto(ctx context.Context, op operation, dir string) (*r
 		return nil, nil, err
 	}
 	rec := o.success(op, manifest, digest)
+	rec.Status.Warnings = warnings
 	// From here on it has happened.
 	if err := o.store.writeRecord(rec); err != nil {
 		return nil, nil, err

@@ -47,6 +47,7 @@ type server struct {
 	digests  *digests
 	contents contentsReader
 	uploads  *uploads
+	pods     *podPreflight
 	announce func(ctx context.Context, port int, certificate string) error
 	streams  chan struct{}
 	looks    chan struct{} // one for each look into a checkpoint
@@ -84,6 +85,9 @@ func (k *kubernetes) serving(d *daemon) []manager.Runnable {
 		holdings: &holdings{store: d.store, objects: m.GetClient(), readers: newReaders()},
 		contents: func(ctx context.Context, dir fs.FS, m *checkpoint.Manifest) (*api.CheckpointContents, error) {
 			return contents.Read(ctx, dir, m, contents.Options{})
+		},
+		pods: &podPreflight{
+			nodeName: d.NodeName, live: m.GetAPIReader(), runtime: d.runtime, examiner: d.cri, root: d.store.checkpointRoot(), apiServer: kubernetesService(),
 		},
 		streams: make(chan struct{}, maxStreams), looks: make(chan struct{}, maxLooks), log: d.Log,
 	}
@@ -149,6 +153,7 @@ func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+agentapi.ArchivePath, s.limited(s.streams, s.archive)) // and HEAD
 	mux.HandleFunc("GET "+agentapi.ContentsPath, s.limited(s.looks, s.look))
+	mux.HandleFunc("POST "+agentapi.PreflightPath, s.limited(s.looks, s.preflight))
 	mux.HandleFunc("PUT "+agentapi.ImportPath, s.limited(s.streams, s.bringIn))
 	return s.auth.only(mux)
 }

@@ -32,6 +32,8 @@ const (
 //	GET, HEAD ArchivePath     the archive, or one container's (?container=NAME); Range, If-Range,
 //	                          ETag; Want-Repr-Digest is answered by Repr-Digest (RFC 9530)
 //	GET ContentsPath          a CheckpointContents, as JSON
+//	POST PreflightPath        a PodCheckpoint that nobody has stored, as JSON, of a Pod of this
+//	                          node; the answer is a CheckpointPreflight
 //	PUT ImportPath            a part of an archive to import: Content-Range: bytes FIRST-LAST/SIZE,
 //	                          or bytes */SIZE to ask; the answer's header Upload-Offset says
 //	                          how many bytes are there
@@ -39,10 +41,15 @@ const (
 	ArchivePath  = "/v1/checkpoints/{uid}/archive"
 	ContentsPath = "/v1/checkpoints/{uid}/contents"
 	ImportPath   = "/v1/imports/{uid}"
+	// PreflightPath is not known to agents of before it; they answer 404.
+	PreflightPath = "/v1/preflight"
 )
 
 // QueryContainer of ArchivePath selects one container.
 const QueryContainer = "container"
+
+// MaxPreflight bounds what is posted to PreflightPath, in bytes.
+const MaxPreflight = 256 << 10
 
 // MaxPart is the most that one part of an import holds, in bytes.
 const MaxPart = 64 << 20

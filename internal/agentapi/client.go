@@ -1,6 +1,7 @@
 package agentapi
 
 import (
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"crypto/tls"
@@ -18,10 +19,11 @@ import (
 // is cut off (A3): to find the agent and to connect takes patience at most. A
 // digest and the contents of a checkpoint are computed when they are asked for.
 const (
-	patience       = 4500 * time.Millisecond
-	answerDigest   = 25 * time.Second
-	answerContents = 25 * time.Second
-	answerImport   = 50 * time.Second // it comes after the part has been sent
+	patience        = 4500 * time.Millisecond
+	answerDigest    = 25 * time.Second
+	answerContents  = 25 * time.Second
+	answerPreflight = 25 * time.Second
+	answerImport    = 50 * time.Second // it comes after the part has been sent
 )
 
 // maxMessage bounds what is kept of an agent's refusal.
@@ -75,6 +77,12 @@ func (c *Client) Archive(ctx context.Context, method, node, uid, container strin
 // Contents asks what is inside a checkpoint. The caller closes the answer's body.
 func (c *Client) Contents(ctx context.Context, node, uid string) (*http.Response, error) {
 	return c.call(ctx, call{method: http.MethodGet, node: node, path: fill(ContentsPath, uid), limit: answerContents})
+}
+
+// Preflight asks what a checkpoint would meet. The caller closes the answer's body.
+func (c *Client) Preflight(ctx context.Context, node string, podCheckpoint []byte) (*http.Response, error) {
+	return c.call(ctx, call{method: http.MethodPost, node: node, path: PreflightPath, limit: answerPreflight,
+		header: http.Header{"Content-Type": {"application/json"}}, body: bytes.NewReader(podCheckpoint), size: int64(len(podCheckpoint))})
 }
 
 // Import sends a part of an archive, or asks how much is there. The caller closes

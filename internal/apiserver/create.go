@@ -39,6 +39,7 @@ const (
 // here is authenticated, authorised, in the audit log, and in a queue of its own.
 type creation struct {
 	taker      *taker
+	nodes      preflighter
 	authorizer authorizer.Authorizer
 	codecs     serializer.CodecFactory
 }
@@ -111,7 +112,11 @@ func (c *creation) create(w http.ResponseWriter, r *http.Request, info *request.
 		return nil, err
 	}
 	audit.AddAuditAnnotation(ctx, auditPodCheckpoint, checkpoint.Namespace+"/"+checkpoint.Name)
-	return report(posted, checkpoint), nil
+	answer := report(posted, checkpoint)
+	if len(options.DryRun) > 0 {
+		answer.Status.Preflight = c.preflight(ctx, checkpoint)
+	}
+	return answer, nil
 }
 
 // read reads what was posted. No body is a request with nothing special.

@@ -45,7 +45,10 @@ type Config struct {
 	Certificate dynamiccertificates.CertKeyContentProvider
 	// Objects reads and writes past any cache.
 	Objects objects
-	Agents  agents
+	Agents  interface {
+		agents
+		preflighter
+	}
 	Locator locator
 	Audit   *options.AuditOptions
 	Clock   clock.Clock
@@ -164,7 +167,7 @@ func (s *Server) build(config *genericapiserver.Config, client kubernetes.Interf
 	}
 	shared := informers.NewSharedInformerFactory(client, 10*time.Minute)
 	config.FlowControl = utilflowcontrol.New(shared, client.FlowcontrolV1(), config.MaxRequestsInFlight+config.MaxMutatingRequestsInFlight)
-	create := &creation{codecs: codecs, authorizer: config.Authorization.Authorizer,
+	create := &creation{codecs: codecs, nodes: s.Agents, authorizer: config.Authorization.Authorizer,
 		taker: &taker{objects: s.Objects, agents: s.Locator, clock: s.Clock}}
 	config.BuildHandlerChainFunc = func(handler http.Handler, c *genericapiserver.Config) http.Handler {
 		return genericapiserver.DefaultBuildHandlerChain(create.before(handler), c)

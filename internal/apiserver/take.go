@@ -276,7 +276,7 @@ func report(request *subresources.PodCheckpointRequest, c *checkpointv1alpha1.Po
 	}
 	answer.Status = subresources.PodCheckpointRequestStatus{
 		CheckpointName: c.Name, CheckpointUID: c.UID, NodeName: node,
-		CheckpointLocation: c.Status.CheckpointLocation, FreezeDuration: c.Status.FreezeDuration, Size: c.Status.Size, Ready: c.ReadyCondition(),
+		CheckpointLocation: c.Status.CheckpointLocation, FreezeDuration: c.Status.FreezeDuration, Size: c.Status.Size, Warnings: c.Status.Warnings, Ready: c.ReadyCondition(),
 	}
 	return answer
 }

@@ -65,14 +65,64 @@ func (s *Service) write(ctx context.Context, sandbox engine.Sandbox, in *runtime
 	})
 }
 
+// Examined is what CheckpointPod would meet.
+type Examined struct {
+	engine.Examination
+	engine.Estimate
+}
+
+// Examine says what CheckpointPod with the same arguments would meet, and freezes
+// nothing. What it would be refused for is among the problems. The CRI has no such call.
+func (s *Service) Examine(ctx context.Context, in *runtimeapi.CheckpointPodRequest) (Examined, error) {
+	var x Examined
+	sandbox, err := s.sandbox(ctx, in.PodSandboxId, in.ContainerIds)
+	if err != nil {
+		return x, err
+	}
+	if x.Examination, err = s.engine.Examine(ctx, sandbox); err != nil {
+		return x, err
+	}
+	if err := s.engine.CheckOptions(in.Options); err != nil {
+		x.Problems = append(x.Problems, err.Error())
+		return x, nil
+	}
+	if x.Estimate, err = s.engine.Estimate(ctx, sandbox); err != nil {
+		return x, err
+	}
+	release, err := s.fits(x.Estimate, in)
+	switch {
+	case errors.Is(err, engine.ErrFreezeBudget), errors.Is(err, engine.ErrOption), errors.Is(err, ErrNoRoom):
+		x.Problems = append(x.Problems, err.Error())
+	case err != nil:
+		return x, err
+	default:
+		release()
+	}
+	return x, nil
+}
+
+// Look says what is in containers that bears on a checkpoint of them.
+func (s *Service) Look(ctx context.Context, sandboxID string, containerIDs []string) (engine.Examination, error) {
+	sandbox, err := s.sandbox(ctx, sandboxID, containerIDs)
+	if err != nil {
+		return engine.Examination{}, err
+	}
+	return s.engine.Examine(ctx, sandbox)
+}
+
 // admit refuses, before anything is frozen, a checkpoint that would keep the Pod
 // frozen for longer than its budget (P14), or for which there is no room (P32).
 func (s *Service) admit(ctx context.Context, sandbox engine.Sandbox, in *runtimeapi.CheckpointPodRequest) (release func(), err error) {
-	budget, err := engine.FreezeBudget(in.Options)
+	expected, err := s.engine.Estimate(ctx, sandbox)
 	if err != nil {
 		return nil, err
 	}
-	expected, err := s.engine.Estimate(ctx, sandbox)
+	return s.fits(expected, in)
+}
+
+// fits is admit for what is expected.
+func (s *Service) fits(expected engine.Estimate, in *runtimeapi.CheckpointPodRequest) (release func(), err error) {
+	budget, err := engine.FreezeBudget(in.Options)
 	if err != nil {
 		return nil, err
 	}

@@ -93,6 +93,10 @@ type Engine interface {
 	// by what earlier checkpoints took.
 	Estimate(ctx context.Context, sandbox Sandbox) (Estimate, error)
 
+	// Examine looks for what a checkpoint would be refused for, and for what would not
+	// come back, without freezing anything.
+	Examine(ctx context.Context, sandbox Sandbox) (Examination, error)
+
 	// Checkpoint captures the sandbox's containers at one moment into dir, an
 	// empty directory of the container runtime's mount namespace. All of them
 	// are paused before the first is captured, stay paused until the last is,

@@ -24,31 +24,66 @@ import (
 type checkOptions struct {
 	*environment
 	installed string // the namespace that Stasis is in
+
+	// Of a Pod.
+	containers []string
+	pairs      []string
+	options    map[string]string
 }
 
 func newCheckCommand(env *environment) *cobra.Command {
 	o := &checkOptions{environment: env}
 	cmd := &cobra.Command{
-		Use:   "check",
-		Short: "Look whether Stasis is there, on which nodes, and what you may do",
-		Long: `Look whether the cluster serves Stasis' APIs, which nodes have an agent, and what you
-may do in the namespace. What you may not look at is said to be unknown.
+		Use:   "check [POD] [-c CONTAINER]... [--option KEY=VALUE]...",
+		Short: "Look whether checkpoints can be taken: here, or of a Pod",
+		Long: `Without a Pod: look whether the cluster serves Stasis' APIs, which nodes have an agent,
+and what you may do in the namespace. What you may not look at is said to be unknown.
+
+With a Pod: look, on its node, at what a checkpoint of it would be refused for, what
+would not come back as it was, how large it would be and for how long the Pod would
+stand still. Nothing is frozen. It needs the verb "create" on "pods/checkpoint".
 
 Exit codes:
-  0    checkpoints can be taken
-  1    something is missing that they need
+  0    checkpoints can be taken; one of the Pod can
+  1    something is missing that they need; the Pod cannot be checkpointed as it is
   2    wrong command line, nothing was sent`,
 		Example: `  # In the namespace of the kubeconfig
-  kubectl checkpoint check`,
-		Args:              none,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+  kubectl checkpoint check
+
+  # Would a checkpoint of Pod web succeed, and what would it cost?
+  kubectl checkpoint check web`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usagef("one Pod can be named, got %d arguments", len(args))
+			}
+			if len(args) == 0 && len(o.containers)+len(o.pairs) > 0 {
+				return usagef("--container and --option are of a Pod: name one")
+			}
+			return nil
+		},
+		ValidArgsFunction: env.completePods(),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			pod := ""
+			if len(args) > 0 {
+				if pod, err = resourceName(args[0], podTypes()); err != nil {
+					return err
+				}
+				if o.options, err = parseOptions(o.pairs); err != nil {
+					return err
+				}
+			}
 			if err := o.connect(); err != nil {
 				return err
+			}
+			if pod != "" {
+				return o.checkPod(cmd.Context(), pod)
 			}
 			return o.run(cmd.Context())
 		},
 	}
+	cmd.Flags().StringArrayVarP(&o.containers, "container", "c", nil, "Container of the Pod to look at, instead of all. May be repeated.")
+	cmd.Flags().StringArrayVar(&o.pairs, "option", nil, "Option for the engine, as KEY=VALUE. May be repeated.")
+	completeFlag(cmd, "container", env.completePodContainers())
 	cmd.Flags().StringVar(&o.installed, "stasis-namespace", "stasis-system", "Namespace that Stasis is installed in.")
 	return cmd
 }

@@ -2,6 +2,7 @@ package kubectl
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"strings"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 
+	subresourcesv1alpha1 "podstasis.dev/stasis/api/subresources/v1alpha1"
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 )
 
@@ -30,6 +32,8 @@ type checkpointOptions struct {
 	options    map[string]string
 	wait       bool
 	dryRun     *dryRun
+	// preflight is what a dry run on the server found out.
+	preflight *subresourcesv1alpha1.CheckpointPreflight
 }
 
 // NewCheckpointCommand is "kubectl checkpoint" with its subcommands.
@@ -64,6 +68,9 @@ A Pod whose name is that of a command is named after "--", or as pod/NAME:
 
   # Do not let the Pod stand still for longer than half a second
   kubectl checkpoint web --option freezeBudget=500ms
+
+  # What would a checkpoint meet? Nothing is frozen or stored
+  kubectl checkpoint web --dry-run=server
 
   # Ask and go on; look later
   kubectl checkpoint web --wait=false -o name`,
@@ -149,6 +156,15 @@ func (o *checkpointOptions) run(ctx context.Context) error {
 		}
 	} else if failure == nil {
 		tellCheckpoint(o.Out, checkpoint)
+	}
+	for _, warning := range checkpoint.Status.Warnings {
+		fmt.Fprintf(o.ErrOut, "warning: %s\n", clean(warning))
+	}
+	if o.preflight != nil {
+		tellPreflight(o.ErrOut, o.preflight)
+		if len(o.preflight.Problems) > 0 {
+			return errWouldFail
+		}
 	}
 	return failure
 }

@@ -42,6 +42,7 @@ func (o *checkpointOptions) call(ctx context.Context) (*checkpointv1alpha1.PodCh
 		return nil, err
 	}
 	checkpoint := o.fromAnswer(answer)
+	o.preflight = answer.Status.Preflight
 	// Asked for again, a name means the PodCheckpoint that is there: good for an answer
 	// that was lost, but what has ended before it was asked for is not what is wanted.
 	if done, _ := ended(checkpoint); done && named {
@@ -61,6 +62,7 @@ func (o *checkpointOptions) fromAnswer(answer *subresourcesv1alpha1.PodCheckpoin
 	checkpoint.Status.CheckpointLocation = status.CheckpointLocation
 	checkpoint.Status.FreezeDuration = status.FreezeDuration
 	checkpoint.Status.Size = status.Size
+	checkpoint.Status.Warnings = status.Warnings
 	if status.Ready != nil {
 		checkpoint.Status.Conditions = []metav1.Condition{*status.Ready}
 	}

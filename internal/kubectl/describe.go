@@ -96,7 +96,7 @@ func (o *describeOptions) one(ctx context.Context, c *checkpointv1alpha1.PodChec
 	if err := table(o.Out, "", header); err != nil {
 		return err
 	}
-	for _, part := range []func(context.Context, io.Writer, *checkpointv1alpha1.PodCheckpoint) error{o.containers, o.phases, o.restored, o.events} {
+	for _, part := range []func(context.Context, io.Writer, *checkpointv1alpha1.PodCheckpoint) error{o.containers, o.warnings, o.phases, o.restored, o.events} {
 		if err := part(ctx, o.Out, c); err != nil {
 			return err
 		}
@@ -113,6 +113,15 @@ func (o *describeOptions) containers(_ context.Context, out io.Writer, c *checkp
 		rows = append(rows, []string{container.Name, "", clean(container.Image)})
 	}
 	return section(out, "Containers", rows)
+}
+
+// warnings shows what will not come back as it was.
+func (o *describeOptions) warnings(_ context.Context, out io.Writer, c *checkpointv1alpha1.PodCheckpoint) error {
+	var rows [][]string
+	for _, w := range c.Status.Warnings {
+		rows = append(rows, []string{clean(w)})
+	}
+	return section(out, "Warnings", rows)
 }
 
 // phases shows how long each phase took, with a bar in proportion.

@@ -1,6 +1,7 @@
 package kubectl
 
 import (
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	subresourcesv1alpha1 "podstasis.dev/stasis/api/subresources/v1alpha1"
 )
 
 var update = flag.Bool("update", false, "write what commands print into the scripts' golden files")
@@ -53,6 +56,7 @@ func TestScripts(t *testing.T) {
 			"set":      set,
 			"archive":  serveArchive,
 			"contents": serveContents,
+			"meets":    meets,
 			"served":   waitServed,
 			"called":   called,
 			"count":    count,
@@ -133,6 +137,16 @@ func serveContents(ts *testscript.TestScript, _ bool, args []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.contents[args[0]] = []byte(ts.ReadFile(args[1]))
+}
+
+// meets POD FILE: what the node says a checkpoint of it would meet.
+func meets(ts *testscript.TestScript, _ bool, args []string) {
+	var found subresourcesv1alpha1.CheckpointPreflight
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[1])), &found))
+	s := serverOf(ts)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.preflights[args[0]] = &found
 }
 
 // served BYTES: wait until so much has been given out, or taken.

@@ -126,6 +126,9 @@ func (s *apiServer) request(w http.ResponseWriter, r *http.Request, namespace, p
 			"metadata": map[string]any{"namespace": namespace, "name": key.name, "uid": fmt.Sprintf("uid-%d", s.serial)},
 			"spec":     map[string]any{"sourcePodName": pod, "nodeName": "node-1"},
 		}}
+		if key.name == "" {
+			key.name = fmt.Sprintf("%s-%05d", pod, s.serial)
+		}
 		if r.URL.Query().Get("dryRun") == "" {
 			s.objects[key] = object
 			s.act(key, object)
@@ -149,6 +152,11 @@ func (s *apiServer) request(w http.ResponseWriter, r *http.Request, namespace, p
 		_ = json.Unmarshal(text, &checkpoint)
 		_ = json.Unmarshal(text, &conditions)
 		asked.Status = checkpoint.Status
+		if r.URL.Query().Get("dryRun") != "" {
+			s.mu.Lock()
+			asked.Status.Preflight, asked.Status.NodeName = s.preflights[pod], "node-1"
+			s.mu.Unlock()
+		}
 		asked.Status.CheckpointName, asked.Status.CheckpointUID = key.name, checkpoint.Metadata.UID
 		if len(conditions.Status.Conditions) > 0 {
 			asked.Status.Ready = &conditions.Status.Conditions[0]

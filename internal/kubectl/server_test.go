@@ -45,6 +45,8 @@ type apiServer struct {
 	uploads  map[string]*upload
 	faults   faults
 	contents map[string][]byte
+	// preflights are what a dry run is told of a Pod.
+	preflights map[string]*subresourcesv1alpha1.CheckpointPreflight
 }
 
 type objectKey struct{ resource, namespace, name string }
@@ -62,7 +64,8 @@ func kindOf(resource string) schema.GroupVersionKind {
 
 func newAPIServer(t *testing.T) *apiServer {
 	s := &apiServer{t: t, objects: map[objectKey]*unstructured.Unstructured{}, forbidden: map[string]bool{}, served: true, agent: "ready",
-		archives: map[string]*servedArchive{}, uploads: map[string]*upload{}, contents: map[string][]byte{}}
+		archives: map[string]*servedArchive{}, uploads: map[string]*upload{}, contents: map[string][]byte{},
+		preflights: map[string]*subresourcesv1alpha1.CheckpointPreflight{}}
 	s.Server = httptest.NewServer(http.HandlerFunc(s.handle))
 	return s
 }

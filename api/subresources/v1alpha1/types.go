@@ -92,9 +92,53 @@ type PodCheckpointRequestStatus struct {
 	// +optional
 	Size *checkpointv1alpha1.CheckpointSize `json:"size,omitempty"`
 
+	// warnings are the PodCheckpoint's: what will not come back as it was.
+	// +optional
+	// +listType=atomic
+	Warnings []string `json:"warnings,omitempty"`
+
 	// ready is the PodCheckpoint's condition Ready at the moment of the answer.
 	// +optional
 	Ready *metav1.Condition `json:"ready,omitempty"`
+
+	// preflight is what the checkpoint would meet, for a dry run.
+	// +optional
+	Preflight *CheckpointPreflight `json:"preflight,omitempty"`
+}
+
+// CheckpointPreflight is what a checkpoint of a Pod would meet now, looked for on its
+// node without freezing it.
+//
+// +k8s:openapi-gen=true
+type CheckpointPreflight struct {
+	// unavailable says why the Pod's node was not asked. Nothing else is known then.
+	// +optional
+	Unavailable string `json:"unavailable,omitempty"`
+	// problems are what the checkpoint would be refused for; each is enough.
+	// +optional
+	// +listType=atomic
+	Problems []string `json:"problems,omitempty"`
+	// warnings say what would not come back as it was.
+	// +optional
+	// +listType=atomic
+	Warnings []string `json:"warnings,omitempty"`
+	// estimatedSize is how large it would be.
+	// +optional
+	EstimatedSize *checkpointv1alpha1.CheckpointSize `json:"estimatedSize,omitempty"`
+	// estimatedFreezeDuration is how long the Pod would stand still, by what this
+	// node's checkpoints took lately.
+	// +optional
+	EstimatedFreezeDuration *metav1.Duration `json:"estimatedFreezeDuration,omitempty"`
+	// freezeBudget is for how long it may, at most. None: as long as the timeout.
+	// +optional
+	FreezeBudget *metav1.Duration `json:"freezeBudget,omitempty"`
+	// freezeBudgetReason is the probe that the budget is safe under, if one bounds it.
+	// +optional
+	FreezeBudgetReason string `json:"freezeBudgetReason,omitempty"`
+	// hooks are what would be run around the checkpoint.
+	// +optional
+	// +listType=atomic
+	Hooks []string `json:"hooks,omitempty"`
 }
 
 // CheckpointContents is what podcheckpoints/contents answers: what is inside a

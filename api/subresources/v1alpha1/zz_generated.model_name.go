@@ -11,6 +11,11 @@ func (in CheckpointContents) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in CheckpointPreflight) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.subresources.v1alpha1.CheckpointPreflight"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in ContainerContents) OpenAPIModelName() string {
 	return "dev.podstasis.checkpoint.subresources.v1alpha1.ContainerContents"
 }

@@ -72,6 +72,7 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		runtime.Unknown{}.OpenAPIModelName():                       schema_k8sio_apimachinery_pkg_runtime_Unknown(ref),
 		version.Info{}.OpenAPIModelName():                          schema_k8sio_apimachinery_pkg_version_Info(ref),
 		v1alpha1.CheckpointContents{}.OpenAPIModelName():           schema_stasis_api_subresources_v1alpha1_CheckpointContents(ref),
+		v1alpha1.CheckpointPreflight{}.OpenAPIModelName():          schema_stasis_api_subresources_v1alpha1_CheckpointPreflight(ref),
 		v1alpha1.ContainerContents{}.OpenAPIModelName():            schema_stasis_api_subresources_v1alpha1_ContainerContents(ref),
 		v1alpha1.ContentsSource{}.OpenAPIModelName():               schema_stasis_api_subresources_v1alpha1_ContentsSource(ref),
 		v1alpha1.Credentials{}.OpenAPIModelName():                  schema_stasis_api_subresources_v1alpha1_Credentials(ref),
@@ -2863,6 +2864,110 @@ func schema_stasis_api_subresources_v1alpha1_CheckpointContents(ref common.Refer
 	}
 }
 
+func schema_stasis_api_subresources_v1alpha1_CheckpointPreflight(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "CheckpointPreflight is what a checkpoint of a Pod would meet now, looked for on its node without freezing it.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"unavailable": {
+						SchemaProps: spec.SchemaProps{
+							Description: "unavailable says why the Pod's node was not asked. Nothing else is known then.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"problems": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "problems are what the checkpoint would be refused for; each is enough.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Type:   []string{"string"},
+										Format: "",
+									},
+								},
+							},
+						},
+					},
+					"warnings": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "warnings say what would not come back as it was.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Type:   []string{"string"},
+										Format: "",
+									},
+								},
+							},
+						},
+					},
+					"estimatedSize": {
+						SchemaProps: spec.SchemaProps{
+							Description: "estimatedSize is how large it would be.",
+							Ref:         ref(apiv1alpha1.CheckpointSize{}.OpenAPIModelName()),
+						},
+					},
+					"estimatedFreezeDuration": {
+						SchemaProps: spec.SchemaProps{
+							Description: "estimatedFreezeDuration is how long the Pod would stand still, by what this node's checkpoints took lately.",
+							Ref:         ref(v1.Duration{}.OpenAPIModelName()),
+						},
+					},
+					"freezeBudget": {
+						SchemaProps: spec.SchemaProps{
+							Description: "freezeBudget is for how long it may, at most. None: as long as the timeout.",
+							Ref:         ref(v1.Duration{}.OpenAPIModelName()),
+						},
+					},
+					"freezeBudgetReason": {
+						SchemaProps: spec.SchemaProps{
+							Description: "freezeBudgetReason is the probe that the budget is safe under, if one bounds it.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"hooks": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "hooks are what would be run around the checkpoint.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Type:   []string{"string"},
+										Format: "",
+									},
+								},
+							},
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			v1.Duration{}.OpenAPIModelName(), apiv1alpha1.CheckpointSize{}.OpenAPIModelName()},
+	}
+}
+
 func schema_stasis_api_subresources_v1alpha1_ContainerContents(ref common.ReferenceCallback) common.OpenAPIDefinition {
 	return common.OpenAPIDefinition{
 		Schema: spec.Schema{
@@ -3570,17 +3675,42 @@ func schema_stasis_api_subresources_v1alpha1_PodCheckpointRequestStatus(ref comm
 							Ref:         ref(apiv1alpha1.CheckpointSize{}.OpenAPIModelName()),
 						},
 					},
+					"warnings": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "warnings are the PodCheckpoint's: what will not come back as it was.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Type:   []string{"string"},
+										Format: "",
+									},
+								},
+							},
+						},
+					},
 					"ready": {
 						SchemaProps: spec.SchemaProps{
 							Description: "ready is the PodCheckpoint's condition Ready at the moment of the answer.",
 							Ref:         ref(v1.Condition{}.OpenAPIModelName()),
 						},
 					},
+					"preflight": {
+						SchemaProps: spec.SchemaProps{
+							Description: "preflight is what the checkpoint would meet, for a dry run.",
+							Ref:         ref(v1alpha1.CheckpointPreflight{}.OpenAPIModelName()),
+						},
+					},
 				},
 			},
 		},
 		Dependencies: []string{
-			v1.Condition{}.OpenAPIModelName(), v1.Duration{}.OpenAPIModelName(), apiv1alpha1.CheckpointSize{}.OpenAPIModelName(), apiv1alpha1.CheckpointSource{}.OpenAPIModelName()},
+			v1.Condition{}.OpenAPIModelName(), v1.Duration{}.OpenAPIModelName(), v1alpha1.CheckpointPreflight{}.OpenAPIModelName(), apiv1alpha1.CheckpointSize{}.OpenAPIModelName(), apiv1alpha1.CheckpointSource{}.OpenAPIModelName()},
 	}
 }
 
