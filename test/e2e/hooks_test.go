@@ -146,8 +146,8 @@ func TestAContainerWhosePostRestoreHookFailsIsStoppedAndStartsAnew(t *testing.T)
 func TestAPodIsLookedAtBeforeItIsCheckpointed(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
-	server := s.running(MakePod("server").Shell("main", "nc -l -p 9000").Obj())
-	s.running(MakePod("source").Shell("main", "mkfifo /pipe; nc "+server.Status.PodIP+" 9000 < /pipe & exec 3> /pipe; "+idle).Obj())
+	server := s.running(MakePod("server").Shell("main", "mkfifo /pipe; exec 3<>/pipe; nc -l -p 9000 <&3").Obj())
+	s.running(MakePod("source").Shell("main", "mkfifo /pipe; exec 3<>/pipe; nc "+server.Status.PodIP+" 9000 <&3 & "+idle).Obj())
 	s.eventually("the connection is seen, and what a checkpoint costs", func() error {
 		out, err := s.Plugin(s.Context(), "checkpoint", "check", "source", "-n", s.namespace)
 		if err != nil {

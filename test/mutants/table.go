@@ -673,4 +673,45 @@ var mutants = []mutant{
 		`	err = errors.Join(err, a.add(member{name: kubeletImages + "/"}))
 `, ``,
 		unit, "internal/archive", "TestOneContainersArchiveHasTheLayoutOfTheKubeletsEndpoint"},
+
+	// The application's part.
+	{"what a hook stopped left to stand still", "internal/agent/checkpointhooks.go",
+		`resume = func() { o.resume(context.WithoutCancel(ctx), due) }`, `resume = func() {}`,
+		unit, "internal/agent", "TestAPreCheckpointHookThatFailsEndsTheCheckpointWithItsOutputAndTheApplicationGoesOn"},
+	{"what a dead agent's hook stopped left to stand still", "internal/agent/operation.go",
+		`	o.resumeLeft(working)
+`, ``,
+		unit, "internal/agent", "TestThePostCheckpointHookIsRunByTheNextAgentWhereThisOneDied"},
+	{"a failing hook passed over", "internal/agent/checkpointhooks.go",
+		`		if h.FailurePolicy == hooks.Fail {`, `		if h.FailurePolicy == "" {`,
+		unit, "internal/agent", "TestAPreCheckpointHookThatFailsEndsTheCheckpointWithItsOutputAndTheApplicationGoesOn"},
+	{"post-restore hooks run once more when the success is told again", "internal/agent/restorehooks.go",
+		`	if err != nil || known != nil {`, `	if err != nil || known != nil && known.Done == (known.PodUID == "") {`,
+		unit, "internal/agent", "TestAPostRestoreHookIsRunOnceThoughTheSuccessIsToldAgain"},
+	{"a hook's request made from the node's network", "internal/agent/hookrun.go",
+		`		err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+		if err == nil {
+			err = fn()
+		}
+		done <- err`, `		_ = unix.CLONE_NEWNET
+		done <- fn()`,
+		unit, "internal/agent", "TestAPodsServerIsAskedInsideItsOwnNetwork"},
+	{"hooks open to be added later", "config/admission/policies.yaml",
+		`object.metadata.annotations[?k] == oldObject.metadata.?annotations[?k]`, `true`,
+		control, "test/control", "TestHooksComeWithAPodAndCannotBeAddedOrChangedLater"},
+	{"hooks read leniently", "internal/hooks/hooks.go",
+		`errors.Join(append(strict, err)...); err != nil {`, `err; err != nil || strict == nil && err != nil {`,
+		unit, "internal/hooks", "TestHooksThatAreNotAsTheyHaveToBeAreRefusedWithWhatIsWrong"},
+	{"no identity in a restored container", "internal/ociruntime/ociruntime.go",
+		`	if err := writeIdentity(rootfs, from.Identity); err != nil {`, `	if err := error(nil); err != nil {`,
+		cluster, "test/e2e", "TestHooksAreRunAroundACheckpointAndAfterARestoreAndTheIdentityIsThere"},
+	{"an identity of any length", "internal/ociruntime/identity.go",
+		`nodeapi.IdentitySize-len(data))...), nil`, `1)...), nil`,
+		unit, "internal/ociruntime", "TestAnIdentityIsAlwaysOfOneLength"},
+	{"a dry run that looks at nothing", "internal/apiserver/create.go",
+		`		answer.Status.Preflight = c.preflight(ctx, checkpoint)`, `		_ = c.nodes`,
+		control, "test/control", "TestADryRunTellsWhatTheNodeFoundAndStoresNothing"},
+	{"preflight that ends with the first problem", "internal/engine/criu/examine.go",
+		`			found = append(found, plain(err))`, `			return []string{plain(err)}, nil`,
+		unit, "internal/engine/criu", "TestEveryProcessThatCannotBeCapturedIsToldOf"},
 }
