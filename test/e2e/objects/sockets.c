@@ -126,6 +126,16 @@ static void set_up_data_not_accepted(void) {
 	ok(write(ends[0], "too early", 9));
 }
 
+static void verify_data_not_accepted(void) {
+	comes(listener);
+	int asked = ok(accept(listener, NULL, NULL));
+	takes(asked, "too early");
+	ok(close(asked));
+	ok(close(ends[0]));
+	knock();
+	ok(write(ends[0], "too early", 9));
+}
+
 static void set_up_unix_datagram(void) {
 	struct sockaddr_un a = named("a"), b = named("b");
 	ends[0] = ok(socket(AF_UNIX, SOCK_DGRAM, 0));
@@ -363,7 +373,7 @@ static void verify_netlink(void) {
 const struct object sockets[] = {
 	{"unix-stream", "", set_up_unix_stream, verify_unix_stream},
 	{"unix-stream-not-accepted", "", set_up_not_accepted, verify_not_accepted},
-	{"unix-stream-data-not-accepted", "refused", set_up_data_not_accepted, verify_not_accepted},
+	{"unix-stream-data-not-accepted", "refused", set_up_data_not_accepted, verify_data_not_accepted},
 	{"unix-stream-abstract", "", set_up_abstract, verify_abstract},
 	{"unix-stream-half-closed", "", set_up_half_closed, verify_half_closed},
 	{"unix-datagram", "", set_up_unix_datagram, verify_unix_datagram},
