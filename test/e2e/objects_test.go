@@ -105,7 +105,16 @@ func TestKernelObjectsComeBack(t *testing.T) {
 	s.verified("source", holders...)
 	s.checkpoint("one", "source")
 	source := s.verified("source", holders...)
-	pod := s.running(Objects("restored").RestoreFrom("one").Obj())
+	pod := s.create(Objects("restored").RestoreFrom("one").Obj())
+	s.within(3*patience, "all of it is restored", func() error { // a hundred processes, ten thousand files
+		for _, status := range s.pod("restored").Status.ContainerStatuses {
+			if status.State.Running == nil {
+				return errPhase(s.pod("restored"))
+			}
+		}
+		return nil
+	})
+	s.waitReady("restored")
 	for _, holder := range []string{"plain", "terminal"} {
 		if said := s.typeInto("restored", holder, "typed into "+holder+"\n"); said != "typed into "+holder {
 			t.Errorf("container %s: its standard input brings %q", holder, said)

@@ -135,7 +135,7 @@ func TestContainersThatShareAPIDNamespaceComeBackInOne(t *testing.T) {
 	build := func(name string) *podBuilder {
 		b := MakePod(name)
 		for _, container := range []string{"a", "b"} {
-			b.Shell(container, "echo $$ > /shared/"+container+"; i=0; while :; do i=$((i+1)); echo $i > /shared/count-"+container+"; sleep 0.1; done")
+			b.Shell(container, "echo $$$$ > /shared/"+container+"; i=0; while :; do i=$((i+1)); echo $i > /shared/count-"+container+"; sleep 0.1; done")
 		}
 		b.EmptyDir("shared", "/shared", corev1.StorageMediumDefault)
 		b.pod.Spec.ShareProcessNamespace = new(true)

@@ -15,7 +15,6 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/encoding/protowire"
 
 	"podstasis.dev/stasis/internal/engine"
 )
@@ -158,11 +157,12 @@ func writeWatched(dir string, found map[watched]string) error {
 	data := binary.LittleEndian.AppendUint32(nil, magicImage)
 	data = binary.LittleEndian.AppendUint32(data, magicIrmap)
 	for w, name := range maps.All(found) {
-		// message irmap_cache_entry of CRIU's fsnotify.proto.
-		var entry []byte
-		entry = protowire.AppendVarint(protowire.AppendTag(entry, 1, protowire.VarintType), w.dev)
-		entry = protowire.AppendVarint(protowire.AppendTag(entry, 2, protowire.VarintType), w.ino)
-		entry = protowire.AppendString(protowire.AppendTag(entry, 3, protowire.BytesType), name)
+		// message irmap_cache_entry of CRIU's fsnotify.proto, as protocol buffers are
+		// encoded. This package is also stasis-runtime's, which must stay small.
+		entry := binary.AppendUvarint([]byte{1<<3 | 0}, w.dev)
+		entry = binary.AppendUvarint(append(entry, 2<<3|0), w.ino)
+		entry = binary.AppendUvarint(append(entry, 3<<3|2), uint64(len(name)))
+		entry = append(entry, name...)
 		data = binary.LittleEndian.AppendUint32(data, uint32(len(entry)))
 		data = append(data, entry...)
 	}
