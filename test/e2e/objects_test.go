@@ -175,7 +175,11 @@ func (s *scene) typeInto(pod, container, text string) (said string) {
 	if err != nil {
 		s.Fatal(err)
 	}
-	cmd := exec.CommandContext(s.Context(), filepath.Join(root, "bin/kubectl"), "--kubeconfig", s.Kubeconfig(), "-n", s.namespace, "attach", "-q", "-i", pod, "-c", container)
+	attach := []string{filepath.Join(root, "bin/kubectl"), "--kubeconfig", s.Kubeconfig(), "-n", s.namespace, "attach", "-q", "-i", pod, "-c", container}
+	if container == "terminal" { // kubectl wants one itself, which script(1) gives it
+		attach = []string{"script", "-qec", strings.Join(append(attach, "-t"), " "), "/dev/null"}
+	}
+	cmd := exec.CommandContext(s.Context(), attach[0], attach[1:]...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		s.Fatal(err)
@@ -195,6 +199,7 @@ func (s *scene) typeInto(pod, container, text string) (said string) {
 		}
 		return errors.New("nothing was read")
 	})
+	_ = in.Close()
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 	return said
