@@ -98,6 +98,17 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 		clock.done = nil
 	}
 	m.Phases = clock.done
+	err = e.host.Do(func() error {
+		for _, t := range targets {
+			if err := armTimers(filepath.Join(t.dir, imagesDir)); err != nil {
+				return fmt.Errorf("container %s: look at its timers: %w", t.Name, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
 	if err := e.keepReports(targets); err != nil {
 		return nil, err
 	}

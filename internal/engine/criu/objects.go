@@ -48,7 +48,7 @@ func problemOfFD(proc, fd string) string {
 	}
 	which := " (file descriptor " + fd + ")"
 	switch kind, ok := strings.CutPrefix(target, "anon_inode:"); {
-	case ok && kind == "[eventfd]" && fdinfo(proc, fd, "eventfd-semaphore:") == "1":
+	case ok && kind == "[eventfd]" && infoOf(proc, fd, "eventfd-semaphore:") == "1":
 		return "it has an eventfd that is a semaphore (EFD_SEMAPHORE)" + which + ", which CRIU would restore as one that is none"
 	case ok:
 		return problemOfAnonymous(strings.Trim(kind, "[]"), which)
@@ -62,7 +62,7 @@ func problemOfFD(proc, fd string) string {
 		}
 		return ""
 	case strings.HasPrefix(target, "pipe:"):
-		if flags, err := strconv.ParseUint(fdinfo(proc, fd, "flags:"), 8, 64); err == nil && flags&unix.O_DIRECT != 0 {
+		if flags, err := strconv.ParseUint(infoOf(proc, fd, "flags:"), 8, 64); err == nil && flags&unix.O_DIRECT != 0 {
 			return "it has a pipe of packets (O_DIRECT)" + which + ", which CRIU cannot capture"
 		}
 		return ""
@@ -130,8 +130,8 @@ func problemOfPath(path string) string {
 	return ""
 }
 
-// fdinfo reads a line about a descriptor (proc_pid_fdinfo(5)); empty if there is none.
-func fdinfo(proc, fd, name string) string {
+// infoOf reads a line about a descriptor (proc_pid_fdinfo(5)); empty if there is none.
+func infoOf(proc, fd, name string) string {
 	data, err := os.ReadFile(filepath.Join(proc, "fdinfo", fd))
 	if err != nil {
 		return ""
