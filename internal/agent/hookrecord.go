@@ -42,8 +42,6 @@ type dueHooks struct {
 	Done bool `json:"done,omitempty"`
 }
 
-func (d *dueHooks) pod() podRef { return podRef{d.Namespace, d.PodName, d.PodUID} }
-
 func (s *store) dueHooksPath(annotation string, pod types.UID) (string, error) {
 	if err := validUID(pod); err != nil {
 		return "", err
