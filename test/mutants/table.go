@@ -347,6 +347,22 @@ var mutants = []mutant{
 	{"the end of an interrupted start waited for", "internal/ociruntime/start.go",
 		`os.Stdout, os.Stderr, []*os.File{lock}`, `os.Stdout, os.Stderr, nil`,
 		unit, "internal/ociruntime", "TestWhetherAContainerHasRunWhoseStartWasInterruptedIsFoundOut"},
+	{"CRIU let go when nobody has frozen what it restored", "internal/engine/criu/freezehook.go",
+		`		for {
+			time.Sleep(time.Hour)
+		}`, ``,
+		unit, "internal/engine/criu", "TestTheHookKeepsCRIUWhenNobodyFreezesTheContainer"},
+	{"an interrupted restore left to itself", "internal/engine/criu/endrestore.go",
+		`id != sandbox && id != container {`, `sandbox+container != "" {`,
+		node, "test/cri", "TestARestoreThatIsKilledInItsMiddleIsEndedAndDoneAgain"},
+	{"restores among the host's mounts", "internal/engine/criu/restore.go",
+		`	if r.Shares {`, `	if !r.Shares {`,
+		node, "test/cri", "TestARestoreThatIsKilledInItsMiddleIsEndedAndDoneAgain"},
+	{"what is mounted beneath a restore's files removed with them", "internal/restoring/records.go",
+		`	for _, m := range mounts {
+		if err := unix.Unmount`, `	for _, m := range mounts[:0] {
+		if err := unix.Unmount`,
+		node, "test/cri", "TestWhatIsMountedBeneathTheFilesOfARestoreOutlivesThem"},
 	{"a last look before a container is killed", "internal/ociruntime/end.go",
 		`	if m, err := c.marked(c.id); err == nil {`, `	if m, err := c.marked(c.id); err == nil && m == nil {`,
 		node, "test/cri", "TestAContainerWhoseStartIsInterruptedIsRestoredAgainUnlessItRanBesideAnother"},
