@@ -47,6 +47,7 @@ type damage struct {
 	mu      sync.Mutex
 	kills   map[string]int
 	hurt    map[string]bool // UIDs of Pods of which a CRIU was killed
+	trapped map[string]bool // UIDs of those of them that lost a process and no container
 	gaps    bool            // a containerd was killed: logs may lack lines
 	killed  map[string]bool // nodes whose containerd was killed
 	slowest time.Duration   // that a source stood still after a kill of the agent

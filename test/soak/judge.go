@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -42,7 +43,19 @@ func (s *soak) judgeSources(ctx context.Context, subjects []*subject, d *damage)
 		for _, container := range subject.counts {
 			was := subject.before[container]
 			if err := eventually(ctx, 20*time.Second, "container "+container+" of the source counts on", func() error {
-				now, err := s.read(ctx, pod, container, gaps)
+				log, err := s.cluster.Log(ctx, pod, container)
+				if err != nil {
+					return err
+				}
+				if known {
+					var lost bool
+					if log, lost = withoutTraps(log); lost {
+						d.mu.Lock()
+						d.trapped[string(pod.UID)] = true
+						d.mu.Unlock()
+					}
+				}
+				now, err := read(log, gaps)
 				switch {
 				case err != nil:
 					return err
@@ -59,6 +72,19 @@ func (s *soak) judgeSources(ctx context.Context, subjects []*subject, d *damage)
 		}
 		return nil
 	})
+}
+
+// withoutTraps drops what a shell says of a child that died because the CRIU whose code
+// it was executing was killed: such a kill may cost a process, and no more.
+func withoutTraps(log string) (rest string, lost bool) {
+	for line := range strings.Lines(log) {
+		if strings.HasPrefix(line, "Trace/breakpoint trap") {
+			lost = true
+		} else {
+			rest += line
+		}
+	}
+	return rest, lost
 }
 
 // goesOn judges a restored container: it goes on where its source was, or later.

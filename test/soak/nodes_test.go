@@ -22,6 +22,20 @@ func TestOnlyAShimThatContainerdHasNoRecordOfIsTakenForForgotten(t *testing.T) {
 	}
 }
 
+func TestWhatAShellSaysOfAChildThatCRIUTookWithItIsNoCount(t *testing.T) {
+	const log = "count=1 nonce=a\nTrace/breakpoint trap\ncount=2 nonce=a\n"
+	if _, err := read(log, false); err == nil {
+		t.Error("a source that nobody has killed a CRIU of may lose processes")
+	}
+	rest, lost := withoutTraps(log)
+	if r, err := read(rest, false); err != nil || !lost || r.last != 2 {
+		t.Errorf("without it the log is read as %+v, %v", r, err)
+	}
+	if _, lost := withoutTraps(rest); lost {
+		t.Error("a log without it is taken for one with it")
+	}
+}
+
 func TestTheSandboxOfAShimIsReadFromItsCommandLine(t *testing.T) {
 	for _, c := range []struct {
 		args []string

@@ -52,6 +52,7 @@ type total struct {
 	survivedCRIU, retried int
 	cut                   int // restored containers that containerd ended in their start
 	deserted              int // network namespaces that a killed containerd left
+	trapped               int // Pods that lost a process to a kill of CRIU, and no container
 	lost                  int // shims that a killed containerd left
 }
 
@@ -109,7 +110,7 @@ func (s *soak) report(outcome string) {
 		kills += s.kills[component]
 	}
 	fmt.Fprintf(s.out, "kills of an agent while a source was frozen: %d, thawed after %s at most\n", s.amid.Load(), s.slowest.Round(time.Millisecond))
-	fmt.Fprintf(s.out, "Pods whose CRIU was killed: %d ran on, %d were restarted by the kubelet\n", s.survivedCRIU, s.hurt)
+	fmt.Fprintf(s.out, "Pods whose CRIU was killed: %d ran on, %d of these without a process that was lost; %d were restarted by the kubelet\n", s.survivedCRIU, s.trapped, s.hurt)
 	fmt.Fprintf(s.out, "checkpoints: %d Ready; %d failed, %d of these were taken when asked for again\n", s.ready, s.failed, s.retried)
 	for _, reason := range slices.SortedFunc(maps.Keys(s.reasons), func(a, b string) int {
 		return cmp.Or(s.reasons[b]-s.reasons[a], strings.Compare(a, b))
@@ -149,12 +150,13 @@ func (s *soak) round(ctx context.Context, number int) error {
 	for _, subject := range subjects {
 		text = append(text, subject.name)
 	}
-	d := &damage{kills: map[string]int{}, hurt: map[string]bool{}, killed: map[string]bool{}}
+	d := &damage{kills: map[string]int{}, hurt: map[string]bool{}, trapped: map[string]bool{}, killed: map[string]bool{}}
 	defer func() {
 		for component, n := range d.kills {
 			s.kills[component] += n
 		}
 		s.slowest = max(s.slowest, d.slowest)
+		s.trapped += len(d.trapped)
 		fmt.Fprintf(s.out, "round %d: %s; killed %v; %s\n", number, strings.Join(text, " "), d.kills, time.Since(begin).Round(time.Second))
 	}()
 
