@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -179,17 +178,6 @@ func (b *bundle) mountSource(destination string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("the checkpoint has a volume at %s, the new container mounts none there", destination)
-}
-
-// shares says whether something that the container mounts shows on the host.
-func (b *bundle) shares() (bool, error) {
-	var mounts []mount
-	if err := b.field("mounts", &mounts); err != nil {
-		return false, err
-	}
-	return slices.ContainsFunc(mounts, func(m mount) bool {
-		return slices.Contains(m.Options, "rshared") || slices.Contains(m.Options, "shared")
-	}), nil
 }
 
 // namespaces are the paths of those that the container joins, by the OCI spec's names.

@@ -320,10 +320,6 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 	if err != nil {
 		return err
 	}
-	shares, err := b.shares()
-	if err != nil {
-		return err
-	}
 	options := filepath.Join(c.bundle, "stasis-criu.conf")
 	if err := criu.WriteRestoreConfig(options, from.FreezeHook); err != nil {
 		return err
@@ -345,7 +341,7 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		ImageDir: from.ImageDir, WorkDir: from.WorkDir, RunDir: filepath.Dir(c.Socket),
 		Path:         from.Path,
 		UTSNamespace: namespaces["uts"], NetNamespace: namespaces["network"], IPCNamespace: namespaces["ipc"],
-		HoldDuring: from.HoldDuring, HoldAfter: from.HoldAfter, SysVIPC: from.SysVIPC, Shares: shares,
+		HoldDuring: from.HoldDuring, HoldAfter: from.HoldAfter, SysVIPC: from.SysVIPC,
 	})
 }
 

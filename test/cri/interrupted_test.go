@@ -119,3 +119,28 @@ func TestWhatIsMountedBeneathTheFilesOfARestoreOutlivesThem(t *testing.T) {
 		t.Errorf("it is still mounted:\n%s", mounted)
 	}
 }
+
+// CRIU restores a container apart from the host's mounts: it must not stay so.
+func TestWhatTheHostMountsInAVolumeLaterShowsInARestoredContainer(t *testing.T) {
+	n := theNode
+	const shared = "/run/stasis-test-shared"
+	must(t, n.host.Do(func() error { return os.MkdirAll(shared+"/later", 0o700) }))
+	t.Cleanup(func() { must(t, n.host.Do(func() error { return os.RemoveAll(shared) })) })
+	config := func() *runtimeapi.ContainerConfig {
+		return container("a", counting, &runtimeapi.Mount{
+			HostPath: shared, ContainerPath: "/shared", Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER,
+		})
+	}
+	p := n.restore(t, checkpointOf(t, config()), config())
+	p.goesOn(t, "a")
+	must(t, n.host.Do(func() error {
+		if err := syscall.Mount("none", shared+"/later", "tmpfs", 0, ""); err != nil {
+			return err
+		}
+		return os.WriteFile(shared+"/later/file", nil, 0o600)
+	}))
+	t.Cleanup(func() { must(t, n.host.Do(func() error { return syscall.Unmount(shared+"/later", 0) })) })
+	if out := p.exec(t, "a", "ls /shared/later"); out != "file" {
+		t.Errorf("in the container there is %q", out)
+	}
+}

@@ -356,8 +356,12 @@ var mutants = []mutant{
 		`id != sandbox && id != container {`, `sandbox+container != "" {`,
 		node, "test/cri", "TestARestoreThatIsKilledInItsMiddleIsEndedAndDoneAgain"},
 	{"restores among the host's mounts", "internal/engine/criu/restore.go",
-		`	if r.Shares {`, `	if !r.Shares {`,
+		`	if err = hostns.Apart(cmd.Start); err == nil {`, `	_ = hostns.Apart
+	if err = cmd.Start(); err == nil {`,
 		node, "test/cri", "TestARestoreThatIsKilledInItsMiddleIsEndedAndDoneAgain"},
+	{"restored containers cut off from the host's mounts", "internal/hostns/hostns.go",
+		`unix.MS_SLAVE|unix.MS_REC`, `unix.MS_PRIVATE|unix.MS_REC`,
+		node, "test/cri", "TestWhatTheHostMountsInAVolumeLaterShowsInARestoredContainer"},
 	{"what is mounted beneath a restore's files removed with them", "internal/restoring/records.go",
 		`	for _, m := range mounts {
 		if err := unix.Unmount`, `	for _, m := range mounts[:0] {

@@ -190,7 +190,9 @@ func (e *Engine) ThawLeftovers(ctx context.Context) error {
 	if err := e.host.Do(func() error { return os.RemoveAll(e.workDir) }); err != nil {
 		e.log.WarnContext(ctx, "the engine's log files of killed captures could not be removed", "error", err)
 	}
-	if err := e.journal.host.Do(func() error { return removeDeafHooks(filepath.Dir(e.journal.dir), time.Now()) }); err != nil {
+	if err := e.journal.host.Do(func() error {
+		return errors.Join(removeDeafHooks(filepath.Dir(e.journal.dir), time.Now()), removeMountPoints("/tmp", time.Now()))
+	}); err != nil {
 		e.log.WarnContext(ctx, "what killed restores left could not be removed", "error", err)
 	}
 	return errors.Join(errs...)

@@ -105,3 +105,21 @@ func (f freezer) thaw() error {
 	}
 	return os.WriteFile(filepath.Join(f.mount, f.path, name), []byte(value), 0)
 }
+
+// removeMountPoints removes the directories upon which CRIUs that were killed had
+// mounted the root file systems of containers. No restore takes an hour.
+func removeMountPoints(dir string, now time.Time) error {
+	points, err := filepath.Glob(filepath.Join(dir, ".criu.mntns.*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, point := range points {
+		info, err := os.Lstat(point)
+		if err != nil || !info.IsDir() || now.Sub(info.ModTime()) < time.Hour {
+			continue
+		}
+		errs = append(errs, unix.Rmdir(point)) // and nothing in it
+	}
+	return errors.Join(errs...)
+}

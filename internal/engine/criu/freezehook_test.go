@@ -61,3 +61,27 @@ func TestTheHookKeepsCRIUWhenNobodyFreezesTheContainer(t *testing.T) {
 	case <-time.After(200 * time.Millisecond):
 	}
 }
+
+func TestMountPointsOfCRIUsThatWereKilledAreRemovedWhenTheyAreOld(t *testing.T) {
+	dir := t.TempDir()
+	old, other := filepath.Join(dir, ".criu.mntns.a"), filepath.Join(dir, "other")
+	for _, name := range []string{old, other} {
+		if err := os.Mkdir(name, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct {
+		after time.Duration
+		left  bool
+	}{{time.Minute, true}, {2 * time.Hour, false}} {
+		if err := removeMountPoints(dir, time.Now().Add(step.after)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(old); (err == nil) != step.left {
+			t.Errorf("after %s: %v", step.after, err)
+		}
+	}
+	if _, err := os.Stat(other); err != nil {
+		t.Errorf("another directory: %v", err)
+	}
+}

@@ -45,9 +45,6 @@ type RestoreRequest struct {
 	// container is restored, and once it has been.
 	HoldDuring, HoldAfter []nodeapi.Connection
 	SysVIPC               nodeapi.SysVIPC
-	// Shares says that something is mounted from the container into the host
-	// (Bidirectional): it cannot be restored apart from the host's mounts.
-	Shares bool
 }
 
 // ConfigAnnotation names a file of CRIU options that the OCI runtime passes on.
@@ -117,12 +114,7 @@ func runRestore(ctx context.Context, r RestoreRequest) (err error) {
 	// The OCI runtime and CRIU mount much for the time of a restore: the container's root
 	// file system and volumes once more, cgroup hierarchies. If they are killed none of it
 	// is left on the host, where whoever removes their directories would go through it.
-	start := func() error { return hostns.Apart(cmd.Start) }
-	if r.Shares {
-		start = cmd.Start
-	}
-	err = start()
-	if err == nil {
+	if err = hostns.Apart(cmd.Start); err == nil {
 		err = cmd.Wait()
 	}
 	if err != nil {
