@@ -31,6 +31,14 @@ var mutants = []mutant{
 	{"volumes not filled", "internal/ociruntime/ociruntime.go",
 		`	for _, v := range from.Volumes {`, `	for _, v := range from.Volumes[:0] {`,
 		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
+	{"names of a ConfigMap's directory that lead elsewhere", "internal/published/published.go",
+		`	if !names.MatchString(directory) {
+		return fmt.Errorf("%q is no directory`, `	if false {
+		return fmt.Errorf("%q is no directory`,
+		unit, "internal/published", "TestANameThatIsNotTheKubeletsIsRefused"},
+	{"states of the zoo compared", "test/zoo/state.go",
+		`if was, is := earlier.values[key], later.values[key]; is != was {`, `if was, is := earlier.values[key], later.values[key]; is == "" {`,
+		unit, "test/zoo", "TestAStateThatFollowsFromAnotherIsTakenAndOthersAreNot"},
 	{"a ConfigMap's directory not known by its earlier name", "internal/restoring/sessions.go",
 		`	for _, p := range m.Containers[i].Published {`, `	for _, p := range m.Containers[i].Published[:0] {`,
 		cluster, "test/e2e", "TestAScriptFromAConfigMapGoesOnInPodsRestoredOneFromTheOther"},

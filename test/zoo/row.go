@@ -348,6 +348,7 @@ func (s *scene) remove(ctx context.Context, pod *corev1.Pod) error {
 
 // leave takes the namespace away; what is next in the zoo has the node for itself.
 func (s *scene) leave(ctx context.Context) {
+	ctx = context.WithoutCancel(ctx)
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: s.namespace}}
 	err := s.Delete(ctx, namespace)
 	if err == nil {

@@ -39,7 +39,7 @@ type wrongError struct{ what string }
 
 func (e *wrongError) Error() string { return e.what }
 
-// complete finds keys that a state lacks.
+// lacks finds keys that a state does not have.
 func (a *app) lacks(s state) error {
 	var errs []error
 	for _, key := range a.Same {

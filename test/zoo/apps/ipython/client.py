@@ -58,11 +58,11 @@ def work():
                 continue
             *lines, rest = (rest + content['text']).split('\n')
             for line in lines:
-                _, number, found, kernel = line.split()
+                word, number, found, kernel, *more = line.split() + ['', '', '', '']
                 nonce = nonce or found
-                if int(number) != last + 1 or found != nonce:
-                    raise RuntimeError(f'line {line!r} after {last} of {nonce}')
-                last = int(number)
+                if [word, number, found] != ['line', str(last + 1), nonce] or any(more):
+                    raise RuntimeError(f'{content["name"]} says {line!r} after line {last} of {nonce}')
+                last += 1
             publish(f'nonce={nonce}', f'kernel={kernel}', f'line={last}', f'connections={established()}')
         reply = client.get_shell_msg(timeout=60)
         if reply['content']['status'] != 'ok':
