@@ -19,7 +19,7 @@ type result struct {
 // markdown is the table. Figures are medians.
 func markdown(results []result) string {
 	var b strings.Builder
-	b.WriteString("| application | checked | checkpoint ms | frozen ms | bytes | restore ms | cold start ms | cold start / restore | restored | verdict |\n")
+	b.WriteString("| application | checked | checkpoint ms | frozen ms | size | restore ms | cold start ms | cold start / restore | restored | verdict |\n")
 	b.WriteString("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n")
 	for _, r := range results {
 		ratio := ""
@@ -28,6 +28,12 @@ func markdown(results []result) string {
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s | %d× | %s |\n", r.name, r.Checks,
 			millis(r.checkpoint), millis(r.frozen), size(r.bytes), millis(r.restore), millis(r.cold), ratio, len(r.restore), r.verdict())
+	}
+	for i, r := range slices.DeleteFunc(slices.Clone(results), func(r result) bool { return r.Needs == "" }) {
+		if i == 0 {
+			b.WriteString("\nWhat was done for them:\n\n")
+		}
+		fmt.Fprintf(&b, "- %s: %s\n", r.name, r.Needs)
 	}
 	return b.String()
 }
