@@ -54,6 +54,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 exec 9>"$cache/lock" # one at a time: the lists are shared
 flock 9
+[ ! -f "$out/PACKAGES" ] || exit 0 # another has made it meanwhile
 
 # shellcheck source=/dev/null
 release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
