@@ -159,9 +159,10 @@ func writeWatched(dir string, found map[watched]string) error {
 	for w, name := range maps.All(found) {
 		// message irmap_cache_entry of CRIU's fsnotify.proto, as protocol buffers are
 		// encoded. This package is also stasis-runtime's, which must stay small.
-		entry := binary.AppendUvarint([]byte{1<<3 | 0}, w.dev)
-		entry = binary.AppendUvarint(append(entry, 2<<3|0), w.ino)
-		entry = binary.AppendUvarint(append(entry, 3<<3|2), uint64(len(name)))
+		const number, bytes = 0, 2 // wire types
+		entry := binary.AppendUvarint([]byte{1<<3 + number}, w.dev)
+		entry = binary.AppendUvarint(append(entry, 2<<3+number), w.ino)
+		entry = binary.AppendUvarint(append(entry, 3<<3+bytes), uint64(len(name)))
 		entry = append(entry, name...)
 		data = binary.LittleEndian.AppendUint32(data, uint32(len(entry)))
 		data = append(data, entry...)
