@@ -76,10 +76,6 @@ func (l sandboxList) ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxR
 	return &runtimeapi.ListPodSandboxResponse{Items: l.items}, l.err
 }
 
-func (l sandboxList) PodSandboxStatus(context.Context, *runtimeapi.PodSandboxStatusRequest, ...grpc.CallOption) (*runtimeapi.PodSandboxStatusResponse, error) {
-	return &runtimeapi.PodSandboxStatusResponse{}, l.err
-}
-
 func (l sandboxList) ContainerStatus(_ context.Context, in *runtimeapi.ContainerStatusRequest, _ ...grpc.CallOption) (*runtimeapi.ContainerStatusResponse, error) {
 	s, ok := map[string]*runtimeapi.ContainerStatus{
 		"runs":    {State: runtimeapi.ContainerState_CONTAINER_RUNNING, StartedAt: 1},

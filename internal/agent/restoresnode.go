@@ -27,7 +27,6 @@ const questionPatience = 10 * time.Second
 type restoresNode struct {
 	runtime interface {
 		ListPodSandbox(ctx context.Context, in *runtimeapi.ListPodSandboxRequest, opts ...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error)
-		PodSandboxStatus(ctx context.Context, in *runtimeapi.PodSandboxStatusRequest, opts ...grpc.CallOption) (*runtimeapi.PodSandboxStatusResponse, error)
 		ContainerStatus(ctx context.Context, in *runtimeapi.ContainerStatusRequest, opts ...grpc.CallOption) (*runtimeapi.ContainerStatusResponse, error)
 	}
 	host *hostns.Host
@@ -50,17 +49,6 @@ func (n *restoresNode) SandboxesUp(ctx context.Context) (map[string]bool, error)
 		}
 	}
 	return up, nil
-}
-
-// Addresses implements restoring.Node.
-func (n *restoresNode) Addresses(ctx context.Context, sandboxID string) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, questionPatience)
-	defer cancel()
-	answer, err := n.runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: sandboxID})
-	if err != nil {
-		return nil, fmt.Errorf("ask the container runtime for the addresses of sandbox %s: %w", sandboxID, err)
-	}
-	return addressesOf(answer.GetStatus()), nil
 }
 
 // StartFailed implements restoring.Node.

@@ -36,8 +36,6 @@ type Node interface {
 	// was interrupted, and keep it in the container's nodeapi.Progress. It waits for
 	// a start that is under way.
 	LookAtStart(ctx context.Context, root, containerID string) error
-	// Addresses are those of a sandbox; none where it has the node's network.
-	Addresses(ctx context.Context, sandboxID string) ([]string, error)
 	// StartFailed says whether the container runtime has a container down as one
 	// that it could not start.
 	StartFailed(ctx context.Context, root, containerID string) (bool, error)

@@ -317,9 +317,7 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 		s.Observer.Failed(ctx, in.Sandbox, in.Container, err.Error())
 		return nodeapi.Response{}, err
 	}
-	if answer.Identity, err = s.identity(ctx, in, m); err != nil {
-		return nodeapi.Response{}, err
-	}
+	answer.Identity = s.identity(in, m)
 	answer.ImageDir, answer.WorkDir, answer.FreezeHook, answer.Path = adapted, workDir, s.FreezeHook, s.Path
 	answer.Volumes = rec.fill(m, in.Container)
 	for _, p := range m.Containers[i].Published {
@@ -350,10 +348,10 @@ func adaptation(rec record, m *checkpoint.Manifest, in nodeapi.CreateContainer) 
 }
 
 // identity is who a container is from now on.
-func (s *Sessions) identity(ctx context.Context, in nodeapi.CreateContainer, m *checkpoint.Manifest) (nodeapi.Identity, error) {
-	ips, err := s.Node.Addresses(ctx, in.Sandbox.ID)
-	if err != nil {
-		return nodeapi.Identity{}, err
+func (s *Sessions) identity(in nodeapi.CreateContainer, m *checkpoint.Manifest) nodeapi.Identity {
+	var ips []string
+	for _, a := range in.Addresses {
+		ips = append(ips, a.String())
 	}
 	id := nodeapi.Identity{
 		PodName: in.Sandbox.Name, PodNamespace: in.Sandbox.Namespace, PodUID: in.Sandbox.UID, PodIPs: ips, NodeName: s.NodeName, Container: in.Container,
@@ -364,7 +362,7 @@ func (s *Sessions) identity(ctx context.Context, in nodeapi.CreateContainer, m *
 	if len(ips) > 0 {
 		id.PodIP = ips[0]
 	}
-	return id, nil
+	return id
 }
 
 // fill lists the volumes that a container is to fill: those it mounts, unless

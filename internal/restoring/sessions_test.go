@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,16 +20,15 @@ import (
 // fakes stand for the agent and the engine; the records and the checkpoint data
 // are real files.
 type fakes struct {
-	source      restoring.Source
-	refusal     error
-	incompat    error
-	exceeded    error
-	told        []string
-	resolvedBy  []string
-	remembered  []string // sandboxes
-	unheard     error    // of Succeeded
-	restored    map[string]string
-	noAddresses error
+	source     restoring.Source
+	refusal    error
+	incompat   error
+	exceeded   error
+	told       []string
+	resolvedBy []string
+	remembered []string // sandboxes
+	unheard    error    // of Succeeded
+	restored   map[string]string
 
 	up     map[string]bool // sandboxes
 	noCRI  error
@@ -93,10 +93,6 @@ func (f *fakes) LookAtStart(_ context.Context, root, containerID string) error {
 	return f.look(root, containerID)
 }
 
-func (f *fakes) Addresses(context.Context, string) ([]string, error) {
-	return []string{"10.0.0.7", "fd00::7"}, f.noAddresses
-}
-
 func newSessions(t *testing.T, f *fakes, state string) *restoring.Sessions {
 	t.Helper()
 	s, err := restoring.New(restoring.Config{
@@ -147,7 +143,9 @@ func create(s *restoring.Sessions, sandbox nodeapi.Sandbox) nodeapi.Response {
 }
 
 func container(s *restoring.Sessions, name string) nodeapi.Response {
-	return s.Handle(context.Background(), nodeapi.Request{CreateContainer: &nodeapi.CreateContainer{Sandbox: fromC1, Container: name}})
+	return s.Handle(context.Background(), nodeapi.Request{CreateContainer: &nodeapi.CreateContainer{
+		Sandbox: fromC1, Container: name, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("fd00::7")},
+	}})
 }
 
 func report(t *testing.T, s *restoring.Sessions, name string, stage nodeapi.ReportStage) {
