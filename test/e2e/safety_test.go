@@ -124,30 +124,3 @@ func TestAnExecSessionFailsTheCheckpointWhichNamesIt(t *testing.T) {
 	s.checkpoint("two", "source")
 	s.unharmed("source")
 }
-
-// P32, P17: seen before the freeze, and nothing is left of it.
-func TestACheckpointThatDoesNotFitOnTheNodesDiskIsRefused(t *testing.T) {
-	t.Parallel()
-	s := newScene(t)
-	// A terabyte of zeros takes no room where it is, and all of it in a checkpoint.
-	s.running(MakePod("source").Shell("main", "dd if=/dev/null of=/data/large bs=1M seek=1M count=0; "+idle).EmptyDir("data", "/data", corev1.StorageMediumDefault).Obj())
-	node := s.pod("source").Spec.NodeName
-	s.eventually("the file is there", func() error {
-		_, err := s.exec("source", "main", "ls", "/data/large")
-		return err
-	})
-	checkpoint := s.ask4Checkpoint("one", "source")
-	_, ready := s.terminal("one")
-	if ready.Reason != checkpointv1alpha1.ReasonCheckpointFailed {
-		t.Fatalf("it ended with %s: %s", ready.Reason, ready.Message)
-	}
-	s.wantText("the message", ready.Message, "ot enough room on the disk", "othing was frozen", "needs about 1Ti", "--min-free-disk")
-	if left := s.onNode(node, "ls -A /var/lib/stasis/checkpoints | grep "+string(checkpoint.UID)+" || true"); left != "" {
-		t.Errorf("left on the node: %s", left)
-	}
-	s.unharmed("source")
-	if _, err := s.exec("source", "main", "rm", "/data/large"); err != nil {
-		t.Fatal(err)
-	}
-	s.checkpoint("two", "source")
-}

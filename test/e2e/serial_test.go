@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -95,4 +97,37 @@ func (s *scene) restoringConditions(name string) func() map[string]bool {
 		done <- seen
 	}()
 	return func() map[string]bool { watching.Stop(); return <-done }
+}
+
+// P32, P17: seen before the freeze, and nothing is left of it. The agents are told to
+// leave nearly all of the disk free: to fill it would disturb others.
+func TestACheckpointThatDoesNotFitOnTheNodesDiskIsRefused(t *testing.T) {
+	s := newScene(t)
+	s.running(MakePod("source").Shell("main", idle).Obj())
+	node := s.pod("source").Spec.NodeName
+	agents := func(args ...string) {
+		t.Helper()
+		for _, command := range [][]string{args, {"rollout", "status", "daemonset/stasis-agent", "--timeout=120s"}} {
+			if _, err := s.Kubectl(context.Background(), append([]string{"-n", "stasis-system"}, command...)...); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	roomy := sync.OnceFunc(func() { agents("rollout", "undo", "daemonset/stasis-agent") })
+	t.Cleanup(roomy)
+	agents("patch", "daemonset", "stasis-agent", "--type=json",
+		`-p=[{"op":"add","path":"/spec/template/spec/containers/0/args/-","value":"--min-free-disk=0.999"}]`)
+
+	checkpoint := s.ask4Checkpoint("one", "source")
+	_, ready := s.terminal("one")
+	if ready.Reason != checkpointv1alpha1.ReasonCheckpointFailed {
+		t.Fatalf("it ended with %s: %s", ready.Reason, ready.Message)
+	}
+	s.wantText("the message", ready.Message, "ot enough room on the disk", "othing was frozen", "needs about ", "--min-free-disk")
+	if left := s.onNode(node, "ls -A /var/lib/stasis/checkpoints | grep "+string(checkpoint.UID)+" || true"); left != "" {
+		t.Errorf("left on the node: %s", left)
+	}
+	s.unharmed("source")
+	roomy()
+	s.checkpoint("two", "source")
 }
