@@ -707,7 +707,7 @@ var mutants = []mutant{
 	}`, ``,
 		cluster, "test/e2e", "TestContainersThatShareMemoryAndTalkAgreeAfterEveryRestore"},
 	{"connections not held until both ends are there", "internal/engine/criu/restore.go",
-		`	if err := hold(r.NetNamespace, r.HoldDuring); err != nil {`, `	if err := hold(r.NetNamespace, nil); err != nil {`,
+		`		if err := hold(r.NetNamespace, r.HoldDuring); err != nil {`, `		if err := hold(r.NetNamespace, nil); err != nil {`,
 		cluster, "test/e2e", "TestContainersThatShareMemoryAndTalkAgreeAfterEveryRestore"},
 	{"connections held for ever", "internal/engine/criu/restore.go",
 		`		err = hold(r.NetNamespace, r.HoldAfter)`, `		err = hold(r.NetNamespace, r.HoldDuring)`,

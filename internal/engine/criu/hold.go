@@ -26,13 +26,10 @@ import (
 const holdTable = "stasis-restore"
 
 // hold has what is said on connections dropped, and on no others: a list replaces the
-// one before. It needs nf_tables only where there is a list.
+// one before. Where there are none between containers it is not called.
 func hold(netns string, connections []nodeapi.Connection) error {
 	if netns == "" {
-		if len(connections) > 0 {
-			return errors.New("connections within the Pod cannot be restored in the node's own network")
-		}
-		return nil
+		return errors.New("connections between containers cannot be restored in the node's own network")
 	}
 	ns, err := os.Open(netns)
 	if err != nil {
@@ -48,11 +45,7 @@ func hold(netns string, connections []nodeapi.Connection) error {
 			return fmt.Errorf("hold the connections between the Pod's containers: %w", err)
 		}
 	}
-	err = c.Flush()
-	if len(connections) == 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT)) {
-		return nil // no nf_tables, so nothing to take away
-	}
-	if err != nil {
+	if err := c.Flush(); err != nil {
 		return fmt.Errorf("hold the connections between the Pod's containers (needs nf_tables in the node's kernel): %w", err)
 	}
 	return nil

@@ -74,11 +74,13 @@ func Restore(ctx context.Context, r RestoreRequest) error {
 	if err := prepareSysVIPC(r.IPCNamespace, r.SysVIPC); err != nil {
 		return err
 	}
-	if err := hold(r.NetNamespace, r.HoldDuring); err != nil {
-		return err
+	if len(r.HoldDuring) > 0 {
+		if err := hold(r.NetNamespace, r.HoldDuring); err != nil {
+			return err
+		}
 	}
 	err := runRestore(ctx, r)
-	if err == nil {
+	if err == nil && len(r.HoldDuring) > 0 {
 		err = hold(r.NetNamespace, r.HoldAfter)
 	}
 	if err == nil && hostname != "" {
