@@ -15,6 +15,9 @@ import (
 // capture, so that it is refused with a plain reason and not found out by CRIU
 // while the Pod stands still.
 func inspect(c engine.Container, pids []int) error {
+	if problem := problemOfQueues(fmt.Sprintf("/proc/%d/root/dev/mqueue", c.PID)); problem != "" {
+		return fmt.Errorf("%w: container %s: %s", engine.ErrUnsupported, c.Name, problem)
+	}
 	for _, pid := range pids {
 		proc := "/proc/" + strconv.Itoa(pid)
 		problem, err := problemOf(proc)

@@ -111,6 +111,21 @@ func problemOfFile(file, target, which string) string {
 	return ""
 }
 
+// problemOfQueues says what is wrong with a directory of POSIX message queues
+// (mq_overview(7)): whoever has one open is refused by itself, and one that nobody has
+// would be lost in silence.
+func problemOfQueues(dir string) string {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil || fs.Type != mqueueMagic {
+		return ""
+	}
+	queues, err := os.ReadDir(dir)
+	if err != nil || len(queues) == 0 {
+		return ""
+	}
+	return "there is the POSIX message queue /" + queues[0].Name() + ", which CRIU cannot capture: remove it first (mq_unlink(3))"
+}
+
 // isPTY says whether a device is a pseudo-terminal, or a virtual terminal.
 func isPTY(dev uint64) bool {
 	major := unix.Major(dev)

@@ -182,3 +182,33 @@ func TestWatchedFilesAreFoundInTheRootFileSystem(t *testing.T) {
 		t.Errorf("the watch is not found among %v", watches)
 	}
 }
+
+func TestPOSIXMessageQueuesThatNobodyHasOpenAreFound(t *testing.T) {
+	dir := t.TempDir()
+	// A directory of that name is none.
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if problem := problemOfQueues(dir); problem != "" {
+		t.Errorf("a plain directory: %q", problem)
+	}
+	if err := unix.Mount("mqueue", dir, "mqueue", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	name := filepath.Join(dir, "stasis-test-"+strconv.Itoa(os.Getpid()))
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	problem := problemOfQueues(dir)
+	if err := errors.Join(f.Close(), os.Remove(name)); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(problem, "POSIX message queue") {
+		t.Errorf("with a queue: %q", problem)
+	}
+	if problem := problemOfQueues(dir); strings.Contains(problem, filepath.Base(name)) {
+		t.Errorf("without it: %q", problem)
+	}
+}
