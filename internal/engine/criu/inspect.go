@@ -15,9 +15,6 @@ import (
 // capture, so that it is refused with a plain reason and not found out by CRIU
 // while the Pod stands still.
 func inspect(c engine.Container, pids []int) error {
-	if problem := problemOfQueues(fmt.Sprintf("/proc/%d/root/dev/mqueue", c.PID)); problem != "" {
-		return fmt.Errorf("%w: container %s: %s", engine.ErrUnsupported, c.Name, problem)
-	}
 	for _, pid := range pids {
 		proc := "/proc/" + strconv.Itoa(pid)
 		problem, err := problemOf(proc)
@@ -29,6 +26,10 @@ func inspect(c engine.Container, pids []int) error {
 		if problem != "" {
 			return fmt.Errorf("%w: container %s, process %d (%s): %s", engine.ErrUnsupported, c.Name, pid, commandOf(pid), problem)
 		}
+	}
+	// After the processes: one that has a queue open is worth its name.
+	if problem := problemOfQueues(fmt.Sprintf("/proc/%d/root/dev/mqueue", c.PID)); problem != "" {
+		return fmt.Errorf("%w: container %s: %s", engine.ErrUnsupported, c.Name, problem)
 	}
 	return nil
 }
