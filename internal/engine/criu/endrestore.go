@@ -98,14 +98,6 @@ func (f freezer) killAll() error {
 	})
 }
 
-func (f freezer) thaw() error {
-	name, value := "freezer.state", "THAWED"
-	if f.unified {
-		name, value = "cgroup.freeze", "0"
-	}
-	return os.WriteFile(filepath.Join(f.mount, f.path, name), []byte(value), 0)
-}
-
 // removeMountPoints removes the directories upon which CRIUs that were killed had
 // mounted the root file systems of containers. No restore takes an hour.
 func removeMountPoints(dir string, now time.Time) error {

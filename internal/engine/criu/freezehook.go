@@ -258,14 +258,21 @@ func (f freezer) leave(pid int) error {
 // freeze asks for the freeze. Processes that a tracer holds, as CRIU's do at
 // that point, stop at once when they are let go.
 func (f freezer) freeze() error {
-	name, value := "freezer.state", "FROZEN"
-	if f.unified {
-		name, value = "cgroup.freeze", "1"
-	}
-	if err := os.WriteFile(filepath.Join(f.mount, f.path, name), []byte(value), 0); err != nil {
+	if err := f.set("FROZEN", "1"); err != nil {
 		return fmt.Errorf("freeze the restored container: %w", err)
 	}
 	return nil
+}
+
+func (f freezer) thaw() error { return f.set("THAWED", "0") }
+
+// set writes the state that is wanted, as the one hierarchy calls it or the other.
+func (f freezer) set(state, unified string) error {
+	name := "freezer.state"
+	if f.unified {
+		name, state = "cgroup.freeze", unified
+	}
+	return os.WriteFile(filepath.Join(f.mount, f.path, name), []byte(state), 0)
 }
 
 func (f freezer) frozen() (bool, error) {

@@ -39,7 +39,6 @@ const (
 	stateFinWait2    = 5
 	stateClosed      = 7
 	stateCloseWait   = 8
-	stateListen      = 10
 
 	protocolTCP = 6
 )
@@ -51,6 +50,13 @@ type socket struct {
 	state     uint32
 	tcp       bool
 	src, dst  netip.AddrPort
+}
+
+func socketOf(container string, e *sk_inet.InetSkEntry) socket {
+	return socket{
+		container: container, ino: e.GetIno(), state: e.GetState(), tcp: e.GetProto() == protocolTCP,
+		src: addressPort(e.GetSrcAddr(), e.GetSrcPort()), dst: addressPort(e.GetDstAddr(), e.GetDstPort()),
+	}
 }
 
 // connected says whether CRIU restores it as a connection.
@@ -101,10 +107,7 @@ func (c *connections) read(ctx context.Context, name, dir string) error {
 			return err
 		}
 		c.ports[uint16(e.GetSrcPort())], c.ports[uint16(e.GetDstPort())] = true, true
-		s := socket{
-			container: name, ino: e.GetIno(), state: e.GetState(), tcp: e.GetProto() == protocolTCP,
-			src: addressPort(e.GetSrcAddr(), e.GetSrcPort()), dst: addressPort(e.GetDstAddr(), e.GetDstPort()),
-		}
+		s := socketOf(name, e)
 		if s.connected() {
 			c.at[s.ends()] = append(c.at[s.ends()], len(c.sockets))
 		}
@@ -223,10 +226,7 @@ func (p Pod) writeSockets(ctx context.Context, w *writer, name string, c *connec
 
 // adapt changes one socket.
 func (p Pod) adapt(e *sk_inet.InetSkEntry, c *connections, name string, dead *deadPorts) error {
-	s := socket{
-		container: name, state: e.GetState(), tcp: e.GetProto() == protocolTCP,
-		src: addressPort(e.GetSrcAddr(), e.GetSrcPort()), dst: addressPort(e.GetDstAddr(), e.GetDstPort()),
-	}
+	s := socketOf(name, e)
 	local := p.moved(s.src.Addr())
 	if local != s.src.Addr() {
 		e.SrcAddr = setAddress(e.SrcAddr, local)
