@@ -110,6 +110,8 @@ func (p *pod) remove(t *testing.T) {
 	if _, err := p.node.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
 		t.Errorf("remove sandbox: %v", err)
 	}
+	// As the kubelet does it. The next Pod of that name would begin with these lines.
+	must(t, os.RemoveAll(p.node.host.Path(p.config.LogDirectory)))
 }
 
 func (p *pod) ids() []string {
@@ -184,7 +186,7 @@ func (n *node) directory(t *testing.T) string {
 // lines reads what a container has printed, without the log's own columns.
 func (p *pod) lines(t *testing.T, container string) []string {
 	t.Helper()
-	data, err := os.ReadFile(p.node.host.Path(filepath.Join(scratch, "logs", p.name, container+".log")))
+	data, err := os.ReadFile(p.node.host.Path(filepath.Join(p.config.LogDirectory, container+".log")))
 	if os.IsNotExist(err) {
 		return nil
 	}

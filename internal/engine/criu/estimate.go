@@ -98,13 +98,6 @@ func memoryOf(pid int) (memory, error) {
 	return m, nil
 }
 
-func unlessEnded(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	return err
-}
-
 // kilobytes reads one line of /proc/PID/status or the like, in bytes; 0 if it has
 // no such line.
 func kilobytes(text []byte, name string) int64 {

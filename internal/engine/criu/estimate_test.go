@@ -2,6 +2,8 @@ package criu
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -142,6 +144,33 @@ func TestAProcessThatHasEndedIsNoError(t *testing.T) {
 	}
 	if m, err := memoryOf(cmd.Process.Pid); err != nil || m != (memory{}) {
 		t.Errorf("its memory: %v, %v", m, err)
+	}
+}
+
+func TestAProcessThatEndsWhileItIsReadIsNoError(t *testing.T) {
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var files []*os.File
+	for _, name := range []string{"maps", "stat", "status", "smaps_rollup"} {
+		f, err := os.Open(fmt.Sprintf("/proc/%d/%s", cmd.Process.Pid, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		files = append(files, f)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	for _, f := range files {
+		// What is read of such a file is the kernel's affair: nothing, or ESRCH.
+		if _, err := io.ReadAll(f); err != nil && !ended(err) {
+			t.Errorf("%s: %v", f.Name(), err)
+		}
+	}
+	if _, err := io.ReadAll(files[1]); !ended(err) {
+		t.Errorf("%s says %v", files[1].Name(), err)
 	}
 }
 

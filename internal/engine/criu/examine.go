@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -112,8 +111,8 @@ func connectionsOut(c engine.Container, pids []int, own []string) ([]engine.Conn
 	var outside []engine.Connection
 	for _, table := range []string{"tcp", "tcp6"} {
 		f, err := os.Open(filepath.Join("/proc", strconv.Itoa(c.PID), "net", table))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // the process has ended, or the kernel has no IPv6
+		if ended(err) {
+			continue // or the kernel has no IPv6
 		} else if err != nil {
 			return nil, err
 		}

@@ -1,9 +1,7 @@
 package criu
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -18,8 +16,8 @@ func inspect(c engine.Container, pids []int) error {
 	for _, pid := range pids {
 		proc := "/proc/" + strconv.Itoa(pid)
 		problem, err := problemOf(proc)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // it has ended since
+		if ended(err) {
+			continue
 		} else if err != nil {
 			return fmt.Errorf("container %s: look at process %d: %w", c.Name, pid, err)
 		}

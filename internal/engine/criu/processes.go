@@ -118,13 +118,27 @@ func descends(pid, init int, parents map[int]int) bool {
 	return false
 }
 
+// ended says whether something below /proc/PID could not be read because the process has
+// ended: there is no such file, or what was opened before its end says ESRCH
+// (proc(5) tells only of the first).
+func ended(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
+}
+
+func unlessEnded(err error) error {
+	if ended(err) {
+		return nil
+	}
+	return err
+}
+
 // errEnded says that a process has ended and waits to be collected. It does
 // nothing any more, and has no children.
 var errEnded = errors.New("the process has ended")
 
 func parentOf(pid int) (int, error) {
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+	if ended(err) {
 		return 0, errEnded
 	} else if err != nil {
 		return 0, err
