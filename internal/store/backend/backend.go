@@ -68,4 +68,3 @@ func CheckName(name string) error {
 	}
 	return nil
 }
-
