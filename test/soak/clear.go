@@ -85,12 +85,15 @@ func (s *soak) clear(ctx context.Context, namespace string, d *damage, last bool
 
 // sweep takes away what containerd itself leaves when it is killed between making a
 // network namespace, or starting a shim, and writing down that it has (its
-// RunPodSandbox), whichever Pod that was for. Such are counted; any other is a leftover.
+// RunPodSandbox), whichever Pod that was for; and a shim whose container it gave up
+// because the kubelet was killed. Such are counted; any other is a leftover.
 func (s *soak) sweep(ctx context.Context, d *damage) error {
-	for node := range d.killed {
+	for _, node := range s.nodes.names() {
 		if err := s.sweepShims(ctx, node); err != nil {
 			return err
 		}
+	}
+	for node := range d.killed {
 		names, err := s.nodes.deserted(node)
 		if err != nil {
 			return err

@@ -285,8 +285,34 @@ func unrecorded(log []byte) map[string]bool {
 	return ids
 }
 
-// forgotten lists the shims of a node that a containerd left without a record, and that
-// nothing runs under.
+// What containerd says of containers that it makes, and of one that it gave up because
+// the kubelet that had asked for it was killed.
+var (
+	created = regexp.MustCompile(`CreateContainer within sandbox \\"([0-9a-f]{64})\\" .*returns container id \\"([0-9a-f]{64})\\"`)
+	givenUp = regexp.MustCompile(`StartContainer for \\"([0-9a-f]{64})\\" failed" error=".*failed to create shim task: context canceled"`)
+)
+
+// abandoned lists, from a containerd's log, the sandboxes in which it gave a container
+// up while the shim was making it. The shim is not told: it goes on, and if the container
+// came about between containerd's two attempts to delete it, it counts it for ever and
+// does not end when its sandbox does (cmd/containerd-shim-runc-v2/task: Create, Shutdown).
+// That can befall any Pod; a restore takes longer than an ordinary start.
+func abandoned(log []byte) map[string]bool {
+	sandbox := map[string]string{}
+	for _, match := range created.FindAllSubmatch(log, -1) {
+		sandbox[string(match[2])] = string(match[1])
+	}
+	ids := map[string]bool{}
+	for _, match := range givenUp.FindAllSubmatch(log, -1) {
+		if id := sandbox[string(match[1])]; id != "" {
+			ids[id] = true
+		}
+	}
+	return ids
+}
+
+// forgotten lists the shims of a node that a containerd left without a record, or with a
+// container that it had given up, and that nothing runs under.
 func (n *nodes) forgotten(node string) ([]process, error) {
 	log, err := os.ReadFile(filepath.Join(n.logs, node+"-containerd.log"))
 	if err != nil {
@@ -297,6 +323,7 @@ func (n *nodes) forgotten(node string) ([]process, error) {
 		return nil, err
 	}
 	ids := unrecorded(log)
+	maps.Copy(ids, abandoned(log))
 	var shims []process
 	for _, p := range all {
 		if p.node != node || !p.host || !ids[p.sandbox()] {

@@ -22,6 +22,21 @@ func TestOnlyAShimThatContainerdHasNoRecordOfIsTakenForForgotten(t *testing.T) {
 	}
 }
 
+// What it says when the kubelet is killed while it starts a container of one sandbox, and
+// when a start in another fails by itself.
+const saidOfContainers = `time="2026-11-27T00:30:42.197690315Z" level=info msg="CreateContainer within sandbox \"fa401f0ab450ed88058f39bbdcfa7b7cb2fad1af64316a0e64eb45184ed63ee9\" for name:\"main\" returns container id \"32f8c22aa728601a90e63df11d6b44d8e5c32995d0ebade3f05bf6a86a8096c9\""
+time="2026-11-27T00:30:42.535330345Z" level=info msg="CreateContainer within sandbox \"4b50296788f864b432dcc02117387948390399f0d117488052aa52a628195717\" for name:\"main\" returns container id \"2dd6a9f8b973670a275559186939d693c6bf6251049de1d979fc5ec0d82edd5a\""
+time="2026-11-27T00:30:42.721085018Z" level=error msg="StartContainer for \"2dd6a9f8b973670a275559186939d693c6bf6251049de1d979fc5ec0d82edd5a\" failed" error="rpc error: code = Unknown desc = failed to create containerd task: failed to create shim task: the restore failed"
+time="2026-11-27T00:30:42.826012777Z" level=error msg="StartContainer for \"32f8c22aa728601a90e63df11d6b44d8e5c32995d0ebade3f05bf6a86a8096c9\" failed" error="rpc error: code = Unknown desc = failed to create containerd task: failed to create shim task: context canceled"
+`
+
+func TestOnlyASandboxWhoseContainerWasGivenUpMayLeaveItsShim(t *testing.T) {
+	got := slices.Collect(maps.Keys(abandoned([]byte(saidOfContainers))))
+	if want := []string{"fa401f0ab450ed88058f39bbdcfa7b7cb2fad1af64316a0e64eb45184ed63ee9"}; !slices.Equal(got, want) {
+		t.Errorf("abandoned are %v, want %v", got, want)
+	}
+}
+
 func TestWhatAShellSaysOfAChildThatCRIUTookWithItIsNoCount(t *testing.T) {
 	const log = "count=1 nonce=a\nTrace/breakpoint trap\ncount=2 nonce=a\n"
 	if _, err := read(log, false); err == nil {

@@ -53,7 +53,7 @@ type total struct {
 	cut                   int // restored containers that containerd ended in their start
 	deserted              int // network namespaces that a killed containerd left
 	trapped               int // Pods that lost a process to a kill of CRIU, and no container
-	lost                  int // shims that a killed containerd left
+	lost                  int // shims that containerd lost
 }
 
 func (s *soak) hit(amid bool) {
@@ -119,7 +119,7 @@ func (s *soak) report(outcome string) {
 	}
 	fmt.Fprintf(s.out, "restores: %d, %d of them at the second attempt\n", s.restored, s.givenUp)
 	fmt.Fprintf(s.out, "restored containers of several that a kill ended in their start: %d\n", s.cut)
-	fmt.Fprintf(s.out, "network namespaces that a killed containerd left: %d; shims: %d\n", s.deserted, s.lost)
+	fmt.Fprintf(s.out, "network namespaces that a killed containerd left: %d; shims that it lost: %d\n", s.deserted, s.lost)
 	fmt.Fprintf(s.out, "soak: %s rounds=%d kills=%d checkpoints=%d restores=%d\n", outcome, s.rounds, kills, s.ready, s.restored)
 }
 
