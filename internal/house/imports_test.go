@@ -25,6 +25,8 @@ var rules = []struct {
 		"users read archives on any machine"},
 	{"internal/contents/...", append([]string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", module + "internal/layer"}, nodeSide...),
 		"users read checkpoints on any machine"},
+	{"internal/store/...", append([]string{"k8s.io", "sigs.k8s.io", module + "api", module + "internal/checkpoint"}, nodeSide...),
+		"a store knows files and blocks, not what they are of"},
 	{"internal/nodeapi", []string{".", module},
 		"stasis-runtime starts several times for each container"},
 	{"cmd/stasis-runtime", []string{"k8s.io", "sigs.k8s.io", "google.golang.org"},
