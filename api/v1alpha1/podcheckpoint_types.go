@@ -37,7 +37,7 @@ type PodCheckpoint struct {
 	// controller finalises what no agent owns.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="!has(self.conditions) || !self.conditions.exists(c, c.type == 'Ready' && c.status == 'True') || (has(self.nodeName) && size(self.nodeName) > 0 && has(self.sourcePodUID) && size(self.sourcePodUID) > 0 && has(self.checkpointLocation) && has(self.manifestDigest) && has(self.completionTime) && has(self.checkpointedPodTemplate))",message="a checkpoint that is Ready has nodeName, sourcePodUID, checkpointLocation, manifestDigest, completionTime and checkpointedPodTemplate"
-	// +kubebuilder:validation:XValidation:rule="!has(oldSelf.conditions) || !oldSelf.conditions.exists(c, c.type == 'Ready' && c.status == 'True') || (self.nodeName == oldSelf.nodeName && self.sourcePodUID == oldSelf.sourcePodUID && self.checkpointLocation == oldSelf.checkpointLocation && self.manifestDigest == oldSelf.manifestDigest)",message="what a Ready checkpoint is restored by does not change any more"
+	// +kubebuilder:validation:XValidation:rule="!has(oldSelf.conditions) || !oldSelf.conditions.exists(c, c.type == 'Ready' && c.status == 'True') || (self.nodeName == oldSelf.nodeName && self.sourcePodUID == oldSelf.sourcePodUID && self.checkpointLocation == oldSelf.checkpointLocation && self.manifestDigest == oldSelf.manifestDigest && has(self.store) == has(oldSelf.store) && (!has(self.store) || self.store == oldSelf.store))",message="what a Ready checkpoint is restored by does not change any more"
 	Status PodCheckpointStatus `json:"status,omitempty"`
 }
 
@@ -98,6 +98,13 @@ type PodCheckpointSpec struct {
 	// +optional
 	// +kubebuilder:validation:MaxProperties=32
 	Options map[string]string `json:"options,omitempty"`
+
+	// storeName names the CheckpointStore that the checkpoint is kept in, once it has
+	// been captured; it is Ready when it is there. Unset, it stays on its node. Stasis'
+	// addition to the KEP.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	StoreName string `json:"storeName,omitempty"`
 
 	// import, if set, makes this a checkpoint that is brought in instead of taken:
 	// its archive is uploaded to podcheckpoints/archive of the aggregated API, to the
@@ -184,6 +191,11 @@ type PodCheckpointStatus struct {
 	// size is how large the checkpoint is. Stasis' addition to the KEP.
 	// +optional
 	Size *CheckpointSize `json:"size,omitempty"`
+
+	// store says where in spec.storeName the checkpoint is, once Ready. Stasis' addition
+	// to the KEP.
+	// +optional
+	Store *StoredCheckpoint `json:"store,omitempty"`
 
 	// freezeDuration is how long the Pod's processes stood still. Stasis'
 	// addition to the KEP.

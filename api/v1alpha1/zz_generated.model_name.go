@@ -6,8 +6,18 @@
 package v1alpha1
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in AzureStore) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.AzureStore"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in CheckpointImport) OpenAPIModelName() string {
 	return "dev.podstasis.checkpoint.v1alpha1.CheckpointImport"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in CheckpointRetention) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.CheckpointRetention"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
@@ -21,8 +31,43 @@ func (in CheckpointSource) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in CheckpointStore) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.CheckpointStore"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in CheckpointStoreList) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.CheckpointStoreList"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in CheckpointStoreSpec) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.CheckpointStoreSpec"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in CheckpointStoreStatus) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.CheckpointStoreStatus"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in DirectoryStore) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.DirectoryStore"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in EngineStatus) OpenAPIModelName() string {
 	return "dev.podstasis.checkpoint.v1alpha1.EngineStatus"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in GCSStore) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.GCSStore"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in NamespaceUsage) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.NamespaceUsage"
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
@@ -58,4 +103,19 @@ func (in PodCheckpointSpec) OpenAPIModelName() string {
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in PodCheckpointStatus) OpenAPIModelName() string {
 	return "dev.podstasis.checkpoint.v1alpha1.PodCheckpointStatus"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in RegistryStore) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.RegistryStore"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in S3Store) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.S3Store"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in StoredCheckpoint) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.StoredCheckpoint"
 }
