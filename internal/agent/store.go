@@ -277,7 +277,7 @@ func uidOfUnfinished(name string) (types.UID, bool) {
 // half removed, temporary files, and partial checkpoints without a record (P17).
 func (s *store) removeLeftovers() ([]string, error) {
 	var removed []string
-	for _, dir := range []string{s.checkpointRoot(), filepath.Join(s.dir, recordsDir), filepath.Join(s.dir, digestsDir), filepath.Join(s.dir, hooksDir)} {
+	for _, dir := range []string{s.checkpointRoot(), filepath.Join(s.dir, recordsDir), filepath.Join(s.dir, restoredDir), filepath.Join(s.dir, digestsDir), filepath.Join(s.dir, hooksDir)} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return removed, fmt.Errorf("look for leftovers: %w", err)

@@ -89,7 +89,7 @@ func sealFile(ctx context.Context, root *os.Root, name string) (File, error) {
 // WriteFile writes a file so that after a crash it is there whole or not at all:
 // temporary file, fsync, rename, fsync of the directory.
 func WriteFile(name string, data []byte, mode os.FileMode) error {
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".tmp-*")
+	tmp, err := os.CreateTemp(filepath.Dir(name), temporary+"*")
 	if err != nil {
 		return err
 	}
@@ -105,6 +105,27 @@ func WriteFile(name string, data []byte, mode os.FileMode) error {
 		return err
 	}
 	return SyncDir(filepath.Dir(name))
+}
+
+// temporary begins the names of files that WriteFile has not written to their end.
+const temporary = ".tmp-"
+
+// RemoveTemporary removes from a directory what a WriteFile left there whose process was
+// killed. Nobody may be writing there.
+func RemoveTemporary(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), temporary) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // SyncDir makes the names in a directory durable.

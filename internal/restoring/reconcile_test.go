@@ -45,6 +45,19 @@ func inUse(t *testing.T, s *restoring.Sessions) int {
 	return len(dirs)
 }
 
+func TestWhatAKilledAgentHadHalfWrittenGoes(t *testing.T) {
+	state := t.TempDir()
+	for _, name := range []string{".tmp-1", "other"} {
+		if err := os.WriteFile(filepath.Join(state, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	newSessions(t, &fakes{source: data(t)}, state)
+	if left, err := os.ReadDir(state); err != nil || len(left) != 1 || left[0].Name() != "other" {
+		t.Errorf("left are %v, %v", left, err)
+	}
+}
+
 func TestARestoreWhoseReportsAreLostIsFoundCompleteAndToldOnce(t *testing.T) {
 	f := &fakes{source: data(t)}
 	state := t.TempDir()

@@ -100,6 +100,9 @@ func New(c Config) (*Sessions, error) {
 	if err := errors.Join(os.MkdirAll(c.StateDir, 0o700), os.MkdirAll(c.ImagesDir, 0o700)); err != nil {
 		return nil, fmt.Errorf("make the directories of restores: %w", err)
 	}
+	if err := checkpoint.RemoveTemporary(c.StateDir); err != nil {
+		c.Log.Warn("what a killed agent had half written could not be removed", "error", err)
+	}
 	s := &Sessions{Config: c, tickets: map[string]string{}, turns: map[podName]nodeapi.Sandbox{}, wake: make(chan struct{}, 1)}
 	records, err := s.records()
 	if err != nil { // to be an agent that does not start would help nobody

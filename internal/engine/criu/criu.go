@@ -191,7 +191,7 @@ func (e *Engine) ThawLeftovers(ctx context.Context) error {
 		e.log.WarnContext(ctx, "the engine's log files of killed captures could not be removed", "error", err)
 	}
 	if err := e.journal.host.Do(func() error {
-		return errors.Join(removeDeafHooks(filepath.Dir(e.journal.dir), time.Now()), removeMountPoints("/tmp", time.Now()))
+		return errors.Join(removeTemporary(e.journal.dir), removeDeafHooks(filepath.Dir(e.journal.dir), time.Now()), removeMountPoints("/tmp", time.Now()))
 	}); err != nil {
 		e.log.WarnContext(ctx, "what killed restores left could not be removed", "error", err)
 	}

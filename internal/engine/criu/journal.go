@@ -73,6 +73,15 @@ func (j journal) remove(sandboxID string) error {
 	})
 }
 
+// removeTemporary removes entries of which a killed agent wrote a part only: what they
+// would have named was never frozen.
+func removeTemporary(dir string) error {
+	if err := checkpoint.RemoveTemporary(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // lock keeps other processes (the guard, the agent) from thawing meanwhile.
 func (j journal) lock() (unlock func(), err error) {
 	var f *os.File
