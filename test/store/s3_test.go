@@ -1,0 +1,104 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"podstasis.dev/stasis/internal/store/backend"
+	"podstasis.dev/stasis/internal/store/backend/backendtest"
+	"podstasis.dev/stasis/internal/store/backend/open"
+)
+
+// s3 starts an S3 server that has one bucket.
+func s3(t *testing.T) (*server, identity, open.Config) {
+	t.Helper()
+	gateway, id, root := binary(t, "versitygw"), newIdentity(t), t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "checkpoints"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s := serve(t, id, func(address string) *exec.Cmd {
+		cmd := exec.Command(gateway, "--port", address, "--cert", id.cert, "--key", id.key, "--keep-alive", "--quiet", "posix", root)
+		cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY=stasis", "ROOT_SECRET_KEY=a secret of sixteen")
+		return cmd
+	})
+	return s, id, open.Config{
+		Kind: open.S3, Bucket: "checkpoints", Region: "us-east-1", Endpoint: "https://" + s.address, PathStyle: true, CA: id.ca,
+		Credentials: map[string][]byte{open.KeyAccessKeyID: []byte("stasis\n"), open.KeySecretAccessKey: []byte("a secret of sixteen")},
+	}
+}
+
+func TestABucketOfAnS3ServerIsABackend(t *testing.T) {
+	// Nothing of these may be used.
+	t.Setenv("AWS_ACCESS_KEY_ID", "other")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "other")
+	t.Setenv("AWS_ENDPOINT_URL", "https://127.0.0.1:1")
+	_, _, config := s3(t)
+	var stores atomic.Int64
+	backendtest.Run(t, func(t *testing.T) backend.Backend {
+		config.Prefix = fmt.Sprintf("stores/%d", stores.Add(1)) // one bucket, and none sees the others' objects
+		return openStore(t, config)
+	})
+}
+
+func TestAnS3ServerThatRefusesSaysSoAtOnce(t *testing.T) {
+	s, _, good := s3(t)
+	for name, change := range map[string]func(*open.Config){
+		"another secret": func(c *open.Config) { c.Credentials[open.KeySecretAccessKey] = []byte("another secret") },
+		"another user":   func(c *open.Config) { c.Credentials[open.KeyAccessKeyID] = []byte("nobody") },
+		"another CA":     func(c *open.Config) { c.CA = newIdentity(t).ca },
+	} {
+		config := good
+		config.Credentials = map[string][]byte{open.KeyAccessKeyID: []byte("stasis"), open.KeySecretAccessKey: []byte("a secret of sixteen")}
+		change(&config)
+		b := retrying(openStore(t, config))
+		begun := time.Now()
+		for call, err := range everyCall(t.Context(), b) {
+			if !errors.Is(err, backend.ErrDenied) {
+				t.Errorf("%s: %s: %v, want ErrDenied", name, call, err)
+			}
+			if err != nil && strings.Contains(err.Error(), "a secret of sixteen") {
+				t.Errorf("%s: %s: the secret is in the error: %v", name, call, err)
+			}
+		}
+		if spent := time.Since(begun); spent > 10*time.Second {
+			t.Errorf("%s: %s for what does not change", name, spent)
+		}
+		b.Close()
+	}
+	config := good
+	config.Bucket = "mistyped"
+	b := retrying(openStore(t, config))
+	defer b.Close()
+	for call, err := range everyCall(t.Context(), b) {
+		if !errors.Is(err, backend.ErrNoStore) {
+			t.Errorf("a bucket that is not there: %s: %v, want ErrNoStore", call, err)
+		}
+	}
+	_ = s
+}
+
+func TestAnS3ServerThatIsDownIsWorthAnotherTry(t *testing.T) {
+	s, id, config := s3(t)
+	b := openStore(t, config)
+	defer b.Close()
+	if err := b.Put(t.Context(), "packs/a", []byte("x"), nil); err != nil {
+		t.Fatal(err)
+	}
+	again := exec.Command(s.cmd.Path, s.cmd.Args[1:]...)
+	again.Env = s.cmd.Env
+	s.stop()
+	if _, err := b.Read(t.Context(), "packs/a", 0, -1); err == nil || backend.Final(err) {
+		t.Errorf("read from a server that is down: %v, want an error that is worth another try", err)
+	}
+	s.start(t, id, again)
+	if data, err := b.Read(t.Context(), "packs/a", 0, -1); err != nil || string(data) != "x" {
+		t.Errorf("read %q from a server that is there again, %v", data, err)
+	}
+}

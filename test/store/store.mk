@@ -1,0 +1,16 @@
+# Stores against the real thing: an S3 server and a registry, as processes.
+
+# Unpacked, not installed: Debian's package would start a service.
+bin/docker-registry: hack/debian.sh
+	hack/debian.sh $${STASIS_CACHE:-$$HOME/.cache/stasis}/docker-registry docker-registry -libc6 -adduser -passwd -lsb-base \
+		-init-system-helpers -sysvinit-utils -usrmerge -dpkg -tar -debconf -perl -perl-base -perl-modules-5.36 -libperl5.36
+	@mkdir -p bin
+	cp $${STASIS_CACHE:-$$HOME/.cache/stasis}/docker-registry/root/usr/bin/docker-registry $@
+
+bin/versitygw: test/store/versitygw/go.mod test/store/versitygw/go.sum
+	CGO_ENABLED=0 go -C test/store/versitygw build -trimpath -ldflags '-s -w' -o $(CURDIR)/$@ github.com/versity/versitygw/cmd/versitygw
+	@touch $@
+
+.PHONY: test-store
+test-store: deps bin/docker-registry bin/versitygw ## checkpoint stores in a real registry and a real S3 server
+	go test -count=1 ./test/store
