@@ -3,6 +3,7 @@ package ociruntime
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	"podstasis.dev/stasis/internal/engine/criu"
@@ -58,9 +59,34 @@ func (c call) delete(ctx context.Context) error {
 		c.lastLook(ctx, m)
 		return c.stepAside()
 	}
+	if err := c.endAbandoned(ctx, c.id, ""); err != nil {
+		return err
+	}
 	if err := c.passOn(ctx); err != nil {
 		return err
 	}
 	c.report(ctx, nodeapi.Report{Sandbox: m.Sandbox, Stage: nodeapi.StageDeleted})
+	return nil
+}
+
+// endAbandoned ends restored containers of a sandbox, of that name or all, that wait for
+// a start which will not come: the container runtime gave them up, because the kubelet
+// was killed when it had asked for them, and has forgotten that they are there
+// (containerd: "failed to get task pid: context canceled"). They would stand still for
+// ever. The shim sees them end, as any container.
+func (c call) endAbandoned(ctx context.Context, sandboxID, container string) error {
+	entries, err := os.ReadDir(c.root)
+	if err != nil {
+		return fmt.Errorf("look for containers that were given up: %w", err)
+	}
+	for _, e := range entries {
+		m, err := c.marked(e.Name())
+		if err != nil || !m.waiting() || e.Name() == c.id || m.Sandbox.ID != sandboxID || container != "" && m.Container != container {
+			continue // what cannot be read is of another container
+		}
+		if err := c.passOnAs(ctx, "delete", "--force", e.Name()); err != nil {
+			return fmt.Errorf("end container %s, an earlier attempt at %s that was given up: %w", e.Name(), m.Container, err)
+		}
+	}
 	return nil
 }

@@ -260,6 +260,9 @@ func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sa
 		if response.Container == nil {
 			return errors.New("the agent answered to restore, and not what")
 		}
+		if err := c.endAbandoned(ctx, sandbox.ID, name); err != nil {
+			return err
+		}
 	default:
 		return fmt.Errorf("the agent answered with the unknown action %q", response.Action)
 	}

@@ -381,3 +381,30 @@ func TestAContainerThatIsGoneDoesNotHoldUpTheOthers(t *testing.T) {
 		t.Errorf("the real runtime was called as %q", calls)
 	}
 }
+
+func TestAnEarlierAttemptThatWasGivenUpIsEndedBeforeTheNext(t *testing.T) {
+	b := newBench(t, sandboxOf("container", restoreFrom, "c"))
+	b.restored(map[string]string{"c7": "web", "c8": "log"})
+	b.answer = nodeapi.Response{Action: nodeapi.ActionRestore, Container: &nodeapi.ContainerRestore{
+		RootfsArchive: b.dir + "/no-such.tar", ImageDir: b.dir, WorkDir: b.dir, FreezeHook: "/hook", Path: "/bin",
+	}}
+	if b.create() == nil {
+		t.Error("no error")
+	}
+	if calls := b.called(); !slices.Equal(calls, []string{"delete --force c7"}) {
+		t.Errorf("the real runtime was called as %q", calls)
+	}
+}
+
+func TestContainersThatWereGivenUpEndWithTheirSandbox(t *testing.T) {
+	b := newBench(t, sandboxOf("sandbox", restoreFrom, "c"))
+	b.answer = nodeapi.Response{Action: nodeapi.ActionRestore}
+	b.must(b.run("create", "--bundle", b.bundle, "s1"))
+	b.restored(map[string]string{"c7": "web"})
+	b.must(os.MkdirAll(b.root+"/other", 0o755))
+	b.must(os.WriteFile(b.root+"/other/stasis.json", []byte(`{"sandbox":{"id":"s2"},"container":"web"}`), 0o600))
+	b.must(b.run("delete", "s1"))
+	if calls := b.called()[1:]; !slices.Equal(calls, []string{"delete --force c7", "delete s1"}) {
+		t.Errorf("the real runtime was called as %q", calls)
+	}
+}
