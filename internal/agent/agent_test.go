@@ -34,6 +34,7 @@ import (
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/podtemplate"
+	checkpointstore "podstasis.dev/stasis/internal/store"
 )
 
 const (
@@ -192,6 +193,7 @@ type harness struct {
 	arrived    chan event.TypedGenericEvent[*v1alpha1.PodCheckpoint]
 	inUse      []string
 	hooks      *fakeHooks
+	opens      openStores // of CheckpointStores; nil: none can be reached
 	// intercept changes what the API server does.
 	intercept interceptor.Funcs
 	wait      func(context.Context, string) (error, error)
@@ -260,6 +262,16 @@ func (h *harness) start() {
 		recorder: h.recorder, metrics: metrics, log: log, now: time.Now, queue: make(chan operation),
 		hooks: &hookRunner{runtime: h.hooks, request: h.hooks.request},
 	}
+	h.ops.storing = newStoring(&storing{
+		client: h.client, live: h.client, store: h.store, done: h.ops.tell, first: 10 * time.Millisecond, log: log, now: time.Now,
+		open: func(ctx context.Context, of *v1alpha1.CheckpointStore) (*checkpointstore.Store, func() error, error) {
+			if h.opens == nil {
+				return nil, nil, errors.New("it cannot be reached")
+			}
+			return h.opens(ctx, of)
+		},
+	})
+	h.Cleanup(h.ops.storing.end)
 	h.reconciler = &reconciler{
 		nodeName: testNode, client: h.client, live: h.client, runtime: h.runtime, store: h.store, flights: guard,
 		ops: h.ops, inUse: func() ([]string, error) { return h.inUse, nil }, metrics: metrics, log: log, now: time.Now,

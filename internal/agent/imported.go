@@ -65,7 +65,7 @@ func (o *operations) imported(pcp *v1alpha1.PodCheckpoint, in *archive.Unpacked)
 	setReady(&s, pcp.Generation, now, v1alpha1.ReasonCheckpointCompleted, fmt.Sprintf(
 		"Imported %s of Pod %s, captured at %s, on node %s: %s", strings.Join(containerNames(m), ", "),
 		pcp.Spec.SourcePodName, m.CutTime.UTC().Format(time.RFC3339), o.nodeName, s.Size.Logical))
-	return &record{Namespace: pcp.Namespace, Name: pcp.Name, UID: pcp.UID, PodName: pcp.Spec.SourcePodName, Data: data, Status: s}, nil
+	return &record{Namespace: pcp.Namespace, Name: pcp.Name, UID: pcp.UID, PodName: pcp.Spec.SourcePodName, Data: data, StoreName: pcp.Spec.StoreName, Status: s}, nil
 }
 
 // sourceObject reads the PodCheckpoint that a Pod's archive begins with.

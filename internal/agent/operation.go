@@ -69,6 +69,7 @@ type operations struct {
 	recorder events.EventRecorder
 	metrics  *Metrics
 	hooks    *hookRunner
+	storing  *storing
 	log      *slog.Logger
 	now      func() time.Time
 	// look says what is in containers, nil: nothing.
@@ -357,6 +358,10 @@ func (o *operations) settle(ctx context.Context, rec *record) (bool, error) {
 		}
 		return false, o.store.removeRecord(rec.UID)
 	}
+	if rec.pending() {
+		o.storing.begin(rec) // which comes back here
+		return false, nil
+	}
 	conditions := pcp.Status.Conditions
 	rec.Status.DeepCopyInto(&pcp.Status)
 	for _, c := range conditions {
@@ -442,7 +447,7 @@ func (o *operations) success(op operation, m *checkpoint.Manifest, digest string
 		op.source.pod.Name, o.nodeName, s.Size.Logical, m.FreezeDuration.Round(time.Millisecond)))
 	return &record{
 		Namespace: op.object.Namespace, Name: op.object.Name, UID: op.object.UID,
-		PodName: op.source.pod.Name, PodUID: op.source.pod.UID, Data: data, Status: s,
+		PodName: op.source.pod.Name, PodUID: op.source.pod.UID, Data: data, StoreName: op.object.Spec.StoreName, Status: s,
 	}
 }
 

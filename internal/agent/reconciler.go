@@ -214,6 +214,9 @@ func (r *reconciler) deleted(ctx context.Context, pcp *v1alpha1.PodCheckpoint) (
 		fl.stop(errDeleted)
 		return ctrl.Result{RequeueAfter: soon}, nil
 	}
+	if !r.ops.storing.stop(pcp.UID) {
+		return ctrl.Result{RequeueAfter: soon}, nil
+	}
 	if uid := pcp.Status.SourcePodUID; uid != nil && inProgress(pcp) && pcp.Spec.Import == nil {
 		// Its operation was abandoned, or died with an agent before this one.
 		if err := r.ops.marker.clear(ctx, podRef{pcp.Namespace, pcp.Spec.SourcePodName, *uid}, v1alpha1.PodConditionCheckpointing); err != nil {

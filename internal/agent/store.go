@@ -21,6 +21,7 @@ const (
 	checkpointsDir = "checkpoints" // the checkpoint root that status.checkpointLocation is relative to
 	recordsDir     = "records"     // outcomes that may not be in the API yet, by UID of the PodCheckpoint
 	restoredDir    = "restored"    // which Pods have been restored, by their UID
+	storingDir     = "storing"     // what is in a CheckpointStore of checkpoints that are being stored, by UID of the PodCheckpoint
 	digestsDir     = "digests"     // of archives that somebody asked for, by UID of the PodCheckpoint
 
 	partialPrefix  = ".partial-"  // of a checkpoint being taken, followed by the object's UID
@@ -38,7 +39,7 @@ type store struct {
 
 // openStore makes the directories, for root alone.
 func openStore(dir string) (*store, error) {
-	for _, d := range []string{dir, filepath.Join(dir, checkpointsDir), filepath.Join(dir, recordsDir), filepath.Join(dir, restoredDir), filepath.Join(dir, digestsDir), filepath.Join(dir, hooksDir)} {
+	for _, d := range []string{dir, filepath.Join(dir, checkpointsDir), filepath.Join(dir, recordsDir), filepath.Join(dir, restoredDir), filepath.Join(dir, digestsDir), filepath.Join(dir, hooksDir), filepath.Join(dir, storingDir)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make the state directory: %w", err)
 		}
@@ -184,7 +185,10 @@ type record struct {
 	PodName string    `json:"podName"`
 	PodUID  types.UID `json:"podUID,omitempty"`
 	// Data is the directory relative to the checkpoint root; empty if it failed.
-	Data   string                       `json:"data,omitempty"`
+	Data string `json:"data,omitempty"`
+	// StoreName is the CheckpointStore that it is to be kept in; empty: it stays here.
+	StoreName string `json:"storeName,omitempty"`
+
 	Status v1alpha1.PodCheckpointStatus `json:"status"`
 }
 
@@ -228,6 +232,9 @@ func (s *store) readRecord(uid types.UID) (*record, error) {
 }
 
 func (s *store) removeRecord(uid types.UID) error {
+	if err := s.removeStoring(uid); err != nil {
+		return err
+	}
 	if err := os.Remove(s.recordPath(uid)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the outcome's record: %w", err)
 	}
@@ -277,7 +284,7 @@ func uidOfUnfinished(name string) (types.UID, bool) {
 // half removed, temporary files, and partial checkpoints without a record (P17).
 func (s *store) removeLeftovers() ([]string, error) {
 	var removed []string
-	for _, dir := range []string{s.checkpointRoot(), filepath.Join(s.dir, recordsDir), filepath.Join(s.dir, restoredDir), filepath.Join(s.dir, digestsDir), filepath.Join(s.dir, hooksDir)} {
+	for _, dir := range []string{s.checkpointRoot(), filepath.Join(s.dir, recordsDir), filepath.Join(s.dir, restoredDir), filepath.Join(s.dir, digestsDir), filepath.Join(s.dir, hooksDir), filepath.Join(s.dir, storingDir)} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return removed, fmt.Errorf("look for leftovers: %w", err)

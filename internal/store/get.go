@@ -47,12 +47,66 @@ func (s *Store) Get(ctx context.Context, id ID, dir string, progress func(done i
 	return g.sync(files)
 }
 
+// ReadFile reads one file of a checkpoint, of at most so many bytes.
+func (s *Store) ReadFile(ctx context.Context, id ID, name string, most int64) ([]byte, error) {
+	r, _, err := s.readRoot(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	indexes := newIndexes(s)
+	files, err := s.files(ctx, indexes, r)
+	if err != nil {
+		return nil, err
+	}
+	packs := r.packs()
+	for _, f := range files {
+		if f.path != name {
+			continue
+		}
+		if f.size > most {
+			return nil, corrupt(name, "it is of %d bytes, more than %d", f.size, most)
+		}
+		data, err := s.contents(ctx, indexes, packs, f.extents, f.size)
+		if err == nil && int64(len(data)) != f.size {
+			err = corrupt(name, "it is of %d bytes, and %d were expected", len(data), f.size)
+		}
+		return data, err
+	}
+	return nil, fmt.Errorf("%w: checkpoint %s has no file %s", ErrMissing, id, name)
+}
+
 // files reads a root's list of files.
 func (s *Store) files(ctx context.Context, indexes *indexes, r *root) ([]file, error) {
-	list := r.mapFile()
 	packs := r.packs()
-	data := make([]byte, 0, r.MapBytes)
-	for _, e := range list.extents {
+	data, err := s.contents(ctx, indexes, packs, r.mapFile().extents, r.MapBytes)
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) != r.MapBytes {
+		return nil, corrupt("the list of files", "it is of %d bytes, and %d were expected", len(data), r.MapBytes)
+	}
+	files, err := decodeFiles(data, len(packs))
+	if err != nil {
+		return nil, corrupt("the list of files", "%v", err)
+	}
+	return files, nil
+}
+
+// contents reads what extents consist of into memory: for what is small. It gives up
+// beyond size bytes.
+func (s *Store) contents(ctx context.Context, indexes *indexes, packs []Pack, extents []extent, size int64) ([]byte, error) {
+	data := make([]byte, 0, min(size, 1<<20))
+	for _, e := range extents {
+		if int64(len(data)) > size {
+			break
+		}
+		if e.pack < 0 {
+			if int64(len(data)+e.count) > size {
+				break
+			}
+			data = append(data, make([]byte, e.count)...)
+			continue
+		}
 		p, err := indexes.read(ctx, packs[e.pack])
 		if err != nil {
 			return nil, err
@@ -74,14 +128,7 @@ func (s *Store) files(ctx context.Context, indexes *indexes, r *root) ([]file, e
 			return nil, err
 		}
 	}
-	if int64(len(data)) != r.MapBytes {
-		return nil, corrupt("the list of files", "it is of %d bytes, and %d were expected", len(data), r.MapBytes)
-	}
-	files, err := decodeFiles(data, len(packs))
-	if err != nil {
-		return nil, corrupt("the list of files", "%v", err)
-	}
-	return files, nil
+	return data, nil
 }
 
 // framesOf are the frames that blocks are in, as the first's number and how many.

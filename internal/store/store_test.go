@@ -228,6 +228,17 @@ func TestWhatIsPutComesBack(t *testing.T) {
 		out, err := get(t, s, c.ID)
 		must(t, err)
 		expectSame(t, dir, out)
+		for name, f := range dir {
+			if data, err := s.ReadFile(t.Context(), c.ID, name, int64(len(f.Data))); err != nil || !bytes.Equal(data, f.Data) {
+				t.Errorf("%s alone: %d bytes, %v", name, len(data), err)
+			}
+		}
+		if _, err := s.ReadFile(t.Context(), c.ID, "manifest.json", 2); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("more than was asked for: %v", err)
+		}
+		if _, err := s.ReadFile(t.Context(), c.ID, "other", 2); !errors.Is(err, ErrMissing) {
+			t.Errorf("a file that is not there: %v", err)
+		}
 		if told, err := s.Describe(t.Context(), c.ID); err != nil || told.NewBytes != c.NewBytes || !told.Created.Equal(c.Created) {
 			t.Errorf("it is described as %+v, %v", told, err)
 		}

@@ -1,0 +1,364 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/checkpoint"
+	checkpointstore "podstasis.dev/stasis/internal/store"
+)
+
+const (
+	// storeFirstDelay and storeMaxDelay are between two attempts to reach a store: it may
+	// be away for a night. Each attempt has retries of its own for what passes soon.
+	storeFirstDelay = 2 * time.Second
+	storeMaxDelay   = 2 * time.Minute
+	// storeTelling is how often watchers are told how far a checkpoint is.
+	storeTelling = 5 * time.Second
+	// maxStoring is how many checkpoints of a node are stored at a time.
+	maxStoring = 2
+)
+
+// pending says that a checkpoint was captured and is not yet where it is to be kept.
+func (rec *record) pending() bool {
+	return rec.StoreName != "" && rec.Data != "" && rec.Status.Store == nil
+}
+
+// openStores opens a CheckpointStore.
+type openStores func(ctx context.Context, of *v1alpha1.CheckpointStore) (s *checkpointstore.Store, closeIt func() error, err error)
+
+// storing brings checkpoints that were captured into their stores. The Pod runs on
+// long since; only Ready waits for it, for as long as the store is away, until the
+// object is deleted.
+type storing struct {
+	client client.Client
+	live   client.Reader
+	store  *store
+	open   openStores
+	// done is told of a checkpoint that is stored; its record says so.
+	done  func(ctx context.Context, log *slog.Logger, rec *record)
+	first time.Duration // between two attempts, at first
+	log   *slog.Logger
+	now   func() time.Time
+
+	alive context.Context // until end
+	end   context.CancelFunc
+	turns chan struct{}
+	mu    sync.Mutex
+	jobs  map[types.UID]*storeJob
+	all   sync.WaitGroup
+}
+
+type storeJob struct {
+	cancel context.CancelFunc
+	ended  chan struct{}
+}
+
+func newStoring(s *storing) *storing {
+	s.alive, s.end = context.WithCancel(context.Background())
+	s.turns, s.jobs = make(chan struct{}, maxStoring), map[types.UID]*storeJob{}
+	return s
+}
+
+// Start implements manager.Runnable: when it returns nothing is being stored. What was
+// goes on with the next start, from where it was.
+func (s *storing) Start(ctx context.Context) error {
+	<-ctx.Done()
+	s.mu.Lock()
+	s.end()
+	s.mu.Unlock()
+	s.all.Wait()
+	return nil
+}
+
+// begin has a checkpoint stored, unless it is being stored already.
+func (s *storing) begin(rec *record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.jobs[rec.UID] != nil || s.alive.Err() != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(s.alive)
+	job := &storeJob{cancel, make(chan struct{})}
+	s.jobs[rec.UID] = job
+	s.all.Go(func() {
+		defer func() {
+			cancel()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			delete(s.jobs, rec.UID)
+			close(job.ended)
+		}()
+		s.run(ctx, rec)
+	})
+}
+
+// stop ends the storing of a checkpoint, and says whether there is none any more.
+func (s *storing) stop(uid types.UID) bool {
+	s.mu.Lock()
+	job := s.jobs[uid]
+	s.mu.Unlock()
+	if job == nil {
+		return true
+	}
+	job.cancel()
+	select {
+	case <-job.ended:
+		return true
+	case <-time.After(soon):
+		return false
+	}
+}
+
+func (s *storing) run(ctx context.Context, rec *record) {
+	log := s.log.With("podcheckpoint", rec.Namespace+"/"+rec.Name, "uid", rec.UID, "store", rec.StoreName)
+	select {
+	case s.turns <- struct{}{}:
+		defer func() { <-s.turns }()
+	case <-ctx.Done():
+		return
+	}
+	begun := s.now()
+	for delay := s.first; ; delay = min(2*delay, storeMaxDelay) {
+		err := s.put(ctx, rec)
+		switch {
+		case err == nil:
+			log.Info("checkpoint stored", "took", s.now().Sub(begun), "newBytes", rec.Status.Store.NewBytes)
+			s.done(ctx, log, rec)
+			return
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, errDeleted):
+			s.done(ctx, log, rec) // which removes what belongs to no object
+			return
+		}
+		log.Warn("the checkpoint could not be stored, trying again", "error", err, "in", delay)
+		s.say(ctx, rec, fmt.Sprintf("Captured, and not stored in CheckpointStore %s yet; it is tried again in %s: %v", rec.StoreName, delay, err))
+		select {
+		case <-time.After(delay):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// put stores a checkpoint, and puts on record that it is.
+func (s *storing) put(ctx context.Context, rec *record) error {
+	var pcp v1alpha1.PodCheckpoint
+	err := s.live.Get(ctx, types.NamespacedName{Namespace: rec.Namespace, Name: rec.Name}, &pcp)
+	if apierrors.IsNotFound(err) || err == nil && (pcp.UID != rec.UID || !pcp.DeletionTimestamp.IsZero()) {
+		return errDeleted
+	} else if err != nil {
+		return fmt.Errorf("read the PodCheckpoint: %w", err)
+	}
+	var of v1alpha1.CheckpointStore
+	if err := s.live.Get(ctx, types.NamespacedName{Name: rec.StoreName}, &of); apierrors.IsNotFound(err) {
+		return fmt.Errorf("there is no CheckpointStore %s", rec.StoreName)
+	} else if err != nil {
+		return fmt.Errorf("read the CheckpointStore: %w", err)
+	}
+	into, closeIt, err := s.open(ctx, &of)
+	if err != nil {
+		return err
+	}
+	defer closeIt()
+	dir := s.store.dataPath(rec.Data)
+	m, _, err := checkpoint.ReadManifest(dir)
+	if err != nil {
+		return fmt.Errorf("read the checkpoint: %w", err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("open the checkpoint: %w", err)
+	}
+	defer root.Close()
+	told, stop := s.follow(ctx, rec, m.LogicalBytes())
+	stored, err := into.Put(ctx, root.FS(), checkpointstore.PutOptions{
+		Labels: storeLabels(rec, &of), ManifestDigest: rec.Status.ManifestDigest, Alike: alike(rec, m),
+		Journal: &storeJournal{store: s.store, uid: rec.UID}, Progress: told,
+	})
+	stop()
+	if err != nil {
+		return fmt.Errorf("store the checkpoint: %w", err)
+	}
+	rec.Status.Store = &v1alpha1.StoredCheckpoint{Name: rec.StoreName, StoreID: into.ID(), CheckpointID: stored.ID.String(), NewBytes: stored.NewBytes}
+	now := metav1.NewTime(s.now())
+	rec.Status.CompletionTime = &now
+	if c := readyCondition(&v1alpha1.PodCheckpoint{Status: rec.Status}); c != nil {
+		setReady(&rec.Status, c.ObservedGeneration, now, c.Reason, fmt.Sprintf("%s, stored in %s with %s", c.Message, rec.StoreName, binaryBytes(stored.NewBytes)))
+	}
+	return s.store.writeRecord(rec)
+}
+
+// Labels of a checkpoint in a store. The controller knows by them whose it is.
+const (
+	storeLabelStore     = "checkpointStore" // the UID of the object that it was stored for
+	storeLabelNamespace = "namespace"
+	storeLabelName      = "name"
+	storeLabelUID       = "uid"
+	storeLabelPod       = "pod"
+	storeLabelPodUID    = "podUID"
+	storeLabelNode      = "node"
+)
+
+func storeLabels(rec *record, of *v1alpha1.CheckpointStore) map[string]string {
+	return map[string]string{
+		storeLabelStore: string(of.UID), storeLabelNamespace: rec.Namespace, storeLabelName: rec.Name, storeLabelUID: string(rec.UID),
+		storeLabelPod: rec.PodName, storeLabelPodUID: string(rec.PodUID), storeLabelNode: rec.Status.NodeName,
+	}
+}
+
+// alike says which other checkpoints have much in common with one: of the same Pod, and
+// of the same images, in the same namespace.
+func alike(rec *record, m *checkpoint.Manifest) []string {
+	var images []string
+	for _, c := range m.Containers {
+		images = append(images, c.Name+"="+cmp.Or(c.ImageID, c.Image))
+	}
+	slices.Sort(images)
+	return []string{
+		"pod\x00" + rec.Namespace + "\x00" + rec.PodName,
+		"images\x00" + rec.Namespace + "\x00" + strings.Join(images, "\x00"),
+	}
+}
+
+// follow tells watchers how much of a checkpoint has been worked through.
+func (s *storing) follow(ctx context.Context, rec *record, total int64) (told func(int64), stop func()) {
+	var done atomic.Int64
+	ctx, cancel := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	group.Go(func() {
+		for {
+			s.say(ctx, rec, fmt.Sprintf("Captured, and being stored in CheckpointStore %s: %d %% of %s", rec.StoreName, 100*done.Load()/max(total, 1), binaryBytes(total)))
+			select {
+			case <-time.After(storeTelling):
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return func(n int64) { done.Store(max(n, done.Load())) }, func() { cancel(); group.Wait() }
+}
+
+// say writes how far it is into the object's condition: for watchers only.
+func (s *storing) say(ctx context.Context, rec *record, message string) {
+	ctx, cancel := context.WithTimeout(ctx, stagePatience)
+	defer cancel()
+	var pcp v1alpha1.PodCheckpoint
+	err := s.live.Get(ctx, types.NamespacedName{Namespace: rec.Namespace, Name: rec.Name}, &pcp)
+	if err == nil && pcp.UID == rec.UID && !terminal(&pcp) {
+		before := pcp.DeepCopy()
+		setReady(&pcp.Status, pcp.Generation, metav1.NewTime(s.now()), v1alpha1.ReasonCheckpointInProgress, message)
+		err = s.client.Status().Patch(ctx, &pcp, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	}
+	if err != nil && ctx.Err() == nil {
+		s.log.Debug("how far a checkpoint is was not told", "podcheckpoint", rec.Namespace+"/"+rec.Name, "error", err)
+	}
+}
+
+// storeJournal remembers on this node what of a checkpoint is in its store.
+type storeJournal struct {
+	store *store
+	uid   types.UID
+	mu    sync.Mutex
+}
+
+type storeJournalFile struct {
+	Packs []storeJournalPack `json:"packs"`
+	Root  string             `json:"root,omitempty"`
+}
+
+type storeJournalPack struct {
+	ID   string `json:"id"`
+	Size int64  `json:"size"`
+}
+
+func (s *store) storingPath(uid types.UID) string {
+	return filepath.Join(s.dir, storingDir, string(uid)+".json")
+}
+
+func (s *store) removeStoring(uid types.UID) error {
+	if err := os.Remove(s.storingPath(uid)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the journal of what is stored: %w", err)
+	}
+	return nil
+}
+
+func (j *storeJournal) read() (storeJournalFile, error) {
+	var f storeJournalFile
+	data, err := os.ReadFile(j.store.storingPath(j.uid))
+	if errors.Is(err, fs.ErrNotExist) {
+		return f, nil
+	} else if err != nil {
+		return f, err
+	}
+	return f, json.Unmarshal(data, &f)
+}
+
+// Read implements store.Journal.
+func (j *storeJournal) Read() (packs []checkpointstore.Pack, root *checkpointstore.ID, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	f, err := j.read()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, p := range f.Packs {
+		id, err := checkpointstore.ParseID(p.ID)
+		if err != nil {
+			return nil, nil, err
+		}
+		packs = append(packs, checkpointstore.Pack{ID: id, Size: p.Size})
+	}
+	if f.Root != "" {
+		id, err := checkpointstore.ParseID(f.Root)
+		if err != nil {
+			return nil, nil, err
+		}
+		root = &id
+	}
+	return packs, root, nil
+}
+
+func (j *storeJournal) change(change func(*storeJournalFile)) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	f, err := j.read()
+	if err != nil {
+		return err
+	}
+	change(&f)
+	data, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	return checkpoint.WriteFile(j.store.storingPath(j.uid), data, 0o600)
+}
+
+// AddPack implements store.Journal.
+func (j *storeJournal) AddPack(p checkpointstore.Pack) error {
+	return j.change(func(f *storeJournalFile) { f.Packs = append(f.Packs, storeJournalPack{p.ID.String(), p.Size}) })
+}
+
+// SetRoot implements store.Journal.
+func (j *storeJournal) SetRoot(id checkpointstore.ID) error {
+	return j.change(func(f *storeJournalFile) { f.Root = id.String() })
+}

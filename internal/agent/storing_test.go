@@ -1,0 +1,161 @@
+package agent
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/checkpoint"
+	checkpointstore "podstasis.dev/stasis/internal/store"
+	"podstasis.dev/stasis/internal/store/backend/backendtest"
+)
+
+// storedPCP asks for a checkpoint that is kept in the store s.
+func storedPCP() *v1alpha1.PodCheckpoint {
+	pcp := makePCP()
+	pcp.Spec.StoreName = "s"
+	return pcp
+}
+
+func storeObject() *v1alpha1.CheckpointStore {
+	return &v1alpha1.CheckpointStore{ObjectMeta: metav1.ObjectMeta{Name: "s", UID: "store-uid"}}
+}
+
+// memoryStore makes a store that the harness opens, as long as it is up.
+func (h *harness) memoryStore() (up *atomic.Bool) {
+	h.Helper()
+	b := backendtest.Memory()
+	if err := checkpointstore.Create(h.Context(), b, nil); err != nil {
+		h.Fatal(err)
+	}
+	up = &atomic.Bool{}
+	up.Store(true)
+	h.opens = func(ctx context.Context, of *v1alpha1.CheckpointStore) (*checkpointstore.Store, func() error, error) {
+		if !up.Load() {
+			return nil, nil, os.ErrDeadlineExceeded
+		}
+		s, err := checkpointstore.Open(ctx, b, nil)
+		return s, b.Close, err
+	}
+	return up
+}
+
+func (h *harness) eventually(what string, ok func() bool) {
+	h.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			h.Fatalf("not within 10 s: %s", what)
+		}
+	}
+}
+
+func (h *harness) isReady() bool { return ready(h.get("cp")) }
+
+func TestACheckpointIsReadyWhenItIsInItsStore(t *testing.T) {
+	h := newHarness(t, makePod(), storedPCP(), storeObject())
+	h.memoryStore()
+	h.run("cp")
+	h.eventually("it is Ready", h.isReady)
+	pcp := h.expectReady("cp", v1alpha1.ReasonCheckpointCompleted, "stored in s with")
+	in := pcp.Status.Store
+	if in == nil || in.Name != "s" || in.NewBytes == 0 || in.StoreID == "" {
+		t.Fatalf("it is stored in %+v", in)
+	}
+	s, _, err := h.opens(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := checkpointstore.ParseID(in.CheckpointID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.Describe(t.Context(), id)
+	if err != nil || c.ManifestDigest != pcp.Status.ManifestDigest || c.Labels["namespace"] != "ns" || c.Labels["name"] != "cp" ||
+		c.Labels["uid"] != string(pcpUID) || c.Labels["checkpointStore"] != "store-uid" || c.Labels["podUID"] != string(podUID) || c.Labels["node"] != testNode {
+		t.Errorf("the store says %+v, %v", c, err)
+	}
+	dir := t.TempDir()
+	if err := s.Get(t.Context(), id, dir, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := checkpoint.Verify(t.Context(), dir, pcp.Status.ManifestDigest); err != nil {
+		t.Errorf("what is in the store: %v", err)
+	}
+	h.eventually("the record goes", func() bool { return len(h.files()) == 1 })
+	h.expectFiles(dataOfCP)
+	if left, err := os.ReadDir(filepath.Join(h.dir, storingDir)); err != nil || len(left) != 0 {
+		t.Errorf("left are %v, %v", left, err)
+	}
+}
+
+func TestAStoreThatIsAwayDelaysNothingButReady(t *testing.T) {
+	h := newHarness(t, makePod(), storedPCP(), storeObject())
+	up := h.memoryStore()
+	up.Store(false)
+	h.run("cp")
+	h.eventually("it says why it waits", func() bool {
+		c := readyCondition(h.get("cp"))
+		return c != nil && c.Reason == v1alpha1.ReasonCheckpointInProgress && len(c.Message) > 10 && c.Message[:8] == "Captured"
+	})
+	h.expectReady("cp", v1alpha1.ReasonCheckpointInProgress, "not stored in CheckpointStore s yet")
+	if h.condition(v1alpha1.PodConditionCheckpointing) == "True" {
+		t.Error("the Pod still says that it is being checkpointed")
+	}
+	// An agent that starts anew goes on.
+	h.ops.storing.end()
+	h.ops.storing.all.Wait()
+	h.start()
+	if h.isReady() {
+		t.Error("it is Ready")
+	}
+	up.Store(true)
+	h.run("cp")
+	h.eventually("it is Ready", h.isReady)
+	if n := h.cri.calls(); n != 1 {
+		t.Errorf("the Pod was checkpointed %d times", n)
+	}
+}
+
+func TestACheckpointThatIsDeletedIsNotStoredOn(t *testing.T) {
+	h := newHarness(t, makePod(), storedPCP(), storeObject())
+	h.memoryStore().Store(false)
+	h.run("cp")
+	h.eventually("it is being stored", func() bool {
+		h.ops.storing.mu.Lock()
+		defer h.ops.storing.mu.Unlock()
+		return len(h.ops.storing.jobs) == 1
+	})
+	if err := h.client.Delete(t.Context(), h.get("cp")); err != nil {
+		t.Fatal(err)
+	}
+	h.reconcile(t.Context(), "cp")
+	h.eventually("nothing is kept", func() bool { h.reconcile(t.Context(), "cp"); return len(h.files()) == 0 })
+	if !h.ops.storing.stop(types.UID(pcpUID)) {
+		t.Error("it is still being stored")
+	}
+}
+
+func TestAJournalOfWhatIsStoredIsReadBack(t *testing.T) {
+	s, err := openStore(filepath.Join(t.TempDir(), "stasis"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := &storeJournal{store: s, uid: "u"}
+	a, b := checkpointstore.Pack{ID: checkpointstore.ID{1}, Size: 7}, checkpointstore.Pack{ID: checkpointstore.ID{2}, Size: 8}
+	for _, err := range []error{j.AddPack(a), j.AddPack(b), j.SetRoot(checkpointstore.ID{3})} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	packs, root, err := (&storeJournal{store: s, uid: "u"}).Read()
+	if err != nil || len(packs) != 2 || packs[0] != a || packs[1] != b || root == nil || *root != (checkpointstore.ID{3}) {
+		t.Errorf("%v, %v, %v", packs, root, err)
+	}
+}
