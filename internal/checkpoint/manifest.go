@@ -46,6 +46,18 @@ type Platform struct {
 	OS           string `json:"os"`           // GOOS, such as "linux"
 	Architecture string `json:"architecture"` // GOARCH, such as "amd64"
 	Kernel       string `json:"kernel"`       // uname -r
+	// CPU is what the processes may have relied on; unknown in older checkpoints.
+	CPU *CPU `json:"cpu,omitempty"`
+}
+
+// CPU is what a CPU can do, as far as processes see it.
+type CPU struct {
+	// Features are instruction sets, by the kernel's names in /proc/cpuinfo, sorted.
+	Features []string `json:"features"`
+	// XSaveFeatures are the components of a thread's registers, as bits of XCR0, and
+	// XSaveBytes the room that they take; 0 where the architecture has no such thing.
+	XSaveFeatures int64 `json:"xsaveFeatures,omitempty"`
+	XSaveBytes    int   `json:"xsaveBytes,omitempty"`
 }
 
 // Sandbox is the Pod sandbox that was captured.

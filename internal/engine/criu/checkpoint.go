@@ -20,6 +20,7 @@ import (
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/layer"
+	"podstasis.dev/stasis/internal/platform/thisnode"
 	"podstasis.dev/stasis/internal/published"
 )
 
@@ -149,7 +150,7 @@ func (e *Engine) prepare(ctx context.Context, s engine.Sandbox, dir string) (*ch
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	here, err := platform()
+	here, err := thisnode.Platform()
 	if err != nil {
 		return nil, nil, nil, err
 	}

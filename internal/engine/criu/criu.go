@@ -9,16 +9,15 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/hostns"
+	"podstasis.dev/stasis/internal/platform"
+	"podstasis.dev/stasis/internal/platform/thisnode"
 )
 
 // Name is the engine's name in manifests and objects.
@@ -137,43 +136,39 @@ func (e *Engine) CheckOptions(options map[string]string) error {
 	return err
 }
 
-// CheckRestore compares engine, version and platform.
-func (e *Engine) CheckRestore(ctx context.Context, m *checkpoint.Manifest) error {
-	if m.Engine.Name != Name {
-		return fmt.Errorf("%w: it was made by engine %s, this node's handler restores with %s", engine.ErrIncompatible, m.Engine.Name, Name)
-	}
-	here, err := platform()
+// Describe says what this node is to checkpoints.
+func (e *Engine) Describe(ctx context.Context) (platform.Description, error) {
+	here, err := thisnode.Platform()
 	if err != nil {
-		return err
+		return platform.Description{}, err
 	}
-	if m.Platform.OS != here.OS || m.Platform.Architecture != here.Architecture {
-		return fmt.Errorf("%w: it was made on %s/%s, this node is %s/%s", engine.ErrIncompatible,
-			m.Platform.OS, m.Platform.Architecture, here.OS, here.Architecture)
-	}
-	have, err := e.Identify(ctx)
+	program, err := e.Identify(ctx)
 	if err != nil {
-		return err
+		return platform.Description{}, err
 	}
-	made, err := majorMinor(m.Engine.Version)
-	if err != nil {
-		return fmt.Errorf("%w: engine version: %w", engine.ErrIncompatible, err)
-	}
-	if older(have.Version, made) {
-		return fmt.Errorf("%w: it was made by CRIU %s, this node has the older %s", engine.ErrIncompatible, m.Engine.Version, have.Version)
-	}
-	return nil
+	return platform.Description{
+		OS: here.OS, Architecture: here.Architecture, Kernel: here.Kernel, CPU: here.CPU, Engine: program, FormatVersion: checkpoint.FormatVersion,
+	}, nil
 }
 
-func platform() (checkpoint.Platform, error) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return checkpoint.Platform{}, fmt.Errorf("uname: %w", err)
+// CheckRestore compares engine, version and platform. Of a checkpoint that does not
+// say what CPU it needs, or what kernel that can be compared, the rest counts.
+func (e *Engine) CheckRestore(ctx context.Context, m *checkpoint.Manifest) error {
+	here, err := e.Describe(ctx)
+	if err != nil {
+		return err
 	}
-	return checkpoint.Platform{
-		OS:           runtime.GOOS,
-		Architecture: runtime.GOARCH,
-		Kernel:       unix.ByteSliceToString(u.Release[:]),
-	}, nil
+	from, complete := platform.Of(m)
+	if !complete {
+		from.CPU, from.Kernel = &checkpoint.CPU{}, here.Kernel
+		if _, err := majorMinor(m.Engine.Version); err != nil {
+			return fmt.Errorf("%w: engine version: %w", engine.ErrIncompatible, err)
+		}
+	}
+	if why := platform.Obstacles(from, here); len(why) > 0 {
+		return fmt.Errorf("%w: this node %s", engine.ErrIncompatible, strings.Join(why, "; it "))
+	}
+	return nil
 }
 
 // ThawLeftovers thaws what the journal still names, and removes what captures and

@@ -1,0 +1,234 @@
+// Package platform says what a node is, as far as the processes of a checkpoint
+// depend on it, and whether those of one node can go on on another.
+// docs/cross-node.md has the rules for readers.
+package platform
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"podstasis.dev/stasis/internal/checkpoint"
+)
+
+// Description is what a node is, or what a checkpoint's processes ran on.
+type Description struct {
+	OS           string `json:"os"`           // GOOS, such as "linux"
+	Architecture string `json:"architecture"` // GOARCH, such as "amd64"
+	Kernel       string `json:"kernel"`       // uname -r
+	// CPU is never nil in a description that Check passes.
+	CPU *checkpoint.CPU `json:"cpu"`
+	// Engine captured the processes, or would recreate them.
+	Engine checkpoint.Program `json:"engine"`
+	// FormatVersion is that of the checkpoint, or the one that the node reads.
+	FormatVersion int `json:"formatVersion"`
+}
+
+// Bounds of a description: it is read from other nodes and from archives.
+const (
+	maxFeatures = 512
+	maxWord     = 128
+	// MaxBytes bounds a description as JSON.
+	MaxBytes = 16 << 10
+)
+
+// Of is what a checkpoint needs. The second value is false where the checkpoint does
+// not say what CPU its processes ran on: it was made before that was recorded.
+func Of(m *checkpoint.Manifest) (Description, bool) {
+	d := Description{
+		OS: m.Platform.OS, Architecture: m.Platform.Architecture, Kernel: m.Platform.Kernel,
+		CPU: m.Platform.CPU, Engine: m.Engine, FormatVersion: m.FormatVersion,
+	}
+	return d, d.Check() == nil
+}
+
+// Check says what is wrong with a description that came from elsewhere.
+func (d Description) Check() error {
+	for what, word := range map[string]string{"os": d.OS, "architecture": d.Architecture, "kernel": d.Kernel, "engine": d.Engine.Name, "engine version": d.Engine.Version} {
+		if err := checkWord(word); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	if d.CPU == nil {
+		return errors.New("cpu: it is not there")
+	}
+	if len(d.CPU.Features) > maxFeatures {
+		return fmt.Errorf("cpu: it has %d features, more than %d", len(d.CPU.Features), maxFeatures)
+	}
+	for _, f := range d.CPU.Features {
+		if err := checkWord(f); err != nil {
+			return fmt.Errorf("cpu feature: %w", err)
+		}
+	}
+	if d.CPU.XSaveFeatures < 0 || d.CPU.XSaveBytes < 0 || d.FormatVersion < 1 {
+		return errors.New("cpu: a size or set is negative, or the format version is none")
+	}
+	return nil
+}
+
+func checkWord(s string) error {
+	if s == "" || len(s) > maxWord {
+		return fmt.Errorf("%.40q has no character or more than %d", s, maxWord)
+	}
+	for _, r := range s {
+		if r <= ' ' || r > '~' {
+			return fmt.Errorf("%.40q is not a word", s)
+		}
+	}
+	return nil
+}
+
+// Encode writes a description for others to read.
+func (d Description) Encode() (string, error) {
+	if err := d.Check(); err != nil {
+		return "", fmt.Errorf("describe the platform: %w", err)
+	}
+	data, err := json.Marshal(d)
+	if err == nil && len(data) > MaxBytes {
+		err = fmt.Errorf("it takes %d bytes, more than %d", len(data), MaxBytes)
+	}
+	if err != nil {
+		return "", fmt.Errorf("describe the platform: %w", err)
+	}
+	return string(data), nil
+}
+
+// Decode reads what Encode wrote, from a node that may say anything.
+func Decode(s string) (Description, error) {
+	if len(s) > MaxBytes {
+		return Description{}, fmt.Errorf("read a platform: it takes %d bytes, more than %d", len(s), MaxBytes)
+	}
+	var d Description
+	if err := json.Unmarshal([]byte(s), &d); err != nil {
+		return Description{}, fmt.Errorf("read a platform: %w", err)
+	}
+	if err := d.Check(); err != nil {
+		return Description{}, fmt.Errorf("read a platform: %w", err)
+	}
+	return d, nil
+}
+
+// classDigits is how many hexadecimal digits name a class.
+const classDigits = 16
+
+// Class names the descriptions that are equal to the rules: what one of them can
+// run, or run on, so can the others. It is fit for the name of a label.
+func (d Description) Class() string {
+	features := slices.Clone(d.CPU.Features)
+	slices.Sort(features)
+	h := sha256.New()
+	fmt.Fprintf(h, "%s %s\n%s %s %s\n%d\n%d %d\n", d.OS, d.Architecture, shortVersion(d.Kernel), d.Engine.Name, shortVersion(d.Engine.Version),
+		d.FormatVersion, d.CPU.XSaveFeatures, d.CPU.XSaveBytes)
+	for _, f := range slices.Compact(features) {
+		fmt.Fprintln(h, f)
+	}
+	return hex.EncodeToString(h.Sum(nil))[:classDigits]
+}
+
+// Obstacles says why what ran on one platform cannot go on on another, each as a
+// phrase whose subject is the other node: "lacks the CPU feature avx512f". None if
+// it can.
+func Obstacles(from, on Description) []string {
+	if from.OS != on.OS || from.Architecture != on.Architecture {
+		// Nothing else can be compared.
+		return []string{fmt.Sprintf("is %s/%s and the checkpoint is of %s/%s", on.OS, on.Architecture, from.OS, from.Architecture)}
+	}
+	var why []string
+	if missing := lacking(from.CPU.Features, on.CPU.Features); len(missing) > 0 {
+		why = append(why, "lacks the CPU "+plural(len(missing), "feature", "features")+" "+some(missing))
+	}
+	// A process's vector registers lie in an area that the kernel of the other node
+	// must take back as it is.
+	if extra := from.CPU.XSaveFeatures &^ on.CPU.XSaveFeatures; extra != 0 {
+		why = append(why, fmt.Sprintf("lacks the xsave components %#x", extra))
+	} else if from.CPU.XSaveBytes > on.CPU.XSaveBytes {
+		why = append(why, fmt.Sprintf("has room for %d bytes of CPU registers (xsave) and %d are needed", on.CPU.XSaveBytes, from.CPU.XSaveBytes))
+	}
+	if older(on.Kernel, from.Kernel) {
+		why = append(why, fmt.Sprintf("runs kernel %s, older than %s", on.Kernel, from.Kernel))
+	}
+	switch {
+	case from.Engine.Name != on.Engine.Name:
+		why = append(why, fmt.Sprintf("restores with %s and the checkpoint is of %s", on.Engine.Name, from.Engine.Name))
+	case older(on.Engine.Version, from.Engine.Version):
+		why = append(why, fmt.Sprintf("has %s %s, older than %s", on.Engine.Name, on.Engine.Version, from.Engine.Version))
+	}
+	if from.FormatVersion != on.FormatVersion {
+		why = append(why, fmt.Sprintf("reads checkpoints of format %d and this is of format %d", on.FormatVersion, from.FormatVersion))
+	}
+	return why
+}
+
+// lacking lists what is in the first and not in the second, sorted.
+func lacking(want, have []string) (missing []string) {
+	has := make(map[string]bool, len(have))
+	for _, f := range have {
+		has[f] = true
+	}
+	for _, f := range want {
+		if !has[f] {
+			missing = append(missing, f)
+		}
+	}
+	slices.Sort(missing)
+	return slices.Compact(missing)
+}
+
+// some names the first few of many.
+func some(names []string) string {
+	const most = 8
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+}
+
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
+}
+
+// older compares major and minor version: what comes after them is a distribution's
+// affair. Of versions that are none, only equal ones are not older.
+func older(version, than string) bool {
+	v, ok := majorMinor(version)
+	t, okToo := majorMinor(than)
+	if !ok || !okToo {
+		return version != than
+	}
+	return v[0] < t[0] || v[0] == t[0] && v[1] < t[1]
+}
+
+// shortVersion is the part of a version that counts.
+func shortVersion(version string) string {
+	if v, ok := majorMinor(version); ok {
+		return fmt.Sprintf("%d.%d", v[0], v[1])
+	}
+	return version
+}
+
+func majorMinor(version string) (v [2]int, ok bool) {
+	parts := strings.SplitN(version, ".", 3)
+	if len(parts) < 2 {
+		return v, false
+	}
+	for i := range v {
+		digits := parts[i]
+		if end := strings.IndexFunc(digits, func(r rune) bool { return r < '0' || r > '9' }); i == 1 && end > 0 {
+			digits = digits[:end] // 6.1-rc3, 6.12+deb
+		}
+		n, err := strconv.Atoi(digits)
+		if err != nil || n < 0 {
+			return v, false
+		}
+		v[i] = n
+	}
+	return v, true
+}
