@@ -57,6 +57,15 @@ const (
 // On a Namespace, "true" lets it have checkpoints where config/opt-in is applied.
 const LabelAllowed = GroupName + "/allowed"
 
+// LabelRunsPrefix and the class of a platform make a label of Nodes, with the value
+// LabelRunsValue: the node can restore checkpoints that were taken on such a platform.
+// Only stasis-controller writes these labels, by what the node's agent says of it.
+// A Pod that was restored keeps the label that it requires on its node.
+const (
+	LabelRunsPrefix = "runs." + GroupName + "/"
+	LabelRunsValue  = "true"
+)
+
 // PodCheckpointReady is the type of the one condition that tells a
 // PodCheckpoint's progress (P3).
 const PodCheckpointReady = "Ready"
@@ -93,7 +102,10 @@ const (
 // Reasons of events on a restoring Pod (P23).
 const (
 	EventCheckpointNotReady       = "CheckpointNotReady"       // there is no such checkpoint, or it is not Ready: the Pod waits
-	EventCheckpointWrongNode      = "CheckpointWrongNode"      // the Pod is on a node that does not hold the data
+	EventCheckpointWrongNode      = "CheckpointWrongNode"      // the Pod is on a node that cannot restore the checkpoint; the message says what it lacks
+	EventCheckpointFetching       = "CheckpointFetching"       // the data are being brought to the node: the Pod waits
+	EventCheckpointFetched        = "CheckpointFetched"        // the data have been brought to the node, and are whole
+	EventCheckpointFetchFailed    = "CheckpointFetchFailed"    // the data could not be brought to the node, yet; it is tried again
 	EventPodSpecMismatch          = "PodSpecMismatch"          // the Pod differs from the one that was checkpointed; the message says where
 	EventCheckpointDataMissing    = "CheckpointDataMissing"    // files of the checkpoint are not there
 	EventCheckpointDataCorrupt    = "CheckpointDataCorrupt"    // files of the checkpoint are not as they were written

@@ -188,6 +188,11 @@ type PodCheckpointStatus struct {
 	// +optional
 	Platform string `json:"platform,omitempty"`
 
+	// requires is what a node must be to restore the checkpoint. Without it only the
+	// node that holds the data can. Stasis' addition to the KEP.
+	// +optional
+	Requires *PlatformRequirements `json:"requires,omitempty"`
+
 	// size is how large the checkpoint is. Stasis' addition to the KEP.
 	// +optional
 	Size *CheckpointSize `json:"size,omitempty"`
@@ -241,6 +246,36 @@ type EngineStatus struct {
 	Name string `json:"name"`
 	// version that the engine gave of itself.
 	Version string `json:"version"`
+}
+
+// PlatformRequirements is what the processes of a checkpoint ran on. A node can
+// restore it that is of the same architecture, whose CPU has these features, and
+// whose kernel and engine are not older.
+type PlatformRequirements struct {
+	// os and architecture as Go names them, such as "linux" and "amd64".
+	// +kubebuilder:validation:MaxLength=128
+	OS string `json:"os"`
+	// +kubebuilder:validation:MaxLength=128
+	Architecture string `json:"architecture"`
+	// kernel is the release of the kernel, such as "6.1.0-35-amd64".
+	// +kubebuilder:validation:MaxLength=128
+	Kernel string `json:"kernel"`
+	// cpuFeatures are instruction sets, by the kernel's names in /proc/cpuinfo.
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=512
+	// +kubebuilder:validation:items:MaxLength=128
+	CPUFeatures []string `json:"cpuFeatures"`
+	// xsaveFeatures are the components of a thread's registers, as bits of XCR0.
+	// +optional
+	XSaveFeatures int64 `json:"xsaveFeatures,omitempty"`
+	// xsaveBytes is the room that they take.
+	// +optional
+	XSaveBytes int32 `json:"xsaveBytes,omitempty"`
+	// engine captured the processes.
+	Engine EngineStatus `json:"engine"`
+	// formatVersion is that of the checkpoint's data.
+	// +kubebuilder:validation:Minimum=1
+	FormatVersion int32 `json:"formatVersion"`
 }
 
 // CheckpointSize is how large a checkpoint is.

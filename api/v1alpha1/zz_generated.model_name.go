@@ -81,6 +81,11 @@ func (in PhaseTiming) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in PlatformRequirements) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.PlatformRequirements"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in PodCheckpoint) OpenAPIModelName() string {
 	return "dev.podstasis.checkpoint.v1alpha1.PodCheckpoint"
 }

@@ -55,8 +55,9 @@ type creator interface {
 // SubjectAccessReview is never stored.
 func Register(server webhook.Server, c Config) {
 	decoder := admission.NewDecoder(c.Scheme)
-	server.Register(PathPlacePod, &webhook.Admission{Handler: &placer{reader: c.Reader, decoder: decoder}})
-	server.Register(PathAuthorizePod, &webhook.Admission{Handler: &authorizer{reader: c.Reader, reviews: c.Reviews, decoder: decoder, log: c.Log}})
+	where := whereabouts{leases: c.Reader, namespace: c.Namespace, clock: c.Clock}
+	server.Register(PathPlacePod, &webhook.Admission{Handler: &placer{reader: c.Reader, decoder: decoder, whereabouts: where}})
+	server.Register(PathAuthorizePod, &webhook.Admission{Handler: &authorizer{reader: c.Reader, reviews: c.Reviews, decoder: decoder, log: c.Log, whereabouts: where}})
 	server.Register(PathRoutePodCheckpoint, &webhook.Admission{Handler: &router{reader: c.Reader, decoder: decoder, agents: c.Agents, namespace: c.Namespace, clock: c.Clock}})
 }
 

@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -78,7 +79,8 @@ func ask(t *testing.T, object any) admission.Request {
 
 func placerWith(t *testing.T, objects ...client.Object) *placer {
 	s := scheme(t)
-	return &placer{reader: fake.NewClientBuilder().WithScheme(s).WithObjects(objects...).Build(), decoder: admission.NewDecoder(s)}
+	c := fake.NewClientBuilder().WithScheme(s).WithObjects(objects...).Build()
+	return &placer{reader: c, decoder: admission.NewDecoder(s), whereabouts: whereabouts{leases: c, namespace: "stasis-system", clock: clock.RealClock{}}}
 }
 
 // apply returns the Pod that the API server makes of an answer.
@@ -168,7 +170,8 @@ func authorizerWith(t *testing.T, review func(*authorizationv1.SubjectAccessRevi
 			return review(o.(*authorizationv1.SubjectAccessReview))
 		},
 	}).Build()
-	return &authorizer{reader: c, reviews: c, decoder: admission.NewDecoder(s), log: slog.New(slog.DiscardHandler)}
+	return &authorizer{reader: c, reviews: c, decoder: admission.NewDecoder(s), log: slog.New(slog.DiscardHandler),
+		whereabouts: whereabouts{leases: c, namespace: "stasis-system", clock: clock.RealClock{}}}
 }
 
 func TestTheReviewIsOfTheRequestersWholeIdentity(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
@@ -30,6 +31,7 @@ type authorizer struct {
 	reviews creator
 	decoder admission.Decoder
 	log     *slog.Logger
+	whereabouts
 }
 
 func (a *authorizer) Handle(ctx context.Context, req admission.Request) admission.Response {
@@ -75,11 +77,15 @@ func (a *authorizer) Handle(ctx context.Context, req admission.Request) admissio
 
 // checkReady checks a Pod against a checkpoint that it can be restored from.
 func (a *authorizer) checkReady(ctx context.Context, pod *corev1.Pod, checkpoint *checkpointv1alpha1.PodCheckpoint) admission.Response {
-	node, err := a.node(ctx, checkpoint.Status.NodeName)
+	where, err := a.of(ctx, checkpoint)
 	if err != nil {
 		return admission.Errored(http.StatusInternalServerError, err)
 	}
-	if conflict := placement.Conflict(pod, checkpoint.Status.NodeName, node); conflict != "" {
+	conflict, err := placement.Conflict(ctx, pod, checkpoint, where, a)
+	if err != nil {
+		return admission.Errored(http.StatusInternalServerError, err)
+	}
+	if conflict != "" {
 		return forbid(pod, "%s", conflict)
 	}
 	if errs := Mismatch(checkpoint, pod); len(errs) > 0 {
@@ -88,15 +94,15 @@ func (a *authorizer) checkReady(ctx context.Context, pod *corev1.Pod, checkpoint
 	// What the placer did must still be there: another webhook may have run since,
 	// and the checkpoint may have become Ready or been replaced in between.
 	pinned := pod.Annotations[checkpointv1alpha1.AnnotationRestoreFromUID] == string(checkpoint.UID) &&
-		placement.RequiresNode(pod, checkpoint.Status.NodeName)
+		placement.Tied(pod, where)
 	if !pinned && !placement.Held(pod) {
-		return forbid(pod, "the Pod is not pinned to PodCheckpoint %q and its node; create it again, and if that fails look for another webhook that changes annotations or affinity", checkpoint.Name)
+		return forbid(pod, "the Pod is not pinned to PodCheckpoint %q and the nodes that can restore it; create it again, and if that fails look for another webhook that changes annotations or affinity", checkpoint.Name)
 	}
 	return admission.Allowed("")
 }
 
-// node reads a node; nil if there is none of that name.
-func (a *authorizer) node(ctx context.Context, name string) (*corev1.Node, error) {
+// Node reads a node; nil if there is none of that name.
+func (a *authorizer) Node(ctx context.Context, name string) (*corev1.Node, error) {
 	var node corev1.Node
 	err := a.reader.Get(ctx, client.ObjectKey{Name: name}, &node)
 	if apierrors.IsNotFound(err) {
@@ -106,6 +112,31 @@ func (a *authorizer) node(ctx context.Context, name string) (*corev1.Node, error
 		return nil, fmt.Errorf("read node %s: %w", name, err)
 	}
 	return &node, nil
+}
+
+// Nodes reads all nodes: for a Pod that asks for others than the one that holds its
+// checkpoint.
+func (a *authorizer) Nodes(ctx context.Context) ([]corev1.Node, error) {
+	var list corev1.NodeList
+	if err := a.reader.List(ctx, &list); err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	return list.Items, nil
+}
+
+// whereabouts finds out where checkpoints can be restored.
+type whereabouts struct {
+	leases    client.Reader
+	namespace string // of the agents' Leases
+	clock     clock.PassiveClock
+}
+
+func (w whereabouts) of(ctx context.Context, checkpoint *checkpointv1alpha1.PodCheckpoint) (placement.Where, error) {
+	agents, err := placement.Agents(ctx, w.leases, w.namespace)
+	if err != nil {
+		return placement.Where{}, err
+	}
+	return placement.Find(checkpoint, agents, w.clock.Now()), nil
 }
 
 // Mismatch says where a Pod differs from what was checkpointed (P21). A

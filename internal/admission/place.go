@@ -13,7 +13,7 @@ import (
 )
 
 // placer prepares a restoring Pod at its creation: the runtime handler, the
-// checkpoint's UID, the node, or a scheduling gate while the checkpoint is not
+// checkpoint's UID, the nodes, or a scheduling gate while the checkpoint is not
 // Ready (P22). It decides nothing on who may do what: the authorizer does, which
 // sees the final object.
 //
@@ -21,6 +21,7 @@ import (
 type placer struct {
 	reader  client.Reader
 	decoder admission.Decoder
+	whereabouts
 }
 
 func (p *placer) Handle(ctx context.Context, req admission.Request) admission.Response {
@@ -47,7 +48,11 @@ func (p *placer) Handle(ctx context.Context, req admission.Request) admission.Re
 			return forbid(&pod, "annotation %s is Stasis' to write, and PodCheckpoint %q has another UID; leave it out",
 				checkpointv1alpha1.AnnotationRestoreFromUID, name)
 		}
-		placement.Pin(placed, checkpoint)
+		where, err := p.of(ctx, checkpoint)
+		if err != nil {
+			return admission.Errored(http.StatusInternalServerError, err)
+		}
+		placement.Pin(placed, checkpoint, where)
 	} else {
 		if pinned {
 			return forbid(&pod, "annotation %s is Stasis' to write; leave it out", checkpointv1alpha1.AnnotationRestoreFromUID)

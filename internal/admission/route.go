@@ -87,7 +87,7 @@ func routed(before, node string) admission.Response {
 // Whether its user may, the policy stasis-import decides.
 func (r *router) routeImport(ctx context.Context, checkpoint *checkpointv1alpha1.PodCheckpoint) admission.Response {
 	if node := checkpoint.Spec.NodeName; node != "" {
-		if _, err := r.agents.Locate(ctx, node, agentapi.Version); err != nil {
+		if _, err := r.agents.Locate(ctx, node, agentapi.VersionCalls); err != nil {
 			return unreachable(err)
 		}
 		return admission.Allowed("")
@@ -98,7 +98,7 @@ func (r *router) routeImport(ctx context.Context, checkpoint *checkpointv1alpha1
 	}
 	var nodes []string
 	for i := range leases.Items {
-		if a, err := agentapi.Read(&leases.Items[i]); err == nil && a.Alive(r.clock.Now()) && a.Protocol >= agentapi.Version {
+		if a, err := agentapi.Read(&leases.Items[i]); err == nil && a.Alive(r.clock.Now()) && a.Protocol >= agentapi.VersionCalls {
 			nodes = append(nodes, a.Node)
 		}
 	}

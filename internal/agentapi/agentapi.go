@@ -9,7 +9,13 @@ package agentapi
 
 // Version of this protocol. An agent that announces a lower one than a call needs
 // is too old for it, and the caller says so without calling (A3).
-const Version = 1
+const Version = 2
+
+// What calls need at least.
+const (
+	VersionCalls = 1 // those of the API server of Stasis
+	VersionPeers = 2 // those of other agents
+)
 
 // Audience of the tokens that the API server shows to the agent of a node, and the
 // only one that this agent accepts.
@@ -25,6 +31,7 @@ const (
 	AnnotationCertificate = "checkpoint.podstasis.dev/agent-certificate" // sha256:HEX of the certificate's DER
 	AnnotationProtocol    = "checkpoint.podstasis.dev/agent-protocol"    // Version, in decimal
 	AnnotationVersion     = "checkpoint.podstasis.dev/agent-version"     // of the program, for people
+	AnnotationPlatform    = "checkpoint.podstasis.dev/agent-platform"    // what its node is to checkpoints, as JSON
 )
 
 // Paths, to be filled with the PodCheckpoint's UID.

@@ -11,6 +11,8 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"podstasis.dev/stasis/internal/platform"
 )
 
 // An agent that has not renewed its Lease for LeaseDuration counts as gone. The
@@ -36,6 +38,8 @@ type Announcement struct {
 	Protocol int
 	// Program is the program's version, for people.
 	Program string
+	// Platform is what its node is to checkpoints; nil if it does not say.
+	Platform *platform.Description
 	// Holder is the name of the agent's Pod.
 	Holder string
 	// Renewed is when it last said so.
@@ -60,6 +64,12 @@ func (a Announcement) Fill(lease *coordinationv1.Lease) {
 	lease.Annotations[AnnotationCertificate] = a.Certificate
 	lease.Annotations[AnnotationProtocol] = strconv.Itoa(a.Protocol)
 	lease.Annotations[AnnotationVersion] = a.Program
+	delete(lease.Annotations, AnnotationPlatform)
+	if a.Platform != nil {
+		if text, err := a.Platform.Encode(); err == nil { // one that cannot be told is as good as none
+			lease.Annotations[AnnotationPlatform] = text
+		}
+	}
 	seconds := int32(a.Duration / time.Second)
 	renewed := metav1.NewMicroTime(a.Renewed)
 	holder := a.Holder
@@ -95,6 +105,10 @@ func Read(lease *coordinationv1.Lease) (Announcement, error) {
 		return wrong("annotation "+AnnotationProtocol, err)
 	}
 	a.Protocol = protocol
+	// An agent that says what makes no sense of its node can still be called.
+	if d, err := platform.Decode(lease.Annotations[AnnotationPlatform]); err == nil {
+		a.Platform = &d
+	}
 	if lease.Spec.RenewTime == nil || lease.Spec.LeaseDurationSeconds == nil {
 		return wrong("spec", fmt.Errorf("renewTime or leaseDurationSeconds is missing"))
 	}

@@ -7,12 +7,17 @@ import (
 	"github.com/google/go-cmp/cmp"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/platform"
 )
 
 var moment = time.Date(2026, 11, 22, 1, 2, 3, 456789000, time.UTC)
 
 func announced() Announcement {
 	return Announcement{Node: "node-1", Address: "10.0.0.7:8443", Certificate: Fingerprint([]byte("der")), Protocol: 1, Program: "v0.1.0",
+		Platform: &platform.Description{OS: "linux", Architecture: "amd64", Kernel: "6.1.0", CPU: &checkpoint.CPU{Features: []string{"sse"}, XSaveFeatures: 3, XSaveBytes: 576},
+			Engine: checkpoint.Program{Name: "criu", Version: "4.2"}, FormatVersion: 1},
 		Holder: "stasis-agent-x", Renewed: moment, Duration: LeaseDuration}
 }
 
@@ -52,6 +57,19 @@ func TestWhatIsNoAnnouncementIsRefused(t *testing.T) {
 				t.Errorf("read as %+v", got)
 			}
 		})
+	}
+}
+
+func TestAnAgentThatSaysNothingSensibleOfItsNodeCanStillBeCalled(t *testing.T) {
+	l := lease()
+	l.Annotations[AnnotationPlatform] = `{"os":"linux"}`
+	a, err := Read(l)
+	if err != nil || a.Platform != nil {
+		t.Errorf("%+v, %v", a, err)
+	}
+	a.Fill(l)
+	if _, told := l.Annotations[AnnotationPlatform]; told {
+		t.Error("what an agent before it said of the node stays")
 	}
 }
 

@@ -130,7 +130,7 @@ var errSlow = errors.New("no answer in time")
 func (c *Client) begin(ctx context.Context, cancel context.CancelCauseFunc, r call) (*http.Response, error) {
 	connecting := time.AfterFunc(patience, func() { cancel(errSlow) })
 	defer connecting.Stop()
-	agent, err := c.Locator.Locate(ctx, r.node, Version)
+	agent, err := c.Locator.Locate(ctx, r.node, VersionCalls)
 	if err != nil {
 		return nil, late(ctx, r.node, err)
 	}

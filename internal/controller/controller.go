@@ -38,9 +38,13 @@ func Add(ctx context.Context, mgr ctrl.Manager, c Config) error {
 	if err := l.setUp(ctx, mgr, c.Metrics); err != nil {
 		return fmt.Errorf("set up the lifecycle of PodCheckpoints: %w", err)
 	}
-	g := &gate{client: mgr.GetClient(), events: events, log: c.Log}
+	g := &gate{client: mgr.GetClient(), live: mgr.GetAPIReader(), namespace: c.Namespace, clock: c.Clock, events: events, log: c.Log}
 	if err := g.setUp(ctx, mgr); err != nil {
 		return fmt.Errorf("set up the gate of restoring Pods: %w", err)
+	}
+	n := &nodeLabels{client: mgr.GetClient(), live: mgr.GetAPIReader(), namespace: c.Namespace, clock: c.Clock, log: c.Log}
+	if err := mgr.Add(n); err != nil {
+		return fmt.Errorf("set up the labels of nodes: %w", err)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -28,12 +29,15 @@ const indexRestoreFrom = "restoreFrom"
 const remind = 10 * time.Minute
 
 // gate lets Pods go whose checkpoint has become Ready: it pins them to the
-// checkpoint and its node and takes the scheduling gate off, in one write. Until
+// checkpoint and the nodes that can restore it and takes the scheduling gate off, in one write. Until
 // then it says in an event what a Pod waits for (P23).
 type gate struct {
-	client client.Client
-	events recorder
-	log    *slog.Logger
+	client    client.Client
+	live      client.Reader
+	namespace string // of the agents' Leases
+	clock     clock.PassiveClock
+	events    recorder
+	log       *slog.Logger
 }
 
 func (r *gate) setUp(ctx context.Context, mgr ctrl.Manager) error {
@@ -97,16 +101,21 @@ func (r *gate) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.
 		return reconcile.Result{RequeueAfter: remind}, nil
 	}
 
+	agents, err := placement.Agents(ctx, r.live, r.namespace)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	where := placement.Find(checkpoint, agents, r.clock.Now())
 	before := pod.DeepCopy()
-	placement.Pin(&pod, checkpoint)
+	placement.Pin(&pod, checkpoint, where)
 	err = r.client.Patch(ctx, &pod, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		return reconcile.Result{RequeueAfter: time.Second}, nil
 	}
 	if err != nil {
-		return reconcile.Result{}, fmt.Errorf("let Pod %s/%s go to node %s: %w", pod.Namespace, pod.Name, checkpoint.Status.NodeName, err)
+		return reconcile.Result{}, fmt.Errorf("let Pod %s/%s go: %w", pod.Namespace, pod.Name, err)
 	}
-	r.log.InfoContext(ctx, "restoring Pod let go", "namespace", pod.Namespace, "pod", pod.Name, "podCheckpoint", name, "node", checkpoint.Status.NodeName)
+	r.log.InfoContext(ctx, "restoring Pod let go", "namespace", pod.Namespace, "pod", pod.Name, "podCheckpoint", name, "holder", where.Holder, "others", len(where.Others()))
 	return reconcile.Result{}, nil
 }
 

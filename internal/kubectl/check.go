@@ -194,8 +194,8 @@ func agentState(a agentapi.Announcement, now time.Time) string {
 	switch {
 	case silent > a.Duration:
 		return fmt.Sprintf("agent %s has been silent for %s", clean(a.Program), silent.Round(time.Second))
-	case a.Protocol < agentapi.Version:
-		return fmt.Sprintf("agent %s is too old: it speaks version %d, %d is needed", clean(a.Program), a.Protocol, agentapi.Version)
+	case a.Protocol < agentapi.VersionCalls:
+		return fmt.Sprintf("agent %s is too old: it speaks version %d, %d is needed", clean(a.Program), a.Protocol, agentapi.VersionCalls)
 	}
 	return "agent " + clean(a.Program)
 }

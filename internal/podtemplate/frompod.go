@@ -7,6 +7,8 @@ package podtemplate
 
 import (
 	"maps"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -184,6 +186,9 @@ func dropFromTerms(terms []corev1.NodeSelectorTerm) []corev1.NodeSelectorTerm {
 	var kept []corev1.NodeSelectorTerm
 	for _, term := range terms {
 		term.MatchExpressions = dropKey(term.MatchExpressions, corev1.LabelHostname)
+		term.MatchExpressions = slices.DeleteFunc(slices.Clone(term.MatchExpressions), func(r corev1.NodeSelectorRequirement) bool {
+			return strings.HasPrefix(r.Key, checkpointv1alpha1.LabelRunsPrefix) // of the checkpoint that the source came from
+		})
 		term.MatchFields = dropKey(term.MatchFields, metav1.ObjectNameField)
 		if len(term.MatchExpressions)+len(term.MatchFields) > 0 {
 			kept = append(kept, term)
