@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podstasis.dev/stasis/internal/agentapi"
+	"podstasis.dev/stasis/internal/platform"
 )
 
 // announcer keeps the agent's Lease, by which the API server of Stasis finds it.
@@ -22,8 +23,9 @@ type announcer struct {
 	live      client.Reader
 	namespace string
 	node      string
-	host      string // the agent's address
-	holder    string // its Pod
+	host      string                // the agent's address
+	holder    string                // its Pod
+	platform  *platform.Description // what the node is to checkpoints
 	now       func() time.Time
 	log       *slog.Logger
 }
@@ -33,7 +35,7 @@ type announcer struct {
 func (a *announcer) run(ctx context.Context, port int, certificate string) error {
 	said := agentapi.Announcement{
 		Node: a.node, Address: net.JoinHostPort(a.host, strconv.Itoa(port)), Certificate: certificate,
-		Protocol: agentapi.Version, Program: programVersion(), Holder: a.holder, Duration: agentapi.LeaseDuration,
+		Protocol: agentapi.Version, Program: programVersion(), Holder: a.holder, Duration: agentapi.LeaseDuration, Platform: a.platform,
 	}
 	const retry = 2 * time.Second
 	for {

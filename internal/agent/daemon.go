@@ -33,6 +33,7 @@ import (
 	"podstasis.dev/stasis/internal/hostns"
 	"podstasis.dev/stasis/internal/nodeapi"
 	"podstasis.dev/stasis/internal/nodeinstall"
+	"podstasis.dev/stasis/internal/platform"
 	"podstasis.dev/stasis/internal/restoring"
 )
 
@@ -62,6 +63,8 @@ type Options struct {
 	MaxConcurrent   int    // checkpoints at a time on this node
 	Disk            DiskLimits
 	GiveUpAfter     time.Duration // how long a restore may keep failing; 0: for ever
+	KeepCopies      time.Duration // how long a fetched checkpoint stays that nobody uses
+	LacksFeatures   []string      // of its CPU, that this node is said to lack
 	API             APIOptions
 	Log             *slog.Logger
 }
@@ -80,6 +83,7 @@ type daemon struct {
 	observer *observer
 	room     *room
 	stages   stages
+	platform platform.Description // what this node is to checkpoints
 	// kube is nil without Kubernetes, and until its API server has been reached.
 	kube atomic.Pointer[kubernetes]
 }
@@ -171,6 +175,11 @@ func (d *daemon) prepareEngine(ctx context.Context) error {
 	if err := errors.Join(unfit...); err != nil {
 		return fmt.Errorf("this node cannot checkpoint or restore: %w", err)
 	}
+	described, err := d.engine.Describe(ctx)
+	if err != nil {
+		return fmt.Errorf("find out what this node can restore: %w", err)
+	}
+	d.platform = described.Without(d.LacksFeatures)
 	return nil
 }
 

@@ -58,6 +58,7 @@ func (o *operations) imported(pcp *v1alpha1.PodCheckpoint, in *archive.Unpacked)
 		CheckpointedInitContainers: from.Status.CheckpointedInitContainers,
 		Engine:                     &v1alpha1.EngineStatus{Name: word(m.Engine.Name), Version: word(m.Engine.Version)},
 		Platform:                   word(m.Platform.OS) + "/" + word(m.Platform.Architecture),
+		Requires:                   requirements(m),
 		Size:                       &v1alpha1.CheckpointSize{Logical: binaryBytes(m.LogicalBytes()), LogicalBytes: m.LogicalBytes()},
 		FreezeDuration:             &metav1.Duration{Duration: max(m.FreezeDuration, 0).Round(time.Microsecond)},
 		Phases:                     timings(m.Phases),

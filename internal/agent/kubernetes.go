@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,6 +30,7 @@ import (
 	kubesource "sigs.k8s.io/controller-runtime/pkg/source"
 
 	"podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/agentapi"
 	"podstasis.dev/stasis/internal/apiserver/registration"
 )
 
@@ -54,6 +56,8 @@ type kubernetes struct {
 	reconciler *reconciler
 	log        *slog.Logger
 	hooks      *restoreHooks
+	locator    *agentapi.Locator               // of other agents
+	identity   atomic.Pointer[tls.Certificate] // that this one announces
 	isSynced   atomic.Bool
 }
 
@@ -103,7 +107,16 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	}
 	k := &kubernetes{manager: m, recorder: m.GetEventRecorder(componentName), log: d.Log}
 	k.marker = &marker{client: m.GetClient(), log: d.Log, now: time.Now}
-	k.resolver = &resolver{nodeName: d.NodeName, live: m.GetAPIReader(), store: d.store}
+	k.locator = &agentapi.Locator{Reader: m.GetAPIReader(), Namespace: d.API.Namespace, Clock: clock.RealClock{}, Blind: true}
+	peers := &agentapi.Peers{Locator: k.locator, Node: d.NodeName, Certificate: k.identity.Load}
+	fetched, err := newCopies(d, m.GetAPIReader(), &origins{peers: peers})
+	if err != nil {
+		return nil, err
+	}
+	fetched.tell = func(ctx context.Context, pod podRef, message string) error {
+		return k.marker.note(ctx, pod, "fetched", v1alpha1.EventCheckpointFetched, message)
+	}
+	k.resolver = &resolver{nodeName: d.NodeName, live: m.GetAPIReader(), store: d.store, copies: fetched, platform: d.platform}
 	runner := newHookRunner(d.runtime)
 	k.hooks = &restoreHooks{store: d.store, runner: runner, live: m.GetAPIReader(), recorder: k.recorder, log: d.Log, queue: make(chan *dueHooks, maxRestoreHooks)}
 	guard := newFlights(d.MaxConcurrent)
@@ -129,7 +142,7 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	}
 	// Agents are there when nobody serves the aggregated API any more.
 	unserved := &registration.Guard{Client: m.GetClient(), Clock: clock.RealClock{}, Log: d.Log}
-	for _, r := range append(k.serving(d), ops, k.reconciler.imports, k.hooks, manager.RunnableFunc(k.sweep), unserved) {
+	for _, r := range append(k.serving(d), ops, fetched, k.reconciler.imports, k.hooks, manager.RunnableFunc(k.sweep), unserved) {
 		if err := m.Add(r); err != nil {
 			return nil, fmt.Errorf("set the agent up: %w", err)
 		}

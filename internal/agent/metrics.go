@@ -29,6 +29,8 @@ type Metrics struct {
 	restores           *prometheus.CounterVec
 	restoreDuration    prometheus.Histogram
 	runtimeErrors      *prometheus.CounterVec
+	fetchedBytes       prometheus.Counter
+	fetchDuration      *prometheus.HistogramVec
 }
 
 // NewMetrics makes the agent's metrics and registers them.
@@ -66,9 +68,18 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 			Name: "stasis_runtime_operations_errors_total",
 			Help: "Operations of the container runtime or of the engine that failed, by operation. A refused restore never came so far.",
 		}, []string{"operation_type"}),
+		fetchedBytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "stasis_checkpoint_fetched_bytes_total",
+			Help: "Bytes of checkpoints that came from other nodes, also those that came more than once.",
+		}),
+		fetchDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "stasis_checkpoint_fetch_duration_seconds",
+			Help:    "Time from the first question for a checkpoint of another node until it is here, or has been given up for now.",
+			Buckets: prometheus.ExponentialBuckets(0.1, 3, 10), // 0.1 s to 33 min
+		}, []string{"result"}),
 	}
 	registry.MustRegister(m.checkpoints, m.checkpointDuration, m.checkpointSize, m.checkpointFreeze,
-		m.restores, m.restoreDuration, m.runtimeErrors)
+		m.restores, m.restoreDuration, m.runtimeErrors, m.fetchedBytes, m.fetchDuration)
 	// Every series is there from the start: a rate over one that begins with its
 	// first failure would not show that failure.
 	for _, result := range []string{resultSuccess, resultFailure} {

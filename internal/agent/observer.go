@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -55,6 +57,10 @@ var _ restoring.Observer = (*observer)(nil)
 
 // Refused implements restoring.Observer.
 func (o *observer) Refused(ctx context.Context, sandbox nodeapi.Sandbox, reason *nodeapi.Error) {
+	if reason.Reason == v1alpha1.EventCheckpointFetching {
+		o.waits(ctx, sandbox, reason)
+		return
+	}
 	o.metrics.restores.WithLabelValues(resultFailure).Inc()
 	o.log.Warn("restore refused", append(about(sandbox), "reason", reason.Reason, "message", reason.Message)...)
 	message := "Not restored from PodCheckpoint " + from(sandbox) + ": " + reason.Message
@@ -64,6 +70,30 @@ func (o *observer) Refused(ctx context.Context, sandbox nodeapi.Sandbox, reason 
 		o.failed(ctx, sandbox, message)
 	}
 }
+
+// waits tells a Pod how far its checkpoint has come to this node: nothing has failed.
+// The condition says it each time, events at the beginning and a few times more: one
+// that is recorded again keeps its first text.
+func (o *observer) waits(ctx context.Context, sandbox nodeapi.Sandbox, reason *nodeapi.Error) {
+	o.log.Info("restore waits for its data", append(about(sandbox), "message", reason.Message)...)
+	message := "Waits for PodCheckpoint " + from(sandbox) + ": " + reason.Message
+	o.mark(ctx, sandbox, corev1.ConditionFalse, reason.Reason, message)
+	_, marker := o.connected()
+	if !hasPod(sandbox) || marker == nil {
+		return
+	}
+	stage := "begun"
+	if m := percent.FindStringSubmatch(reason.Message); m != nil {
+		done, _ := strconv.Atoi(m[1])
+		stage = strconv.Itoa(done / 10) // each tenth once
+	}
+	if err := marker.note(ctx, refOf(sandbox), "fetch/"+stage, reason.Reason, message); err != nil {
+		o.log.Warn("an event of a Pod could not be written", append(about(sandbox), "error", err)...)
+	}
+}
+
+// percent finds in a message how far something is.
+var percent = regexp.MustCompile(`: (\d+) %`)
 
 // Began implements restoring.Observer.
 func (o *observer) Began(ctx context.Context, sandbox nodeapi.Sandbox) {

@@ -25,6 +25,7 @@ import (
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/criservice"
 	"podstasis.dev/stasis/internal/engine"
+	"podstasis.dev/stasis/internal/platform"
 	"podstasis.dev/stasis/internal/podtemplate"
 )
 
@@ -436,6 +437,7 @@ func (o *operations) success(op operation, m *checkpoint.Manifest, digest string
 		CheckpointedInitContainers: init,
 		Engine:                     &v1alpha1.EngineStatus{Name: m.Engine.Name, Version: m.Engine.Version},
 		Platform:                   m.Platform.OS + "/" + m.Platform.Architecture,
+		Requires:                   requirements(m),
 		Size:                       &v1alpha1.CheckpointSize{Logical: binaryBytes(m.LogicalBytes()), LogicalBytes: m.LogicalBytes()},
 		FreezeDuration:             &metav1.Duration{Duration: m.FreezeDuration.Round(time.Microsecond)},
 	}
@@ -448,6 +450,19 @@ func (o *operations) success(op operation, m *checkpoint.Manifest, digest string
 	return &record{
 		Namespace: op.object.Namespace, Name: op.object.Name, UID: op.object.UID,
 		PodName: op.source.pod.Name, PodUID: op.source.pod.UID, Data: data, StoreName: op.object.Spec.StoreName, Status: s,
+	}
+}
+
+// requirements is what a checkpoint needs of a node; nil if it does not say.
+func requirements(m *checkpoint.Manifest) *v1alpha1.PlatformRequirements {
+	d, told := platform.Of(m)
+	if !told {
+		return nil
+	}
+	return &v1alpha1.PlatformRequirements{
+		OS: d.OS, Architecture: d.Architecture, Kernel: d.Kernel,
+		CPUFeatures: d.CPU.Features, XSaveFeatures: d.CPU.XSaveFeatures, XSaveBytes: int32(d.CPU.XSaveBytes),
+		Engine: v1alpha1.EngineStatus{Name: d.Engine.Name, Version: d.Engine.Version}, FormatVersion: int32(d.FormatVersion),
 	}
 }
 

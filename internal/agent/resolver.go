@@ -16,6 +16,8 @@ import (
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/hooks"
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/placement"
+	"podstasis.dev/stasis/internal/platform"
 	"podstasis.dev/stasis/internal/podtemplate"
 	"podstasis.dev/stasis/internal/restoring"
 )
@@ -30,6 +32,8 @@ type resolver struct {
 	nodeName string
 	live     client.Reader
 	store    *store
+	copies   *copies
+	platform platform.Description // of this node
 }
 
 var _ restoring.Resolver = (*resolver)(nil)
@@ -75,7 +79,7 @@ func (r *resolver) Resolve(ctx context.Context, sandbox nodeapi.Sandbox) (restor
 	if err := hooks.Check(sandbox.Annotations, runnable(pod)); err != nil {
 		return restoring.Source{}, deny(v1alpha1.EventRestoreFailed, "the Pod asks for hooks that cannot be run: %v", err)
 	}
-	dir, err := r.locate(pcp)
+	dir, err := r.data(ctx, pcp, pod)
 	if err != nil {
 		return restoring.Source{}, err
 	}
@@ -140,12 +144,26 @@ func (r *resolver) checkpoint(ctx context.Context, pod *corev1.Pod) (*v1alpha1.P
 			why = c.Reason + ": " + c.Message
 		}
 		return nil, deny(v1alpha1.EventCheckpointNotReady, "PodCheckpoint %s is not Ready (%s)", name, why)
-	case pcp.Status.NodeName != r.nodeName:
-		return nil, deny(v1alpha1.EventCheckpointWrongNode, "the data of PodCheckpoint %s are on node %q, this is node %q", name, pcp.Status.NodeName, r.nodeName)
 	case pcp.Status.ManifestDigest == "":
 		return nil, deny(v1alpha1.EventCheckpointDataCorrupt, "PodCheckpoint %s does not tell its manifest's digest, its data cannot be checked", name)
 	}
 	return &pcp, nil
+}
+
+// data finds the checkpoint's directory: the one that was written here, or a copy of
+// another node's, which is fetched if it is not here.
+func (r *resolver) data(ctx context.Context, pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod) (string, error) {
+	if pcp.Status.NodeName == r.nodeName {
+		return r.locate(pcp)
+	}
+	requires, told := placement.Requirements(pcp)
+	if !told {
+		return "", deny(v1alpha1.EventCheckpointWrongNode, "the data of PodCheckpoint %s are on node %q, this is node %q, and the checkpoint does not say what CPU and kernel it needs", pcp.Name, pcp.Status.NodeName, r.nodeName)
+	}
+	if why := platform.Obstacles(requires, r.platform); len(why) > 0 {
+		return "", deny(v1alpha1.EventCheckpointWrongNode, "PodCheckpoint %s cannot be restored on node %q, which %s", pcp.Name, r.nodeName, strings.Join(why, " and "))
+	}
+	return r.copies.need(ctx, pcp, pod)
 }
 
 // complete says whether the checkpoint holds every container that a Pod made

@@ -15,13 +15,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/platform"
 )
 
 const restoredUID = types.UID("77777777-2222-3333-4444-555555555555")
@@ -52,8 +55,65 @@ func resolve(t *testing.T, sandbox nodeapi.Sandbox, objects ...client.Object) (*
 			t.Fatal(err)
 		}
 	}
-	_, err := (&resolver{nodeName: testNode, live: h.client, store: h.store}).Resolve(t.Context(), sandbox)
+	_, err := (&resolver{nodeName: testNode, live: h.client, store: h.store, platform: thisPlatform()}).Resolve(t.Context(), sandbox)
 	return h, err
+}
+
+// thisPlatform is that of the node of the tests.
+func thisPlatform() platform.Description {
+	return platform.Description{OS: "linux", Architecture: "amd64", Kernel: "6.1.0", CPU: &checkpoint.CPU{Features: []string{"avx"}},
+		Engine: checkpoint.Program{Name: "criu", Version: "4.2"}, FormatVersion: 1}
+}
+
+// needsOf is what a checkpoint needs whose processes saw CPU features.
+func needsOf(features ...string) *v1alpha1.PlatformRequirements {
+	return &v1alpha1.PlatformRequirements{OS: "linux", Architecture: "amd64", Kernel: "6.1.0", CPUFeatures: features,
+		Engine: v1alpha1.EngineStatus{Name: "criu", Version: "4.2"}, FormatVersion: 1}
+}
+
+func TestARestoreOfAnotherNodesCheckpointIsResolvedToACopyOfIt(t *testing.T) {
+	e := newElsewhere(t, 1000)
+	pcp := readyCheckpoint()
+	pcp.Status.NodeName, pcp.Status.ManifestDigest, pcp.Status.Requires = "node-2", e.digest, needsOf("avx")
+	c, h := newTestCopies(t, &fakeOrigin{dir: e.dir}, restoringPod(), pcp)
+	src, err := (&resolver{nodeName: testNode, live: h.client, store: h.store, copies: c, platform: thisPlatform()}).Resolve(t.Context(), restoringSandbox())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if src.Dir != h.store.copyPath(pcpUID) || src.ManifestDigest != e.digest {
+		t.Errorf("%+v", src)
+	}
+	whole(t, src.Dir, e)
+}
+
+func TestAPodThatWaitsForItsDataIsToldHowFarTheyAreAndHasNotFailed(t *testing.T) {
+	h := newHarness(t, restoringPod())
+	metrics := NewMetrics(prometheus.NewRegistry())
+	o := &observer{store: h.store, metrics: metrics, log: slog.New(slog.DiscardHandler), now: time.Now}
+	o.connect(&events.FakeRecorder{}, &marker{client: h.client, log: slog.New(slog.DiscardHandler), now: time.Now}, nil)
+	for _, how := range []string{"it begins", "3 % of 10Gi", "7 % of 10Gi", "30 % of 10Gi", "38 % of 10Gi"} {
+		o.Refused(t.Context(), restoringSandbox(), deny(v1alpha1.EventCheckpointFetching, "the data of PodCheckpoint cp are being fetched from node node-2: %s", how))
+	}
+	if got := testutil.ToFloat64(metrics.restores.WithLabelValues(resultFailure)); got != 0 {
+		t.Errorf("%v failures counted", got)
+	}
+	var pod corev1.Pod
+	if err := h.client.Get(t.Context(), types.NamespacedName{Namespace: "ns", Name: "again"}, &pod); err != nil {
+		t.Fatal(err)
+	}
+	if len(pod.Status.Conditions) != 1 || pod.Status.Conditions[0].Reason != v1alpha1.EventCheckpointFetching || !strings.Contains(pod.Status.Conditions[0].Message, "38 % of 10Gi") {
+		t.Errorf("conditions %+v", pod.Status.Conditions)
+	}
+	var told eventsv1.EventList
+	if err := h.client.List(t.Context(), &told); err != nil {
+		t.Fatal(err)
+	}
+	if len(told.Items) != 3 { // the beginning, and the first and the fourth tenth
+		for _, e := range told.Items {
+			t.Log(e.Type, e.Reason, e.Note)
+		}
+		t.Errorf("%d events", len(told.Items))
+	}
 }
 
 func TestARestoreIsResolvedToItsCheckpoint(t *testing.T) {
@@ -97,7 +157,10 @@ func TestEveryRefusalOfARestoreHasReasonAndMessage(t *testing.T) {
 		{name: "a checkpoint being deleted", pcp: func(p *v1alpha1.PodCheckpoint) { p.DeletionTimestamp = &metav1.Time{Time: time.Now()} }, reason: v1alpha1.EventCheckpointNotReady, wantInside: "being deleted"},
 		{name: "a checkpoint under way", pcp: withReason(v1alpha1.ReasonCheckpointInProgress), reason: v1alpha1.EventCheckpointNotReady, wantInside: "CheckpointInProgress"},
 		{name: "a failed checkpoint", pcp: withReason(v1alpha1.ReasonCheckpointFailed), reason: v1alpha1.EventCheckpointNotReady, wantInside: "CheckpointFailed: as the test has it"},
-		{name: "data on another node", pcp: func(p *v1alpha1.PodCheckpoint) { p.Status.NodeName = "node-2" }, reason: v1alpha1.EventCheckpointWrongNode, wantInside: `on node "node-2"`},
+		{name: "data on another node, of which nobody knows what they need", pcp: func(p *v1alpha1.PodCheckpoint) { p.Status.NodeName = "node-2" }, reason: v1alpha1.EventCheckpointWrongNode, wantInside: `on node "node-2"`},
+		{name: "data on another node, that need what this one lacks", pcp: func(p *v1alpha1.PodCheckpoint) {
+			p.Status.NodeName, p.Status.Requires = "node-2", needsOf("avx", "avx512f")
+		}, reason: v1alpha1.EventCheckpointWrongNode, wantInside: `cannot be restored on node "node-1", which lacks the CPU feature avx512f`},
 		{name: "no digest", pcp: func(p *v1alpha1.PodCheckpoint) { p.Status.ManifestDigest = "" }, reason: v1alpha1.EventCheckpointDataCorrupt, wantInside: "digest"},
 		{name: "some containers only", pcp: func(p *v1alpha1.PodCheckpoint) {
 			p.Status.CheckpointedContainers = p.Status.CheckpointedContainers[:1]

@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -39,7 +40,7 @@ const (
 )
 
 // server answers the API server of Stasis: checkpoints go out, their contents are
-// told, archives come in.
+// told, archives come in. Other agents fetch checkpoints from it.
 type server struct {
 	address  string // to listen on
 	auth     *authenticator
@@ -48,9 +49,11 @@ type server struct {
 	contents contentsReader
 	uploads  *uploads
 	pods     *podPreflight
+	peers    *peerDoor
 	announce func(ctx context.Context, port int, certificate string) error
 	streams  chan struct{}
 	looks    chan struct{} // one for each look into a checkpoint
+	identity *atomic.Pointer[tls.Certificate]
 	log      *slog.Logger
 }
 
@@ -74,7 +77,7 @@ func (k *kubernetes) serving(d *daemon) []manager.Runnable {
 	m := k.manager
 	a := &announcer{
 		client: m.GetClient(), live: m.GetAPIReader(), namespace: d.API.Namespace, node: d.NodeName,
-		host: d.API.Host, holder: d.API.Holder, now: time.Now, log: d.Log,
+		host: d.API.Host, holder: d.API.Holder, platform: &d.platform, now: time.Now, log: d.Log,
 	}
 	s := &server{
 		address: d.API.Listen, announce: a.run, uploads: k.reconciler.uploads,
@@ -89,7 +92,9 @@ func (k *kubernetes) serving(d *daemon) []manager.Runnable {
 		pods: &podPreflight{
 			nodeName: d.NodeName, live: m.GetAPIReader(), runtime: d.runtime, examiner: d.cri, root: d.store.checkpointRoot(), apiServer: kubernetesService(),
 		},
-		streams: make(chan struct{}, maxStreams), looks: make(chan struct{}, maxLooks), log: d.Log,
+		peers:    &peerDoor{locator: k.locator, live: m.GetAPIReader(), now: time.Now},
+		identity: &k.identity,
+		streams:  make(chan struct{}, maxStreams), looks: make(chan struct{}, maxLooks), log: d.Log,
 	}
 	d.store.leaving = s.holdings.readers.turnOut
 	s.digests = newDigests(d.store, s.holdings, d.Log)
@@ -132,6 +137,7 @@ func (s *server) serve(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, func() { h.Close() })
 	defer stop()
+	s.identity.Store(&certificate)
 	port := listener.Addr().(*net.TCPAddr).Port
 	go func() {
 		if err := s.announce(ctx, port, agentapi.Fingerprint(certificate.Certificate[0])); err != nil && ctx.Err() == nil {
@@ -142,6 +148,8 @@ func (s *server) serve(ctx context.Context) error {
 	err = h.Serve(tls.NewListener(listener, &tls.Config{
 		MinVersion:   tls.VersionTLS13,
 		Certificates: []tls.Certificate{certificate},
+		// Other agents show theirs; which one counts is said in their Leases (peerDoor).
+		ClientAuth: tls.RequestClientCert,
 	}))
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
@@ -155,7 +163,10 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("GET "+agentapi.ContentsPath, s.limited(s.looks, s.look))
 	mux.HandleFunc("POST "+agentapi.PreflightPath, s.limited(s.looks, s.preflight))
 	mux.HandleFunc("PUT "+agentapi.ImportPath, s.limited(s.streams, s.bringIn))
-	return s.auth.only(mux)
+	all := http.NewServeMux()
+	all.Handle("/", s.auth.only(mux))
+	all.HandleFunc("GET "+agentapi.FilePath, s.limited(s.streams, s.file)) // by peerDoor
+	return all
 }
 
 // declined is an answer that is none of what was asked for.
@@ -221,7 +232,7 @@ func newCertificate(now time.Time) (tls.Certificate, error) {
 		Subject:      pkix.Name{CommonName: componentName},
 		NotBefore:    now.Add(-24 * time.Hour), NotAfter: now.AddDate(10, 0, 0),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {

@@ -25,6 +25,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
 
 	api "podstasis.dev/stasis/api/subresources/v1alpha1"
 	"podstasis.dev/stasis/api/v1alpha1"
@@ -66,7 +67,8 @@ func newServed(t *testing.T) *served {
 				s.reviews.Add(1)
 				return s.reviewed, s.refusal
 			}},
-		streams: make(chan struct{}, maxStreams), looks: make(chan struct{}, maxLooks), log: log,
+		streams: make(chan struct{}, maxStreams), looks: make(chan struct{}, maxLooks), log: log, identity: new(atomic.Pointer[tls.Certificate]),
+		peers: &peerDoor{locator: &agentapi.Locator{Reader: s.client, Namespace: "stasis-system", Clock: clock.RealClock{}, Blind: true}, live: s.client, now: time.Now},
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error)

@@ -4,7 +4,8 @@
 // An agent announces itself in a Lease that only it may write: its address, the
 // certificate that it serves with, and its version. The API server shows a token
 // of its ServiceAccount, made for the one agent that it calls (Audience), which that
-// agent has reviewed: what one node is shown is of no use to it at another.
+// agent has reviewed: what one node is shown is of no use to it at another. Agents
+// know each other by the certificates that they announce.
 package agentapi
 
 // Version of this protocol. An agent that announces a lower one than a call needs
@@ -44,12 +45,26 @@ const (
 //	PUT ImportPath            a part of an archive to import: Content-Range: bytes FIRST-LAST/SIZE,
 //	                          or bytes */SIZE to ask; the answer's header Upload-Offset says
 //	                          how many bytes are there
+//
+// Other agents fetch checkpoints to restore them (VersionPeers). They show no token but
+// the certificate that they announced, and name a Pod of their node that is being
+// restored (QueryNode, QueryPod, QueryPodUID):
+//
+//	GET FilePath              a file of the checkpoint: its manifest or one that this lists; Range
 const (
+	FilePath     = "/v1/peers/checkpoints/{uid}/files/{path...}"
 	ArchivePath  = "/v1/checkpoints/{uid}/archive"
 	ContentsPath = "/v1/checkpoints/{uid}/contents"
 	ImportPath   = "/v1/imports/{uid}"
 	// PreflightPath is not known to agents of before it; they answer 404.
 	PreflightPath = "/v1/preflight"
+)
+
+// Who asks for FilePath, and for which Pod, which has the namespace of the checkpoint.
+const (
+	QueryNode   = "node"
+	QueryPod    = "pod"
+	QueryPodUID = "podUID"
 )
 
 // QueryContainer of ArchivePath selects one container.

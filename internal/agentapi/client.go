@@ -175,10 +175,11 @@ func late(ctx context.Context, node string, err error) error {
 
 // transport connects to one agent and takes only the certificate that it
 // announced. connected is called once that is done.
-func transport(agent Announcement, connected func()) *http.Transport {
+func transport(agent Announcement, connected func(), own ...tls.Certificate) *http.Transport {
 	dialer := net.Dialer{Timeout: 3 * time.Second}
 	config := &tls.Config{
-		MinVersion: tls.VersionTLS13,
+		MinVersion:   tls.VersionTLS13,
+		Certificates: own,
 		// Not the chain and the name count but the one certificate, below.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(state tls.ConnectionState) error {

@@ -73,11 +73,29 @@ func Find(c *checkpointv1alpha1.PodCheckpoint, agents map[string]agentapi.Announ
 		return w
 	}
 	w.requires, w.label = requires, Label(requires)
+	if volume := hostPath(c); volume != "" {
+		w.Alone = fmt.Sprintf("its volume %s is a directory of that node (hostPath)", volume)
+		return w
+	}
 	// What else could send the data would be asked here, beside the holder.
 	if why := w.cannotServe(); why != "" {
 		w.Alone = "the node that holds the data cannot send them: " + why
 	}
 	return w
+}
+
+// hostPath names a volume of the source that is a part of its node, which no
+// checkpoint holds; empty if it had none.
+func hostPath(c *checkpointv1alpha1.PodCheckpoint) string {
+	if c.Status.CheckpointedPodTemplate == nil {
+		return ""
+	}
+	for _, v := range c.Status.CheckpointedPodTemplate.Spec.Volumes {
+		if v.HostPath != nil {
+			return v.Name
+		}
+	}
+	return ""
 }
 
 // cannotServe says why the holder cannot send the checkpoint to others.

@@ -33,6 +33,7 @@ type Description struct {
 const (
 	maxFeatures = 512
 	maxWord     = 128
+	maxXSave    = 1 << 20 // bytes
 	// MaxBytes bounds a description as JSON.
 	MaxBytes = 16 << 10
 )
@@ -65,8 +66,8 @@ func (d Description) Check() error {
 			return fmt.Errorf("cpu feature: %w", err)
 		}
 	}
-	if d.CPU.XSaveFeatures < 0 || d.CPU.XSaveBytes < 0 || d.FormatVersion < 1 {
-		return errors.New("cpu: a size or set is negative, or the format version is none")
+	if d.CPU.XSaveFeatures < 0 || d.CPU.XSaveBytes < 0 || d.CPU.XSaveBytes > maxXSave || d.FormatVersion < 1 {
+		return errors.New("cpu: a size or set is none that there can be, or the format version is")
 	}
 	return nil
 }
