@@ -102,6 +102,11 @@ func (f *fetch) run(ctx context.Context, admit func(bytes int64) (release func()
 		return err
 	}
 	defer release()
+	if whole, ok := f.from.(wholeOrigin); ok && there < manifest.LogicalBytes() {
+		if err := f.bring(ctx, whole); err != nil {
+			return err
+		}
+	}
 	for _, file := range manifest.Files {
 		if err := f.file(ctx, root, file); err != nil {
 			return err
@@ -111,6 +116,45 @@ func (f *fetch) run(ctx context.Context, admit func(bytes int64) (release func()
 		return fmt.Errorf("write the manifest: %w", err)
 	}
 	return syncDirs(root)
+}
+
+// bring has an origin write all files, which are checked like others afterwards. What
+// does not work is fetched file by file.
+func (f *fetch) bring(ctx context.Context, from wholeOrigin) error {
+	if err := empty(f.dir); err != nil {
+		return fmt.Errorf("remove what an earlier fetch brought: %w", err)
+	}
+	var mu sync.Mutex
+	var last int64
+	err := from.bring(ctx, f.dir, func(done int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		if done > last {
+			f.received(int(done - last))
+			f.progress.update(func(p *progress) { p.have = done })
+			last = done
+		}
+	})
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return errDisk{err}
+	case err != nil:
+		f.progress.update(func(p *progress) { p.have, p.trouble, p.broken = 0, err, p.broken+1 })
+		return empty(f.dir)
+	}
+	f.idleSince = f.now()
+	return nil
+}
+
+// empty removes what is in a directory.
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
 }
 
 // manifest fetches the manifest, which has the digest that it must have.

@@ -1,0 +1,100 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/nodeapi"
+	checkpointstore "podstasis.dev/stasis/internal/store"
+)
+
+// storeOrigin is a CheckpointStore. What cannot be had from it is asked of the node that
+// holds the checkpoint too: while it is there a store that is away, or damaged, keeps no
+// Pod from being restored.
+type storeOrigin struct {
+	*peerOrigin
+	live client.Reader
+	open openStores
+	in   v1alpha1.StoredCheckpoint
+
+	failed error // of the store, for who asks the node in vain; one fetch is one goroutine
+}
+
+var _ wholeOrigin = (*storeOrigin)(nil)
+
+// Name implements origin.
+func (o *storeOrigin) Name() string { return "CheckpointStore " + o.in.Name }
+
+// use opens the store, which has to be the one that the checkpoint was stored in.
+func (o *storeOrigin) use(ctx context.Context, do func(*checkpointstore.Store, checkpointstore.ID) error) error {
+	id, err := checkpointstore.ParseID(o.in.CheckpointID)
+	if err != nil {
+		return fmt.Errorf("the checkpoint's name in the store: %w", err)
+	}
+	var of v1alpha1.CheckpointStore
+	if err := o.live.Get(ctx, types.NamespacedName{Name: o.in.Name}, &of); apierrors.IsNotFound(err) {
+		return fmt.Errorf("there is no CheckpointStore %s any more", o.in.Name)
+	} else if err != nil {
+		return fmt.Errorf("read the CheckpointStore: %w", err)
+	}
+	s, closeIt, err := o.open(ctx, &of)
+	if err != nil {
+		return err
+	}
+	defer closeIt()
+	if s.ID() != o.in.StoreID {
+		return fmt.Errorf("it is store %s now, and the checkpoint is in store %s", s.ID(), o.in.StoreID)
+	}
+	return do(s, id)
+}
+
+// bring implements wholeOrigin.
+func (o *storeOrigin) bring(ctx context.Context, dir string, done func(int64)) error {
+	o.failed = o.use(ctx, func(s *checkpointstore.Store, id checkpointstore.ID) error {
+		return s.Get(ctx, id, dir, done)
+	})
+	return o.failed
+}
+
+// Open implements origin. Of the store it reads the manifest only: bring reads the rest.
+func (o *storeOrigin) Open(ctx context.Context, file string, offset, length int64) (io.ReadCloser, error) {
+	if file == checkpoint.ManifestName && o.failed == nil {
+		var data []byte
+		o.failed = o.use(ctx, func(s *checkpointstore.Store, id checkpointstore.ID) (err error) {
+			data, err = s.ReadFile(ctx, id, file, maxManifest)
+			return err
+		})
+		if o.failed == nil && offset <= int64(len(data)) {
+			data = data[offset:]
+			if length >= 0 {
+				data = data[:min(length, int64(len(data)))]
+			}
+			return io.NopCloser(bytes.NewReader(data)), nil
+		}
+	}
+	body, err := o.peerOrigin.Open(ctx, file, offset, length)
+	if err == nil || o.failed == nil || ctx.Err() != nil {
+		return body, err
+	}
+	reason := v1alpha1.EventCheckpointFetchFailed
+	switch {
+	case errors.Is(o.failed, checkpointstore.ErrCorrupt):
+		reason = v1alpha1.EventCheckpointDataCorrupt
+	case errors.Is(o.failed, checkpointstore.ErrMissing):
+		reason = v1alpha1.EventCheckpointDataMissing
+	}
+	why := err.Error()
+	if no := (*nodeapi.Error)(nil); errors.As(err, &no) {
+		why = no.Message
+	}
+	return nil, deny(reason, "the data of PodCheckpoint %s can be had neither from CheckpointStore %s (%v) nor from node %s (%s)", o.name, o.in.Name, o.failed, o.node, why)
+}
