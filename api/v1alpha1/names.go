@@ -42,6 +42,9 @@ const (
 	// FinalizerData keeps a PodCheckpoint until the node that holds its data has
 	// removed them.
 	FinalizerData = GroupName + "/data"
+	// FinalizerStore keeps a PodCheckpoint with spec.storeName until the controller has
+	// removed it from the store. Admission sets it.
+	FinalizerStore = GroupName + "/store"
 	// RuntimeClassStasis is the RuntimeClass, and the runtime handler, of Pods
 	// restored by the CRIU engine.
 	RuntimeClassStasis = "stasis"
@@ -77,6 +80,34 @@ const (
 	ReasonCheckpointCompleted  = "CheckpointCompleted"  // True: terminal
 	ReasonCheckpointFailed     = "CheckpointFailed"     // False: terminal, the message says why
 	ReasonSourcePodReplaced    = "SourcePodReplaced"    // False: terminal, the live Pod has another UID
+)
+
+// CheckpointStoreReady is the type of a CheckpointStore's condition.
+const CheckpointStoreReady = "Ready"
+
+// Reasons of a CheckpointStore's condition Ready, and of the events that tell of it. But
+// for the first its status is False.
+const (
+	ReasonStoreReady         = "StoreReady"
+	ReasonStoreUnreachable   = "StoreUnreachable"   // the server or the directory does not answer as it should
+	ReasonCredentialsInvalid = "CredentialsInvalid" // the Secret of credentials is missing, incomplete, or refused by the server
+	ReasonKeyInvalid         = "KeyInvalid"         // the Secret of keys is missing, or holds none that opens the store
+	ReasonStoreReplaced      = "StoreReplaced"      // what is there is not the store of status.storeID
+	ReasonStoreInvalid       = "StoreInvalid"       // the object says what no store of its type can be
+	ReasonStoreCorrupt       = "StoreCorrupt"       // what is there was changed by somebody else
+	ReasonStoreFull          = "StoreFull"          // there is no room on the device, or by the server's quota
+)
+
+// Labels of a checkpoint in a store: whose it is.
+const (
+	StoreLabelCluster   = "cluster"   // UID of the namespace kube-system
+	StoreLabelNamespace = "namespace" // of the PodCheckpoint
+	StoreLabelName      = "name"      // of the PodCheckpoint
+	StoreLabelUID       = "uid"       // of the PodCheckpoint
+	StoreLabelPod       = "pod"       // name of the source Pod
+	StoreLabelPodUID    = "podUID"
+	StoreLabelNode      = "node"     // that it was taken on
+	StoreLabelWorkload  = "workload" // KIND/NAME of the Pod's controller, if it has one
 )
 
 // Condition types on Pods.

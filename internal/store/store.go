@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +22,7 @@ type Store struct {
 	backend backend.Backend
 	keys    *keys  // nil if it is not encrypted
 	id      string // of the store
+	wrapped []string
 	codec   *codec
 	now     func() time.Time
 }
@@ -162,17 +165,20 @@ func Open(ctx context.Context, b backend.Backend, with []Key) (*Store, error) {
 		return nil, err
 	}
 	if h.Encrypted {
-		data, _, err := s.unwrap(ctx, with)
+		data, objects, err := s.unwrap(ctx, with)
 		if err != nil {
 			return nil, err
 		}
-		s.keys = newKeys(data, h.ID)
+		s.keys, s.wrapped = newKeys(data, h.ID), slices.Sorted(maps.Keys(objects))
 	}
 	return s, nil
 }
 
 // ID is the store's identity, which never changes.
 func (s *Store) ID() string { return s.id }
+
+// WrappedBy are the names of the keys that opened the store when it was opened here.
+func (s *Store) WrappedBy() []string { return slices.Clone(s.wrapped) }
 
 // unwrap finds the data key, and the names of the objects that hold it by the names of
 // the keys that open them.
