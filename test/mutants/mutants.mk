@@ -3,5 +3,5 @@
 
 .PHONY: mutants
 RUN ?=
-mutants: programs bin/checkpointctl images images-e2e ## take features out one at a time and show that tests notice
+mutants: programs bin/checkpointctl bin/docker-registry bin/versitygw images images-e2e ## take features out one at a time and show that tests notice
 	STASIS_KUBE_BIN=$$(dirname $$(bin/devcluster build)) go run ./test/mutants -run '$(RUN)'

@@ -788,4 +788,32 @@ var mutants = []mutant{
 	{"preflight that ends with the first problem", "internal/engine/criu/examine.go",
 		`			found = append(found, plain(err))`, `			return []string{plain(err)}, nil`,
 		unit, "internal/engine/criu", "TestEveryProcessThatCannotBeCapturedIsToldOf"},
+	// Where a store's objects are kept.
+	{"objects written in place", "internal/store/backend/dir/dir.go",
+		`	if err := d.put(ctx, name, data); err != nil {`, `	if err := d.put(ctx, name, nil); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(d.path, name), data, 0o600); err != nil {`,
+		unit, "internal/store/backend/dir", "TestADirectoryIsABackend"},
+	{"a store that was taken away taken for an empty one", "internal/store/backend/dir/dir.go",
+		`	if err == nil && openedErr == nil && os.SameFile(there, opened) {`, `	if openedErr == nil || os.SameFile(there, opened) {`,
+		unit, "internal/store/backend/dir", "TestAStoreThatIsTakenAwayIsNotAnEmptyOne"},
+	{"what living writers write swept away", "internal/store/backend/dir/dir.go",
+		`now.Sub(info.ModTime()) > partAge`, `now.Sub(info.ModTime()) > -partAge`,
+		unit, "internal/store/backend/dir", "TestWhatKilledWritersLeftIsRemovedAndWhatOthersWriteIsNot"},
+	{"what a store refuses for good tried again", "internal/store/backend/retry.go",
+		`		if err == nil || Final(err) {`, `		if err == nil {`,
+		unit, "internal/store/backend", "TestWhatStaysWrongIsNotTriedAgain"},
+	{"a registry's Retry-After not heeded", "internal/store/backend/registry/errors.go",
+		`wait := web.RetryAfter(resp.Header); wait > 0 {`, `wait := web.RetryAfter(resp.Header); wait < 0 {`,
+		unit, "internal/store/backend/registry", "TestABusyRegistryIsLeftAloneForAsLongAsItSays"},
+	{"blobs of a registry not compared with their digest", "internal/store/backend/registry/registry.go",
+		`	if n == blob.Size && blob.Digest != digest.FromBytes(data) {`, `	if false {`,
+		unit, "internal/store/backend/registry", "TestABlobThatIsNotItsDigestIsRefused"},
+	{"what an object refers to not in its manifest", "internal/store/backend/registry/registry.go",
+		`append([]ocispec.Descriptor{blob}, layers...),`, `append([]ocispec.Descriptor{blob}, layers[:0]...),`,
+		unit, "test/store", "TestAnOrdinaryClientPullsAnObjectWithWhatItRefersTo"},
+	{"a bucket that is missing taken for an empty one", "internal/store/backend/bucket/bucket.go",
+		`			if !there {`, `			if there && !there {`,
+		unit, "test/store", "TestAnS3ServerThatRefusesSaysSoAtOnce"},
 }
