@@ -816,4 +816,13 @@ var mutants = []mutant{
 	{"a bucket that is missing taken for an empty one", "internal/store/backend/bucket/bucket.go",
 		`			if !there {`, `			if there && !there {`,
 		unit, "test/store", "TestAnS3ServerThatRefusesSaysSoAtOnce"},
+	{"an access that GCS refuses taken for a bucket that is missing", "internal/store/backend/bucket/bucket.go",
+		`	case answered.denied || gcerrors.Code`, `	case gcerrors.Code`,
+		unit, "internal/store/backend/bucket", "TestWhatServicesAnswerHasItsMeaning"},
+	{"connections on which nothing moves kept", "internal/store/backend/web/web.go",
+		`	if err := c.SetReadDeadline(time.Now().Add(c.silence)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Read(p)`, `	return c.Conn.Read(p)`,
+		unit, "internal/store/backend/web", "TestAConnectionOnWhichNothingMovesIsBroken"},
 }

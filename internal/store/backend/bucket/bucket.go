@@ -190,6 +190,9 @@ func (b *bucket) failed(ctx context.Context, call, name string, err error) error
 		return err
 	}
 	switch {
+	// Before what the library makes of it, which takes GCS' 403 for an object that is missing.
+	case answered.denied || gcerrors.Code(err) == gcerrors.PermissionDenied:
+		return fmt.Errorf("%w: %w", backend.ErrDenied, err)
 	case answered.code == "NoSuchBucket" || bloberror.HasCode(err, bloberror.ContainerNotFound):
 		return fmt.Errorf("%w: there is no such bucket: %w", backend.ErrNoStore, err)
 	case answered.status == http.StatusMovedPermanently:
@@ -207,8 +210,6 @@ func (b *bucket) failed(ctx context.Context, call, name string, err error) error
 			}
 		}
 		return fmt.Errorf("%w: %w", backend.ErrNotFound, err)
-	case answered.denied || gcerrors.Code(err) == gcerrors.PermissionDenied:
-		return fmt.Errorf("%w: %w", backend.ErrDenied, err)
 	case answered.full:
 		return fmt.Errorf("%w: %w", backend.ErrFull, err)
 	case answered.header != nil:
