@@ -17,6 +17,7 @@ include config/config.mk
 include test/soak/soak.mk
 include test/zoo/zoo.mk
 include test/checkpointctl/checkpointctl.mk
+include test/store/store.mk
 -include internal/contents/contents.mk
 
 .PHONY: help programs up install-stasis test lint test-unit test-control test-cri test-install test-e2e
@@ -36,7 +37,7 @@ up: programs images ## bring up the development cluster with Stasis on it; NODES
 	hack/install.sh
 	@echo; echo "export KUBECONFIG=$(CURDIR)/.devcluster/kubeconfig PATH=$(CURDIR)/bin:\$$PATH"
 
-test: deps lint test-unit test-images test-devcluster test-control test-cri test-install test-e2e test-soak test-zoo ## all tests
+test: deps lint test-unit test-images test-devcluster test-store test-control test-cri test-install test-e2e test-soak test-zoo ## all tests
 
 lint: ## formatting, vet, static analysis
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

@@ -37,6 +37,8 @@ var rules = []struct {
 		"the CRI layer works without Kubernetes"},
 	{"internal/restoring", []string{"k8s.io", "sigs.k8s.io", module + "api", module + "internal/agent"},
 		"the CRI layer works without Kubernetes"},
+	{"internal/store/backend/...", append([]string{"k8s.io", "sigs.k8s.io", module + "api"}, nodeSide...),
+		"a backend keeps objects under names and knows nothing of what is in them"},
 	{"internal/controller", nodeSide, "the API layer knows Pods and objects, never a process or a file"},
 	{"internal/admission", nodeSide, "the API layer knows Pods and objects, never a process or a file"},
 	{"internal/agentapi", nodeSide, "it is what both sides say to each other"},

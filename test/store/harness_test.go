@@ -175,10 +175,9 @@ func everyCall(ctx context.Context, b backend.Backend) map[string]error {
 // then it breaks off that connection, once.
 type cutter struct {
 	net.Listener
-	to     string
-	after  atomic.Int64
-	cuts   atomic.Int64
-	passed atomic.Int64 // from clients, in all
+	to    string
+	after atomic.Int64
+	cuts  atomic.Int64
 }
 
 func cut(t *testing.T, to string) *cutter {
@@ -228,7 +227,6 @@ func (c *cutter) pass(client net.Conn) {
 		n, err := client.Read(buf)
 		if n > 0 {
 			passed += int64(n)
-			c.passed.Add(int64(n))
 			if after := c.after.Load(); after > 0 && passed > after && c.after.CompareAndSwap(after, 0) {
 				c.cuts.Add(1)
 				return

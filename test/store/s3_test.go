@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -48,7 +49,7 @@ func TestABucketOfAnS3ServerIsABackend(t *testing.T) {
 }
 
 func TestAnS3ServerThatRefusesSaysSoAtOnce(t *testing.T) {
-	s, _, good := s3(t)
+	_, _, good := s3(t)
 	for name, change := range map[string]func(*open.Config){
 		"another secret": func(c *open.Config) { c.Credentials[open.KeySecretAccessKey] = []byte("another secret") },
 		"another user":   func(c *open.Config) { c.Credentials[open.KeyAccessKeyID] = []byte("nobody") },
@@ -81,7 +82,6 @@ func TestAnS3ServerThatRefusesSaysSoAtOnce(t *testing.T) {
 			t.Errorf("a bucket that is not there: %s: %v, want ErrNoStore", call, err)
 		}
 	}
-	_ = s
 }
 
 func TestAnS3ServerThatIsDownIsWorthAnotherTry(t *testing.T) {
@@ -100,5 +100,24 @@ func TestAnS3ServerThatIsDownIsWorthAnotherTry(t *testing.T) {
 	s.start(t, id, again)
 	if data, err := b.Read(t.Context(), "packs/a", 0, -1); err != nil || string(data) != "x" {
 		t.Errorf("read %q from a server that is there again, %v", data, err)
+	}
+}
+
+func TestAPutOverAConnectionThatBreaksGoesOn(t *testing.T) {
+	s, _, config := s3(t)
+	line := cut(t, s.address)
+	config.Endpoint = "https://" + line.Addr().String()
+	b := openStore(t, config)
+	defer b.Close()
+	data := backendtest.Noise(1, 32<<20)
+	line.after.Store(10 << 20)
+	if err := b.Put(t.Context(), "packs/a", data, nil); err != nil { // no Retrying: only the part is sent again
+		t.Fatal(err)
+	}
+	if line.cuts.Load() != 1 {
+		t.Fatal("the connection did not break")
+	}
+	if got, err := b.Read(t.Context(), "packs/a", 0, -1); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("read %d bytes, %v", len(got), err)
 	}
 }

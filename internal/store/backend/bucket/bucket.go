@@ -27,7 +27,7 @@ import (
 )
 
 // part is what is sent with one request: a connection that breaks costs no more than it.
-const part = 16 << 20
+const part = 8 << 20
 
 // replacements is how often an object may be replaced between the question for its size
 // and the reading, before that is called an error.
@@ -250,7 +250,7 @@ func answer(err error) (a answered) {
 	}
 	a.denied = a.status == http.StatusUnauthorized || a.status == http.StatusForbidden
 	switch a.code {
-	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired": // 400 in S3
+	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId", "XAdminUserNotFound": // 400 or 404 in some
 		a.denied = true
 	case "QuotaExceeded", "QuotaExceededException", "XMinioStorageFull", "AccountStorageLimitExceeded":
 		a.denied, a.full = false, true

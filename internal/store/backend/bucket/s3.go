@@ -2,10 +2,13 @@ package bucket
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"net/http"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go/logging"
 	"gocloud.dev/blob/s3blob"
@@ -32,7 +35,7 @@ func (c S3) Open(ctx context.Context) (backend.Backend, error) {
 		Region:                     c.Region,
 		UsePathStyle:               c.PathStyle,
 		HTTPClient:                 c.HTTP,
-		RetryMaxAttempts:           3, // of a request; what lasts longer is the caller's
+		Retryer:                    retryer(),
 		Logger:                     logging.Nop{},
 		RequestChecksumCalculation: aws.RequestChecksumCalculationWhenSupported,
 		ResponseChecksumValidation: aws.ResponseChecksumValidationWhenSupported,
@@ -49,4 +52,20 @@ func (c S3) Open(ctx context.Context) (backend.Backend, error) {
 		return nil, fmt.Errorf("S3: %w", err)
 	}
 	return &bucket{blob: b, prefix: c.Prefix, place: "bucket " + c.Bucket}, nil
+}
+
+// retryer tries a request again a little, so that a part that is lost costs no more than
+// itself. What lasts longer is the caller's.
+func retryer() aws.Retryer {
+	return retry.NewStandard(func(o *retry.StandardOptions) {
+		o.MaxAttempts = 3
+		untrusted := retry.IsErrorRetryableFunc(func(err error) aws.Ternary {
+			var certificate *tls.CertificateVerificationError
+			if errors.As(err, &certificate) {
+				return aws.FalseTernary
+			}
+			return aws.UnknownTernary
+		})
+		o.Retryables = append([]retry.IsErrorRetryable{untrusted}, o.Retryables...)
+	})
 }
