@@ -278,17 +278,17 @@ func opened(t *testing.T, open func(context.Context) (backend.Backend, error)) b
 }
 
 func TestABucketOfGCSIsABackend(t *testing.T) {
-	backendtest.Run(t, func(t *testing.T) backend.Backend {
+	backendtest.Suite{Many: 250, Open: func(t *testing.T) backend.Backend { // three pages
 		_, config := newGoogle(t)
 		return opened(t, config.Open)
-	})
+	}}.Run(t)
 }
 
 func TestAContainerOfAzureIsABackend(t *testing.T) {
-	backendtest.Run(t, func(t *testing.T) backend.Backend {
+	backendtest.Suite{Many: 250, Open: func(t *testing.T) backend.Backend { // three pages
 		_, config := newMicrosoft(t)
 		return opened(t, config.Open)
-	})
+	}}.Run(t)
 }
 
 func TestWhatServicesAnswerHasItsMeaning(t *testing.T) {
