@@ -11,13 +11,14 @@ import (
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 )
 
-// canRunOn refuses a node that a checkpoint cannot be restored on.
+// canRunOn refuses a node that a checkpoint cannot be restored on because it says
+// nothing of what it needs. Otherwise admission knows what the node lacks.
 func canRunOn(checkpoint *checkpointv1alpha1.PodCheckpoint, node string) error {
 	source := checkpoint.Status.CheckpointLocation
-	if node == "" || source == nil || source.NodeLocal == nil || node == checkpoint.Status.NodeName {
+	if node == "" || checkpoint.Status.Requires != nil || source == nil || source.NodeLocal == nil || node == checkpoint.Status.NodeName {
 		return nil
 	}
-	return fmt.Errorf("podcheckpoint %s cannot be restored on node %s: its data are on the disk of %s; bring them there with kubectl checkpoint download and kubectl checkpoint import --node %s",
+	return fmt.Errorf("podcheckpoint %s cannot be restored on node %s: its data are on the disk of %s, and it does not say what CPU and kernel it needs; bring them there with kubectl checkpoint download and kubectl checkpoint import --node %s",
 		checkpoint.Name, node, checkpoint.Status.NodeName, node)
 }
 
