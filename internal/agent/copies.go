@@ -42,7 +42,8 @@ const (
 	// than the kubelet's pauses between two tries.
 	unwantedAfter = 5 * time.Minute
 	// handedFor is how long a copy that was handed out stays, whatever becomes of its
-	// object: as long as a question of stasis-runtime may take (nodeapi.CallTimeout).
+	// object, unless its restore is heard to have begun or been refused before: as long
+	// as a question of stasis-runtime may take.
 	handedFor = nodeapi.CallTimeout + time.Minute
 	// maxFetches is how many checkpoints are fetched at a time.
 	maxFetches = 2
@@ -170,6 +171,14 @@ func (c *copies) hand(uid types.UID) (dir, news string, err error) {
 	}
 	c.handed[uid] = now
 	return dir, c.news[uid], nil
+}
+
+// settled is told that the restore that a copy was handed out for has begun, and is
+// among those in use now, or has been refused.
+func (c *copies) settled(uid types.UID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.handed, uid)
 }
 
 // begin starts a fetch, or finds the one under way; nil if the copy is there.

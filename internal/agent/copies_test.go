@@ -540,3 +540,28 @@ func diskBytes(dir string) (int64, error) {
 	err := unix.Statfs(dir, &st)
 	return int64(st.Blocks) * st.Bsize, err
 }
+
+func TestACopyWhoseRestoreHasBegunIsKeptByThatAlone(t *testing.T) {
+	e := newElsewhere(t, 1000)
+	c, _ := newTestCopies(t, &fakeOrigin{dir: e.dir})
+	dir, err := c.need(t.Context(), e.pcp, restoringPod())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &observer{metrics: NewMetrics(prometheus.NewRegistry()), log: slog.New(slog.DiscardHandler), now: time.Now, copies: c}
+	o.Began(t.Context(), restoringSandbox())
+	c.inUse = func() ([]string, error) { return []string{dir}, nil }
+	if err := c.tidy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(dir); err != nil {
+		t.Errorf("gone while it is restored from: %v", err)
+	}
+	c.inUse = func() ([]string, error) { return nil, nil }
+	if err := c.tidy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(dir); err == nil {
+		t.Error("still there, without object and without restore")
+	}
+}

@@ -300,7 +300,7 @@ func (d *daemon) watch(ctx context.Context) error {
 	for delay := first; ; delay = min(2*delay, most) {
 		k, err := newKubernetes(d, config)
 		if err == nil {
-			d.observer.connect(k.recorder, k.marker, k.hooks)
+			d.observer.connect(k.recorder, k.marker, k.hooks, k.resolver.copies)
 			d.kube.Store(k)
 			d.sessions.Wake() // there is somebody to tell now
 			return k.start(ctx, filepath.Join(d.RunDir, criSocket))

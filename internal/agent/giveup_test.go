@@ -63,7 +63,7 @@ func TestARestoreThatKeepsFailingIsGivenUpAndOneThatWaitsIsNot(t *testing.T) {
 				last = string(data)
 				return c.SubResource(sub).Patch(ctx, obj, p, opts...)
 			}})
-			o.connect(recorder, &marker{client: patched, log: o.log, now: o.now}, nil)
+			o.connect(recorder, &marker{client: patched, log: o.log, now: o.now}, nil, nil)
 			for _, what := range tc.what {
 				what(o)
 				now = now.Add(tc.every)
@@ -116,7 +116,7 @@ func TestAPodWhoseContainersAreNotStartedAgainIsGivenUpAtOnce(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			h := newHarness(t, restoringPod(func(p *corev1.Pod) { p.Spec.Containers[0].Name = "a" }, tc.change))
 			o := &observer{store: h.store, metrics: NewMetrics(prometheus.NewRegistry()), log: slog.New(slog.DiscardHandler), giveUpAfter: time.Hour, now: time.Now}
-			o.connect(events.NewFakeRecorder(100), &marker{client: h.client, log: o.log, now: o.now}, nil)
+			o.connect(events.NewFakeRecorder(100), &marker{client: h.client, log: o.log, now: o.now}, nil, nil)
 			o.Failed(t.Context(), restoringSandbox(), tc.container, "criu: no such pid")
 			var pod corev1.Pod
 			if err := h.client.Get(t.Context(), types.NamespacedName{Namespace: "ns", Name: "again"}, &pod); err != nil {

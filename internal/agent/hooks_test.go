@@ -236,7 +236,7 @@ func restoredWith(t *testing.T, h *harness, annotation string, containers map[st
 	sandbox.Annotations[v1alpha1.AnnotationPostRestore] = annotation
 	r := &restoreHooks{store: h.store, runner: h.ops.hooks, live: h.client, recorder: h.recorder, log: slog.New(slog.DiscardHandler), queue: make(chan *dueHooks, 1)}
 	o := &observer{store: h.store, metrics: h.ops.metrics, log: slog.New(slog.DiscardHandler), now: time.Now}
-	o.connect(h.recorder, h.ops.marker, r)
+	o.connect(h.recorder, h.ops.marker, r, nil)
 	if err := o.Succeeded(t.Context(), sandbox, containers); err != nil {
 		t.Fatal(err)
 	}

@@ -36,15 +36,26 @@ type observer struct {
 	marker   *marker              // nil until connected
 	recorder events.EventRecorder // nil until connected
 	hooks    *restoreHooks        // nil until connected
+	copies   *copies              // nil until connected
 	begun    map[string]time.Time // by sandbox
 	failing  map[types.UID]failures
 }
 
 // connect gives the observer an API server to tell.
-func (o *observer) connect(recorder events.EventRecorder, marker *marker, hooks *restoreHooks) {
+func (o *observer) connect(recorder events.EventRecorder, marker *marker, hooks *restoreHooks, copies *copies) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.recorder, o.marker, o.hooks = recorder, marker, hooks
+	o.recorder, o.marker, o.hooks, o.copies = recorder, marker, hooks, copies
+}
+
+// settled tells whoever keeps copies of checkpoints that a sandbox has been answered.
+func (o *observer) settled(sandbox nodeapi.Sandbox) {
+	o.mu.Lock()
+	copies := o.copies
+	o.mu.Unlock()
+	if copies != nil {
+		copies.settled(types.UID(sandbox.Annotations[v1alpha1.AnnotationRestoreFromUID]))
+	}
 }
 
 func (o *observer) connected() (events.EventRecorder, *marker) {
@@ -57,6 +68,7 @@ var _ restoring.Observer = (*observer)(nil)
 
 // Refused implements restoring.Observer.
 func (o *observer) Refused(ctx context.Context, sandbox nodeapi.Sandbox, reason *nodeapi.Error) {
+	o.settled(sandbox)
 	if reason.Reason == v1alpha1.EventCheckpointFetching {
 		o.waits(ctx, sandbox, reason)
 		return
@@ -97,6 +109,7 @@ var percent = regexp.MustCompile(`: (\d+) %`)
 
 // Began implements restoring.Observer.
 func (o *observer) Began(ctx context.Context, sandbox nodeapi.Sandbox) {
+	o.settled(sandbox)
 	o.mu.Lock()
 	if o.begun == nil {
 		o.begun = map[string]time.Time{}

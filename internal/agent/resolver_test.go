@@ -90,7 +90,7 @@ func TestAPodThatWaitsForItsDataIsToldHowFarTheyAreAndHasNotFailed(t *testing.T)
 	h := newHarness(t, restoringPod())
 	metrics := NewMetrics(prometheus.NewRegistry())
 	o := &observer{store: h.store, metrics: metrics, log: slog.New(slog.DiscardHandler), now: time.Now}
-	o.connect(&events.FakeRecorder{}, &marker{client: h.client, log: slog.New(slog.DiscardHandler), now: time.Now}, nil)
+	o.connect(&events.FakeRecorder{}, &marker{client: h.client, log: slog.New(slog.DiscardHandler), now: time.Now}, nil, nil)
 	for _, how := range []string{"it begins", "3 % of 10Gi", "7 % of 10Gi", "30 % of 10Gi", "38 % of 10Gi"} {
 		o.Refused(t.Context(), restoringSandbox(), deny(v1alpha1.EventCheckpointFetching, "the data of PodCheckpoint cp are being fetched from node node-2: %s", how))
 	}

@@ -34,7 +34,7 @@ func TestTheSuccessOfARestoreIsToldOnceThoughTheAgentOrTheAPIServerWasAway(t *te
 	if err := o.Succeeded(t.Context(), restoringSandbox(), nil); !errors.Is(err, errUnconnected) {
 		t.Errorf("before the API server was reached: %v", err)
 	}
-	o.connect(h.recorder, h.ops.marker, nil)
+	o.connect(h.recorder, h.ops.marker, nil, nil)
 	away := errors.New("the API server is away")
 	h.intercept.SubResourcePatch = func(context.Context, client.Client, string, client.Object, client.Patch, ...client.SubResourcePatchOption) error {
 		return away
@@ -47,7 +47,7 @@ func TestTheSuccessOfARestoreIsToldOnceThoughTheAgentOrTheAPIServerWasAway(t *te
 	}
 	h.intercept.SubResourcePatch = nil
 	o = newObserver() // the next agent
-	o.connect(h.recorder, h.ops.marker, nil)
+	o.connect(h.recorder, h.ops.marker, nil, nil)
 	if err := o.Succeeded(t.Context(), restoringSandbox(), nil); err != nil {
 		t.Fatal(err)
 	}

@@ -31,7 +31,7 @@ const (
 	// that nothing there needs. An upgrade takes less.
 	forsaken = 5 * time.Minute
 	// keepFor is how long after a look for Pods that need a label there is none again.
-	keepFor = 5 * time.Minute
+	keepFor = 30 * time.Second
 )
 
 // nodeLabels labels each node with the classes of platforms whose checkpoints it can

@@ -242,7 +242,7 @@ func TestACheckpointIsRestoredSeveralTimesListedDescribedAndDeleted(t *testing.T
 	s.wantText("kubectl checkpoint list", s.plugin("checkpoint", "list"), "one", "CheckpointCompleted", "source")
 	s.wantText("kubectl checkpoint describe", s.plugin("checkpoint", "describe", "one"), "copy-1", "copy-2", "CheckpointSucceeded", "capture")
 	s.wantText("kubectl checkpoint check", s.plugin("checkpoint", "check"), "served", "agent ", "take checkpoints")
-	s.fails(1, []string{"data are on the disk of"}, "restore", "one", "--node", "elsewhere")
+	s.fails(1, []string{"and all others that can restore it"}, "restore", "one", "--node", "elsewhere")
 	s.plugin("checkpoint", "delete", "one")
 	s.fails(1, []string{`"one" not found`}, "checkpoint", "describe", "one")
 }
