@@ -233,7 +233,9 @@ func TestAConnectionOnWhichNothingComesIsGivenUp(t *testing.T) {
 		return nil
 	}}
 	f := &fetch{from: from, dir: t.TempDir(), digest: e.digest, stall: 50 * time.Millisecond, patience: time.Minute, received: func(int) {}, progress: &progress{}, now: time.Now}
-	if err := f.run(t.Context(), func(int64) (func(), error) { return func() {}, nil }); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := f.run(ctx, func(int64) (func(), error) { return func() {}, nil }); err != nil {
 		t.Fatal(err)
 	}
 	whole(t, f.dir, e)

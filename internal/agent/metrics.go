@@ -85,6 +85,7 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 	for _, result := range []string{resultSuccess, resultFailure} {
 		m.checkpoints.WithLabelValues(result)
 		m.restores.WithLabelValues(result)
+		m.fetchDuration.WithLabelValues(result)
 	}
 	for _, operation := range []string{operationCheckpoint, operationRestore, operationFindSandbox} {
 		m.runtimeErrors.WithLabelValues(operation)
