@@ -32,6 +32,7 @@ import (
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/agentapi"
 	"podstasis.dev/stasis/internal/apiserver/registration"
+	"podstasis.dev/stasis/internal/stores"
 )
 
 const (
@@ -109,7 +110,8 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	k.marker = &marker{client: m.GetClient(), log: d.Log, now: time.Now}
 	k.locator = &agentapi.Locator{Reader: m.GetAPIReader(), Namespace: d.API.Namespace, Clock: clock.RealClock{}, Blind: true}
 	peers := &agentapi.Peers{Locator: k.locator, Node: d.NodeName, Certificate: k.identity.Load}
-	fetched, err := newCopies(d, m.GetAPIReader(), &origins{peers: peers})
+	opener := stores.Opener{Reader: m.GetAPIReader(), Namespace: d.API.Namespace}
+	fetched, err := newCopies(d, m.GetAPIReader(), &origins{peers: peers, live: m.GetAPIReader(), open: opener.Open})
 	if err != nil {
 		return nil, err
 	}
@@ -125,6 +127,9 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 		store: d.store, flights: guard, marker: k.marker, recorder: k.recorder, metrics: d.metrics, log: d.Log, now: time.Now, hooks: runner, look: d.cri.Look,
 		queue: make(chan operation), stages: &d.stages,
 	}
+	ops.storing = newStoring(&storing{
+		client: m.GetClient(), live: m.GetAPIReader(), store: d.store, open: opener.Open, done: ops.tell, first: storeFirstDelay, log: d.Log, now: time.Now,
+	})
 	k.reconciler = &reconciler{
 		nodeName: d.NodeName, client: m.GetClient(), live: m.GetAPIReader(), runtime: d.runtime, store: d.store,
 		flights: guard, ops: ops, metrics: d.metrics, log: d.Log, now: time.Now,
@@ -142,7 +147,7 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	}
 	// Agents are there when nobody serves the aggregated API any more.
 	unserved := &registration.Guard{Client: m.GetClient(), Clock: clock.RealClock{}, Log: d.Log}
-	for _, r := range append(k.serving(d), ops, fetched, k.reconciler.imports, k.hooks, manager.RunnableFunc(k.sweep), unserved) {
+	for _, r := range append(k.serving(d), ops, ops.storing, fetched, k.reconciler.imports, k.hooks, manager.RunnableFunc(k.sweep), unserved) {
 		if err := m.Add(r); err != nil {
 			return nil, fmt.Errorf("set the agent up: %w", err)
 		}
