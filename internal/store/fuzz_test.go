@@ -57,7 +57,7 @@ func FuzzFiles(f *testing.F) {
 }
 
 func FuzzRoot(f *testing.F) {
-	f.Add([]byte(`{"format":1,"created":"2026-11-27T00:00:00Z","labels":{"a":"b"},"packs":"` + string(bytes.Repeat([]byte("A"), 43)) + `=","packSizes":[100],"map":[[0,1,2]],"mapBytes":10}`))
+	f.Add([]byte(`{"format":1,"created":"2026-11-27T00:00:00Z","labels":{"a":"b"},"packs":"` + string(bytes.Repeat([]byte("A"), 43)) + `=","packSizes":[100],"packUsed":[2],"map":[[0,1,2]],"mapBytes":10}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := decodeRoot(data)
 		if err != nil {

@@ -131,7 +131,7 @@ func (s *Store) newWriter(ctx context.Context, o PutOptions) (*writer, *Checkpoi
 		return nil, nil, err
 	}
 	for _, of := range packs {
-		if err := w.learn(ctx, condemned, of); err != nil {
+		if err := w.learn(ctx, condemned, of, 0); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -146,8 +146,8 @@ func (s *Store) newWriter(ctx context.Context, o PutOptions) (*writer, *Checkpoi
 		} else if err != nil {
 			return nil, nil, err
 		}
-		for _, of := range r.packs() {
-			if err := w.learn(ctx, condemned, of); err != nil {
+		for i, of := range r.packs() {
+			if err := w.learn(ctx, condemned, of, r.PackUsed[i]*worthUsing); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -158,9 +158,15 @@ func (s *Store) newWriter(ctx context.Context, o PutOptions) (*writer, *Checkpoi
 	return w, nil, nil
 }
 
-// learn makes a pack's blocks known, up to a bound. A pack that cannot be read is not
-// used.
-func (w *writer) learn(ctx context.Context, condemned map[ID]bool, of Pack) error {
+// worthUsing is the part of a pack, one in so many, that the latest checkpoint must
+// consist of for the next one to use the pack, too. Else what changes little by little
+// would keep packs for ever of which hardly a block is needed any more: they are removed
+// whole.
+const worthUsing = 5
+
+// learn makes a pack's blocks known, up to a bound, if it has at most so many; 0 is any
+// number. A pack that cannot be read is not used.
+func (w *writer) learn(ctx context.Context, condemned map[ID]bool, of Pack, most int) error {
 	if condemned[of.ID] || slices.Contains(w.packs, of) || len(w.known.ids) >= maxKnown {
 		return nil
 	}
@@ -169,6 +175,9 @@ func (w *writer) learn(ctx context.Context, condemned map[ID]bool, of Pack) erro
 		return nil
 	} else if err != nil {
 		return err
+	}
+	if most > 0 && len(p.ids) > most {
+		return nil
 	}
 	number := int32(len(w.packs))
 	w.packs = append(w.packs, of)
@@ -392,7 +401,7 @@ func (w *writer) closePackLocked() error {
 func (w *writer) finish(ctx context.Context, l *lease, files []*written, o PutOptions) (Checkpoint, error) {
 	// The list is of packs as the root has them: of those only that are used.
 	var used []Pack
-	numbers := map[int32]int{}
+	numbers, uses := map[int32]int{}, map[int32]int{}
 	number := func(pack int32) int {
 		if _, ok := numbers[pack]; !ok {
 			numbers[pack] = len(used)
@@ -409,6 +418,7 @@ func (w *writer) finish(ctx context.Context, l *lease, files []*written, o PutOp
 					e := extent{pack: -1, count: count}
 					if p.pack >= 0 {
 						e.pack, e.first = number(p.pack), int(p.block)
+						uses[p.pack] += count
 					}
 					f.extents = appendExtent(f.extents, e)
 				})
@@ -433,6 +443,13 @@ func (w *writer) finish(ctx context.Context, l *lease, files []*written, o PutOp
 		w.resolve(run, func(p place, count int) { r.Map = append(r.Map, [3]int{number(p.pack), int(p.block), count}) })
 	}
 	refs := make([]string, len(used))
+	r.PackUsed = make([]int, len(used))
+	for _, e := range r.Map {
+		r.PackUsed[e[0]] += e[2]
+	}
+	for pack, n := range uses {
+		r.PackUsed[numbers[pack]] += n
+	}
 	for i, of := range used {
 		r.Packs, r.PackSizes = append(r.Packs, of.ID[:]...), append(r.PackSizes, of.Size)
 		refs[i] = of.name()

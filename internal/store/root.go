@@ -37,6 +37,7 @@ type root struct {
 	Files          int               `json:"files"`
 	Packs          []byte            `json:"packs"` // their IDs, one after the other
 	PackSizes      []int64           `json:"packSizes"`
+	PackUsed       []int             `json:"packUsed"` // how many of a pack's blocks it consists of, with repetitions
 	// Map are the extents of the encoded list of files, MapBytes its size.
 	Map      [][3]int `json:"map"` // pack, first block, number of blocks
 	MapBytes int64    `json:"mapBytes"`
@@ -72,7 +73,7 @@ func decodeRoot(data []byte) (*root, error) {
 		return nil, fmt.Errorf("it has format version %d, this Stasis reads version %d", r.Format, FormatVersion)
 	}
 	packs := len(r.PackSizes)
-	if len(r.Packs) != packs*len(ID{}) || packs > maxRootPacks || r.MapBytes < 0 || r.MapBytes > maxMapBytes {
+	if len(r.Packs) != packs*len(ID{}) || len(r.PackUsed) != packs || packs > maxRootPacks || r.MapBytes < 0 || r.MapBytes > maxMapBytes {
 		return nil, errors.New("its list of packs or files has a wrong size")
 	}
 	for _, e := range r.Map {

@@ -296,6 +296,38 @@ func TestAnIncrementCostsWhatChanged(t *testing.T) {
 	})
 }
 
+// Ten checkpoints, of which each has a third of the pages of the one before, and only
+// the latest of which is kept.
+func TestAPackOfWhichLittleIsNeededIsNotKeptForEver(t *testing.T) {
+	s, m := made(t, false)
+	memory := random(1, 8<<20)
+	var last Checkpoint
+	for round := range 10 {
+		c := put(t, s, fstest.MapFS{pagesFile: {Data: memory, Mode: 0o600}}, "pod")
+		if round > 0 {
+			must(t, s.Delete(t.Context(), last.ID))
+		}
+		last = c
+		for range 2 {
+			_, err := s.Collect(t.Context(), CollectOptions{})
+			must(t, err)
+		}
+		memory = changed(memory, len(memory)/pageSize*2/3, uint64(round+2))
+	}
+	if size := m.size(prefixPacks); size > 3*8<<20 {
+		t.Errorf("one checkpoint of 8 MiB takes %d bytes", size)
+	}
+	r, _, err := s.readRoot(t.Context(), last.ID)
+	must(t, err)
+	for i, of := range r.packs() {
+		p, err := s.readIndex(t.Context(), of)
+		must(t, err)
+		if r.PackUsed[i] == 0 || r.PackUsed[i] > len(p.ids) || r.PackUsed[i]*4*worthUsing < len(p.ids) {
+			t.Errorf("it uses %d of %d blocks of a pack", r.PackUsed[i], len(p.ids))
+		}
+	}
+}
+
 func TestPagesThatMoveAndBytesThatAreInsertedAreFoundAgain(t *testing.T) {
 	s, m := made(t, false)
 	memory, archive := random(1, 8<<20), random(2, 8<<20)
