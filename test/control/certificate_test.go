@@ -89,7 +89,7 @@ func TestTheVariantForCertManagerRenders(t *testing.T) {
 		"- stasis-apiserver.stasis-system.svc\n":                       1,
 		"- stasis-webhook.stasis-system.svc\n":                         1,
 		"kind: DaemonSet":                                              1,
-		"kind: ValidatingAdmissionPolicy\n":                            13,
+		"kind: ValidatingAdmissionPolicy\n":                            14,
 	} {
 		if got := strings.Count(string(out), text); got != times {
 			t.Errorf("%q occurs %d times, want %d", text, got, times)
