@@ -182,11 +182,27 @@ func TestACheckpointOfAnotherNodeIsFetchedWhole(t *testing.T) {
 }
 
 func TestRestoresOfOneCheckpointFetchItOnce(t *testing.T) {
+	const pods = 8
 	e := newElsewhere(t, 1<<20)
 	from := &fakeOrigin{dir: e.dir}
+	from.open = func(ctx context.Context, _ int, _ string, _ int64) error {
+		for { // until all have asked
+			from.mu.Lock()
+			asked := len(from.pods)
+			from.mu.Unlock()
+			if asked >= pods {
+				return nil
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}
 	c, _ := newTestCopies(t, from)
 	var all sync.WaitGroup
-	for i := range 8 {
+	for i := range pods {
 		all.Go(func() {
 			pod := restoringPod(func(p *corev1.Pod) { p.UID = types.UID(fmt.Sprintf("pod-%d", i)) })
 			if _, err := c.need(t.Context(), e.pcp, pod); err != nil {
