@@ -236,7 +236,7 @@ func (c *copies) fetch(ctx context.Context, pcp *v1alpha1.PodCheckpoint, f *fetc
 	log.Info("a checkpoint is being fetched")
 	err := c.fetchInto(ctx, pcp, f, &came)
 	took := c.now().Sub(f.began)
-	have, total, _, broken := f.progress.read()
+	have, total, broken, _ := f.progress.read()
 	log = log.With("took", took, "bytes", total, "received", came, "brokenConnections", broken)
 	if err != nil {
 		log.Warn("a checkpoint could not be fetched", "error", err, "have", have)
@@ -286,7 +286,7 @@ func (c *copies) note(pcp *v1alpha1.PodCheckpoint, f *fetching) {
 	if c.news == nil {
 		c.news = map[types.UID]string{}
 	}
-	_, total, _, broken := f.progress.read()
+	_, total, broken, _ := f.progress.read()
 	c.news[pcp.UID] = fmt.Sprintf("The data of PodCheckpoint %s have come from %s: %s in %s", pcp.Name, f.origin.Name(), binaryBytes(total), c.now().Sub(f.began).Round(100*time.Millisecond))
 	if broken > 0 {
 		c.news[pcp.UID] += fmt.Sprintf(", over a connection that broke %d times", broken)
@@ -350,7 +350,7 @@ func (c *copies) evictOldest() (bool, error) {
 
 // waiting says how far a fetch is.
 func (c *copies) waiting(pcp *v1alpha1.PodCheckpoint, f *fetching) error {
-	have, total, trouble, _ := f.progress.read()
+	have, total, _, trouble := f.progress.read()
 	how := "it waits for other fetches"
 	if total > 0 {
 		how = fmt.Sprintf("%d %% of %s", have*100/max(total, 1), binaryBytes(total))

@@ -73,10 +73,10 @@ func (p *progress) update(change func(*progress)) {
 	change(p)
 }
 
-func (p *progress) read() (have, total int64, trouble error, broken int) {
+func (p *progress) read() (have, total int64, broken int, trouble error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.have, p.total, p.trouble, p.broken
+	return p.have, p.total, p.broken, p.trouble
 }
 
 // run fetches all files; the manifest comes last. admit is asked once, for how many

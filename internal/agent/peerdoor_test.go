@@ -212,3 +212,22 @@ func TestAFetchEndsWithItsCheckpoint(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestWhatAPeerAnswersEndsAFetchOrIsAskedForAgain(t *testing.T) {
+	o := &peerOrigin{node: "node-1", uid: "u", name: "cp"}
+	for status, want := range map[int]string{
+		http.StatusForbidden:                    v1alpha1.EventCheckpointFetchFailed,
+		http.StatusNotFound:                     v1alpha1.EventCheckpointDataMissing,
+		http.StatusGone:                         v1alpha1.EventCheckpointDataMissing,
+		http.StatusConflict:                     v1alpha1.EventCheckpointNotReady,
+		http.StatusRequestedRangeNotSatisfiable: v1alpha1.EventCheckpointDataCorrupt,
+		// A Lease that is a moment behind, an agent that is busy: asked again.
+		http.StatusUnauthorized:        "",
+		http.StatusServiceUnavailable:  "",
+		http.StatusInternalServerError: "",
+	} {
+		if got := reasonOf(o.refused(&agentapi.Refusal{Node: "node-1", Status: status, Message: "m"}, "f")); got != want {
+			t.Errorf("%d: %q, want %q", status, got, want)
+		}
+	}
+}
