@@ -376,13 +376,17 @@ func lock(ctx context.Context, name string, log *slog.Logger) (unlock func(), er
 	}
 }
 
+// connectTimeout is how long one attempt to connect may take, on a busy node too. Unset,
+// it would be the first pause between attempts, and a call would fail for 100 ms.
+const connectTimeout = 20 * time.Second
+
 func dial(endpoint string) (*grpc.ClientConn, error) {
 	if !strings.Contains(endpoint, "://") {
 		endpoint = "unix://" + endpoint
 	}
 	conn, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, MaxDelay: 3 * time.Second}}))
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: connectTimeout, Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, MaxDelay: 3 * time.Second}}))
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", endpoint, err)
 	}

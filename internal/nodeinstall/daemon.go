@@ -14,13 +14,17 @@ import (
 	"podstasis.dev/stasis/internal/hostns"
 )
 
+// connectTimeout is how long one attempt to connect may take. Unset, it would be the first
+// pause between attempts, which is little on a busy node.
+const connectTimeout = 20 * time.Second
+
 // New makes an installer for the node whose container runtime listens on the
 // configured socket. close gives its connection back.
 func New(c Config) (i *Installer, close func() error, err error) {
 	c.Socket = strings.TrimPrefix(c.Socket, "unix://")
 	conn, err := grpc.NewClient("unix://"+c.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.5, MaxDelay: time.Second}}))
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: connectTimeout, Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.5, MaxDelay: time.Second}}))
 	if err != nil {
 		return nil, nil, fmt.Errorf("connect to the container runtime: %w", err)
 	}
