@@ -121,6 +121,24 @@ func (s *Store) Describe(ctx context.Context, id ID) (Checkpoint, error) {
 	return r.describe(id, size), nil
 }
 
+// IDs lists all checkpoints.
+func (s *Store) IDs(ctx context.Context) ([]ID, error) { return s.roots(ctx) }
+
+// Bytes is what all checkpoints take together, as the backend counts it: with what was
+// deleted and not collected yet.
+func (s *Store) Bytes(ctx context.Context) (int64, error) {
+	var sum int64
+	for _, prefix := range []string{prefixPacks, prefixRoots} {
+		for object, err := range s.backend.List(ctx, prefix) {
+			if err != nil {
+				return 0, fmt.Errorf("list %s: %w", prefix, err)
+			}
+			sum += object.Size
+		}
+	}
+	return sum, nil
+}
+
 // roots lists the IDs of all checkpoints.
 func (s *Store) roots(ctx context.Context) ([]ID, error) {
 	var ids []ID

@@ -190,6 +190,7 @@ func (s *Store) unwrap(ctx context.Context, with []Key) (data []byte, objects ma
 	}
 	objects = map[string][]string{}
 	var known []string
+	var closed error
 	for object, err := range s.backend.List(ctx, prefixKeys) {
 		if err != nil {
 			return nil, nil, fmt.Errorf("list keys: %w", err)
@@ -218,10 +219,15 @@ func (s *Store) unwrap(ctx context.Context, with []Key) (data []byte, objects ma
 			}
 			opened, err := newKeys(key.Key, s.id).sealer(w.Salt, "data key "+w.Name).open(0, w.Data)
 			if err != nil || len(opened) != keySize {
-				return nil, nil, fmt.Errorf("%w: key %q does not open %s: it is another key of that name, or the object was changed", ErrKey, key.Name, object.Name)
+				// Whoever was killed while he made the store has left one of another identity.
+				closed = fmt.Errorf("%w: key %q does not open %s: it is another key of that name, or the object was changed", ErrKey, key.Name, object.Name)
+				continue
 			}
 			data = opened
 		}
+	}
+	if data == nil && closed != nil {
+		return nil, nil, closed
 	}
 	if data == nil {
 		return nil, nil, fmt.Errorf("%w: it was encrypted by %s, and given was none of these", ErrKey, strings.Join(known, ", "))
@@ -240,7 +246,10 @@ func (s *Store) Rotate(ctx context.Context, with []Key, key Key) error {
 	if err != nil {
 		return err
 	}
-	if len(objects[key.Name]) == 0 {
+	// Before any other goes, one of this key has to be there, and to open the store.
+	if data, _, err := s.unwrap(ctx, []Key{key}); err != nil && !errors.Is(err, ErrKey) {
+		return err
+	} else if !bytes.Equal(data, s.keys.data) {
 		if err := wrap(ctx, s.backend, s.id, s.keys.data, key); err != nil {
 			return err
 		}

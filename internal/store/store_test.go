@@ -441,3 +441,20 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 
 // at sets a store's clock.
 func (s *Store) at(now time.Time) { s.now = func() time.Time { return now } }
+
+func TestAKeyThatAKilledCreationLeftDoesNotCloseTheStore(t *testing.T) {
+	b := newMemory()
+	must(t, wrap(t.Context(), b, "another identity", make([]byte, keySize), testKey))
+	must(t, Create(t.Context(), b, &testKey))
+	s, err := Open(t.Context(), b, []Key{testKey})
+	must(t, err)
+	second := Key{"second", bytes.Repeat([]byte{2}, keySize)}
+	// One of its name that opens nothing is no reason to take the others away.
+	must(t, wrap(t.Context(), b, "another identity", make([]byte, keySize), second))
+	must(t, s.Rotate(t.Context(), []Key{testKey, second}, second))
+	s, err = Open(t.Context(), b, []Key{second})
+	must(t, err)
+	if by := s.WrappedBy(); !slices.Equal(by, []string{"second"}) {
+		t.Errorf("opened by %q", by)
+	}
+}
