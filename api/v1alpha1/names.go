@@ -130,6 +130,17 @@ const (
 	EventPostCheckpointHookSucceeded = "PostCheckpointHookSucceeded" // on the Pod
 )
 
+// Reasons of events that have to do with stores.
+const (
+	EventDeletionDelayed     = "DeletionDelayed"     // on the PodCheckpoint: it cannot be removed from its store yet; the message says why
+	EventLeftInStore         = "LeftInStore"         // on the PodCheckpoint: its store is gone, and what that held stays there
+	EventDeletedByRetention  = "DeletedByRetention"  // on the PodCheckpoint: by spec.retention of its store
+	EventOrphanDeleted       = "OrphanDeleted"       // on the CheckpointStore: it held a checkpoint of which this cluster has no PodCheckpoint
+	EventKeyRotated          = "KeyRotated"          // on the CheckpointStore: the last key in the alphabet opens it now, and no other
+	EventCollectionFailed    = "CollectionFailed"    // on the CheckpointStore: what nothing uses was not looked for to the end
+	EventCheckpointsUnusable = "CheckpointsUnusable" // on the CheckpointStore: checkpoints in it cannot be read
+)
+
 // Reasons of events on a restoring Pod (P23).
 const (
 	EventCheckpointNotReady       = "CheckpointNotReady"       // there is no such checkpoint, or it is not Ready: the Pod waits

@@ -28,6 +28,9 @@ import (
 // forbids checkpoints of it has none, nor has one on a node without a living agent
 // (P35): nothing would ever come of it. One that is imported goes to the node that
 // its user names, or to any with an agent.
+//
+// One that is to be kept in a CheckpointStore is refused where that has no place for it,
+// and gets the finalizer by which it stays until it was removed from there (quota.go).
 type router struct {
 	reader    client.Reader
 	decoder   admission.Decoder
@@ -46,8 +49,16 @@ func (r *router) Handle(ctx context.Context, req admission.Request) admission.Re
 	if err := r.decoder.Decode(req, &checkpoint); err != nil {
 		return admission.Errored(http.StatusBadRequest, err)
 	}
+	response := r.route(ctx, req, &checkpoint)
+	if !response.Allowed || checkpoint.Spec.StoreName == "" {
+		return response
+	}
+	return r.admitToStore(ctx, req.Namespace, &checkpoint, response)
+}
+
+func (r *router) route(ctx context.Context, req admission.Request, checkpoint *checkpointv1alpha1.PodCheckpoint) admission.Response {
 	if checkpoint.Spec.Import != nil {
-		return r.routeImport(ctx, &checkpoint)
+		return r.routeImport(ctx, checkpoint)
 	}
 	pod, err := r.source(ctx, req.Namespace, checkpoint.Spec.SourcePodName)
 	if err != nil {

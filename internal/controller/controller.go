@@ -23,6 +23,7 @@ type Config struct {
 	Namespace string
 	Clock     clock.PassiveClock
 	Metrics   *Metrics
+	Stores    StoreConfig
 	Log       *slog.Logger
 }
 
@@ -37,6 +38,14 @@ func Add(ctx context.Context, mgr ctrl.Manager, c Config) error {
 	l := &lifecycle{client: mgr.GetClient(), live: mgr.GetAPIReader(), namespace: c.Namespace, clock: c.Clock, events: events, log: c.Log}
 	if err := l.setUp(ctx, mgr, c.Metrics); err != nil {
 		return fmt.Errorf("set up the lifecycle of PodCheckpoints: %w", err)
+	}
+	keeper := &storekeeper{client: mgr.GetClient(), live: mgr.GetAPIReader(), config: c.Stores, clock: c.Clock, events: events, metrics: c.Metrics, log: c.Log}
+	if err := keeper.setUp(mgr); err != nil {
+		return fmt.Errorf("set up the keeping of CheckpointStores: %w", err)
+	}
+	release := &storeRelease{client: mgr.GetClient(), live: mgr.GetAPIReader(), open: c.Stores.Open, events: events, log: c.Log}
+	if err := release.setUp(mgr); err != nil {
+		return fmt.Errorf("set up the deletion of PodCheckpoints from stores: %w", err)
 	}
 	g := &gate{client: mgr.GetClient(), live: mgr.GetAPIReader(), namespace: c.Namespace, clock: c.Clock, events: events, log: c.Log}
 	if err := g.setUp(ctx, mgr); err != nil {
@@ -64,5 +73,8 @@ func get[T any, P interface {
 	}
 	return object, nil
 }
+
+// specChanges lets through what changes more than a status.
+var specChanges = predicate.GenerationChangedPredicate{}
 
 func withPredicates(p ...predicate.Predicate) builder.Predicates { return builder.WithPredicates(p...) }

@@ -15,10 +15,12 @@ import (
 )
 
 // Metrics are the controller's, by KEP-5823's names with the prefix stasis_ (P31).
-// No label holds an object's name.
+// No label holds an object's name, but for those of stores: a cluster has few of these,
+// and of their namespaces no more are told than a status tells.
 type Metrics struct {
 	conditions *prometheus.CounterVec
 	reconciles prometheus.Histogram
+	stores     storeMetrics
 }
 
 // NewMetrics makes the metrics and registers them.
@@ -33,8 +35,9 @@ func NewMetrics(registry prometheus.Registerer) (*Metrics, error) {
 			Help:    "How long the controller looked at a PodCheckpoint.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8), // 1 ms to 16 s
 		}),
+		stores: newStoreMetrics(),
 	}
-	for _, c := range []prometheus.Collector{m.conditions, m.reconciles} {
+	for _, c := range append(m.stores.all(), m.conditions, m.reconciles) {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}

@@ -79,13 +79,14 @@ func judge(c *checkpointv1alpha1.PodCheckpoint, f facts, now time.Time) verdict 
 	return failed("%s, and nothing was heard of this checkpoint for its timeout of %s and %s more", hindrance, allowed(c), overtime)
 }
 
-// importPatience is for how long an archive may be on its way.
-const importPatience = 24 * time.Hour
+// transferPatience is for how long an archive may be on its way here, or a checkpoint to
+// its store: a store that is away delays it, and its agent may be replaced meanwhile.
+const transferPatience = 24 * time.Hour
 
 // allowed is how long a checkpoint may take.
 func allowed(c *checkpointv1alpha1.PodCheckpoint) time.Duration {
-	if c.Spec.Import != nil {
-		return importPatience
+	if c.Spec.Import != nil || c.Spec.StoreName != "" {
+		return transferPatience
 	}
 	return c.Timeout()
 }

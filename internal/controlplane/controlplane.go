@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,6 +37,8 @@ import (
 	"podstasis.dev/stasis/internal/agentapi"
 	"podstasis.dev/stasis/internal/apiserver/registration"
 	"podstasis.dev/stasis/internal/controller"
+	"podstasis.dev/stasis/internal/store/backend"
+	"podstasis.dev/stasis/internal/stores"
 )
 
 // WebhookConfiguration is the name of both webhook configurations (config/admission).
@@ -64,6 +67,8 @@ type Options struct {
 	// APIServerInjectFrom is the Certificate of cert-manager that the APIService takes
 	// its authorities from.
 	APIServerInjectFrom string
+	// Stores says how CheckpointStores are kept.
+	Stores controller.StoreConfig
 	// Audit is where requests to the aggregated API are recorded.
 	Audit          *options.AuditOptions
 	MetricsAddress string
@@ -87,10 +92,17 @@ func (o *Options) AddFlags(flags *flag.FlagSet) {
 	flags.StringVar(&o.APIServerService, "apiserver-service", "stasis-apiserver", "Service that the aggregated API is called by")
 	flags.StringVar(&o.APIServerInjectFrom, "apiserver-inject-ca-from", "", "namespace/name of the Certificate that cert-manager takes the APIService's authorities from")
 	o.addAuditFlags(flags)
+	flags.DurationVar(&o.Stores.Every, "store-collection-interval", 10*time.Minute, "how often checkpoint stores are looked through for what nothing uses")
+	flags.DurationVar(&o.Stores.Grace, "store-collection-grace", time.Hour, "how long what nothing uses stays in a store at least, once it was found")
+	flags.DurationVar(&o.Stores.Pause, "store-collection-pause", 50*time.Millisecond, "pause after each object that is removed from a store, which leaves it to others")
 	flags.StringVar(&o.MetricsAddress, "metrics-bind-address", ":8080", "address of the metrics server; 0 turns it off")
 	flags.StringVar(&o.HealthAddress, "health-probe-bind-address", ":8081", "address of /healthz and /readyz")
 	flags.BoolVar(&o.LeaderElection, "leader-elect", true, "let one replica reconcile; all of them answer webhooks")
 }
+
+// storePatience is how long the control plane tries a request to a store again. It looks
+// at each store every minute: waiting longer would tell later that one is away.
+const storePatience = 15 * time.Second
 
 // New assembles the manager. It needs the CRD to be installed before it starts.
 func New(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) (ctrl.Manager, error) {
@@ -140,11 +152,12 @@ func New(ctx context.Context, config *rest.Config, o Options, log *slog.Logger) 
 		Agents:    &agentapi.Locator{Reader: mgr.GetAPIReader(), Namespace: o.Namespace, Clock: clock.RealClock{}},
 		Namespace: o.Namespace, Clock: clock.RealClock{},
 	})
+	o.Stores.Open = stores.Opener{Reader: mgr.GetAPIReader(), Namespace: o.Namespace, Retry: backend.Policy{Total: storePatience}}
 	measured, err := controller.NewMetrics(o.Registry)
 	if err != nil {
 		return nil, err
 	}
-	if err := controller.Add(ctx, mgr, controller.Config{Namespace: o.Namespace, Clock: clock.RealClock{}, Metrics: measured, Log: log}); err != nil {
+	if err := controller.Add(ctx, mgr, controller.Config{Namespace: o.Namespace, Clock: clock.RealClock{}, Metrics: measured, Stores: o.Stores, Log: log}); err != nil {
 		return nil, err
 	}
 	ready := server.StartedChecker()

@@ -41,6 +41,7 @@ import (
 
 	subresources "podstasis.dev/stasis/api/subresources/v1alpha1"
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/controller"
 	"podstasis.dev/stasis/internal/controlplane"
 )
 
@@ -328,6 +329,7 @@ func (c *cluster) startPlane(ctx context.Context) (*plane, error) {
 		APIServerPort:    c.aggregated,
 		APIServerService: "stasis-apiserver",
 		Audit:            audit,
+		Stores:           controller.StoreConfig{Every: 10 * time.Minute, Grace: time.Hour},
 		MetricsAddress:   "0",
 		HealthAddress:    "0",
 		LeaderElection:   true,
