@@ -135,7 +135,8 @@ type CheckpointRetention struct {
 	// maxAge is how long one is kept.
 	// +optional
 	MaxAge *metav1.Duration `json:"maxAge,omitempty"`
-	// maxBytesPerNamespace is how much those of one namespace take: the oldest go first.
+	// maxBytesPerNamespace is how much those of one namespace take, by what the
+	// store grew by: the oldest go first, and the latest stays.
 	// +optional
 	MaxBytesPerNamespace *resource.Quantity `json:"maxBytesPerNamespace,omitempty"`
 }
@@ -282,6 +283,8 @@ type NamespaceUsage struct {
 }
 
 // StoredCheckpoint says where in a store a checkpoint is.
+//
+// +k8s:openapi-gen=true
 type StoredCheckpoint struct {
 	// name of the CheckpointStore.
 	Name string `json:"name"`

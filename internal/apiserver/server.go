@@ -50,9 +50,11 @@ type Config struct {
 		preflighter
 	}
 	Locator locator
-	Audit   *options.AuditOptions
-	Clock   clock.Clock
-	Log     *slog.Logger
+	// Stores verifies and collects stores.
+	Stores storeRunner
+	Audit  *options.AuditOptions
+	Clock  clock.Clock
+	Log    *slog.Logger
 }
 
 // Server is the aggregated API in one replica.
@@ -176,15 +178,20 @@ func (s *Server) build(config *genericapiserver.Config, client kubernetes.Interf
 	if err != nil {
 		return nil, fmt.Errorf("assemble the aggregated API: %w", err)
 	}
+	verifications := storeVerifications{objects: s.Objects, runner: s.Stores}
 	group := genericapiserver.NewDefaultAPIGroupInfo(subresources.GroupName, scheme, runtime.NewParameterCodec(scheme), codecs)
 	group.PrioritizedVersions = []schema.GroupVersion{subresources.SchemeGroupVersion}
 	group.VersionedResourcesStorageMap[subresources.SchemeGroupVersion.Version] = map[string]rest.Storage{
-		"pods":                          pods(),
-		subresources.ResourceCheckpoint: checkpoints{},
-		"podcheckpoints":                podCheckpointsParent(),
-		subresources.ResourceArchive:    newArchive(s.Objects, s.Agents),
-		subresources.ResourceContents:   newContents(s.Objects, s.Agents),
-		resourceRequests:                requests{},
+		"pods":                            pods(),
+		subresources.ResourceCheckpoint:   checkpoints{},
+		"podcheckpoints":                  podCheckpointsParent(),
+		subresources.ResourceArchive:      newArchive(s.Objects, s.Agents),
+		subresources.ResourceContents:     newContents(s.Objects, s.Agents),
+		resourceRequests:                  requests{},
+		"checkpointstores":                checkpointStoresParent(),
+		subresources.ResourceStoreVerify:  &verifications,
+		subresources.ResourceStoreCollect: &storeCollections{objects: s.Objects, runner: s.Stores},
+		subresources.ResourceVerify:       &checkpointVerifications{verifications},
 	}
 	if err := server.InstallAPIGroup(&group); err != nil {
 		return nil, fmt.Errorf("install the API group %s: %w", subresources.GroupName, err)

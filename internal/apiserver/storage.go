@@ -33,10 +33,11 @@ type parent struct {
 	object   runtime.Object
 	gvk      schema.GroupVersionKind
 	singular string
+	cluster  bool // its objects are in no namespace
 }
 
 func (p *parent) New() runtime.Object                                          { return p.object.DeepCopyObject() }
-func (p *parent) NamespaceScoped() bool                                        { return true }
+func (p *parent) NamespaceScoped() bool                                        { return !p.cluster }
 func (p *parent) GetSingularName() string                                      { return p.singular }
 func (p *parent) GroupVersionKind(schema.GroupVersion) schema.GroupVersionKind { return p.gvk }
 

@@ -82,7 +82,7 @@ func (t *taker) begin(ctx context.Context, w wanted) (*checkpointv1alpha1.PodChe
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: w.spec.CheckpointName,
 			Annotations: map[string]string{checkpointv1alpha1.AnnotationRequestedBy: clip(w.user)}},
 		Spec: checkpointv1alpha1.PodCheckpointSpec{SourcePodName: w.pod, SourcePodUID: w.spec.SourcePodUID, Containers: w.spec.Containers,
-			TimeoutSeconds: w.spec.TimeoutSeconds, Options: w.spec.Options},
+			TimeoutSeconds: w.spec.TimeoutSeconds, Options: w.spec.Options, StoreName: w.spec.StoreName},
 	}
 	if c.Name == "" {
 		c.GenerateName = w.pod + "-"
@@ -141,6 +141,8 @@ func differs(c *checkpointv1alpha1.PodCheckpoint, w wanted) string {
 		return fmt.Sprintf("its timeoutSeconds is %d", seconds(c.Spec.TimeoutSeconds))
 	case !maps.Equal(c.Spec.Options, w.spec.Options):
 		return "it has other options"
+	case c.Spec.StoreName != w.spec.StoreName:
+		return fmt.Sprintf("its storeName is %q", c.Spec.StoreName)
 	case w.spec.SourcePodUID != nil && !of(c, *w.spec.SourcePodUID):
 		return fmt.Sprintf("it is not of the Pod with UID %s", *w.spec.SourcePodUID)
 	}
@@ -276,7 +278,7 @@ func report(request *subresources.PodCheckpointRequest, c *checkpointv1alpha1.Po
 	}
 	answer.Status = subresources.PodCheckpointRequestStatus{
 		CheckpointName: c.Name, CheckpointUID: c.UID, NodeName: node,
-		CheckpointLocation: c.Status.CheckpointLocation, FreezeDuration: c.Status.FreezeDuration, Size: c.Status.Size, Warnings: c.Status.Warnings, Ready: c.ReadyCondition(),
+		CheckpointLocation: c.Status.CheckpointLocation, FreezeDuration: c.Status.FreezeDuration, Size: c.Status.Size, Store: c.Status.Store, Warnings: c.Status.Warnings, Ready: c.ReadyCondition(),
 	}
 	return answer
 }

@@ -21,6 +21,7 @@ import (
 	"podstasis.dev/stasis/internal/agentapi"
 	"podstasis.dev/stasis/internal/apiserver"
 	"podstasis.dev/stasis/internal/apiserver/registration"
+	"podstasis.dev/stasis/internal/stores"
 )
 
 // serviceAccount is the one that stasis-controller runs as (config/rbac).
@@ -69,9 +70,10 @@ func newAggregated(config *rest.Config, direct client.WithWatch, keeper *certs.K
 		Locator:     locator,
 		Agents: &agentapi.Client{Locator: locator, Tokens: &agentapi.TokenIssuer{
 			Client: direct, Clock: clock.RealClock{}, ServiceAccount: types.NamespacedName{Namespace: o.Namespace, Name: serviceAccount}}},
-		Audit: o.Audit,
-		Clock: clock.RealClock{},
-		Log:   log,
+		Stores: &stores.Runner{Open: o.Stores.Open, Grace: o.Stores.Grace, Pause: o.Stores.Pause, Clock: clock.RealClock{}, Log: log},
+		Audit:  o.Audit,
+		Clock:  clock.RealClock{},
+		Log:    log,
 	})
 	return &aggregated{server: server, registrar: registrar, kept: keeper != nil}, nil
 }

@@ -27,6 +27,7 @@ type checkpointOptions struct {
 	pod        string
 	containers []string
 	name       string
+	store      string
 	timeout    time.Duration
 	pairs      []string
 	options    map[string]string
@@ -44,7 +45,7 @@ func NewCheckpointCommand(streams genericiooptions.IOStreams) *cobra.Command {
 func newCheckpointCommand(env *environment) *cobra.Command {
 	o := &checkpointOptions{environment: env, grace: reportGrace}
 	cmd := &cobra.Command{
-		Use:   "kubectl-checkpoint POD [-c CONTAINER]... [--name NAME] [--timeout DURATION] [--option KEY=VALUE]...",
+		Use:   "kubectl-checkpoint POD [-c CONTAINER]... [--name NAME] [--store STORE] [--timeout DURATION] [--option KEY=VALUE]...",
 		Short: "Take a checkpoint of a running Pod",
 		Long: `Take a checkpoint of a running Pod: its containers' processes with their memory,
 open files and writable layers. The Pod stands still for a moment and runs on.
@@ -65,6 +66,9 @@ A Pod whose name is that of a command is named after "--", or as pod/NAME:
 
   # Only one container, for forensics: such a checkpoint cannot be restored
   kubectl checkpoint web -c app
+
+  # Keep it where any node can restore it
+  kubectl checkpoint web --store shared
 
   # Do not let the Pod stand still for longer than half a second
   kubectl checkpoint web --option freezeBudget=500ms
@@ -92,11 +96,13 @@ A Pod whose name is that of a command is named after "--", or as pod/NAME:
 	flags.StringVar(&o.name, "name", "", "Name of the PodCheckpoint. Default: the Pod's name and a random suffix.")
 	flags.DurationVar(&o.timeout, "timeout", 0, "How long the operation may take, in whole seconds. Default: 2m.")
 	flags.StringArrayVar(&o.pairs, "option", nil, "Option for the engine, as KEY=VALUE. May be repeated. An option that the engine does not know fails the checkpoint.")
+	flags.StringVar(&o.store, "store", "", "CheckpointStore to keep it in, from where any node can restore it. Default: it stays on its node.")
 	flags.BoolVar(&o.wait, "wait", true, "Wait until the checkpoint is ready or has failed.")
 	o.dryRun = dryRunFlag(flags)
 	o.output = newOutput(cmd, "created")
 	completeFlag(cmd, "container", env.completePodContainers())
-	cmd.AddCommand(newListCommand(env), newDescribeCommand(env), newDeleteCommand(env), newInspectCommand(env), newDiffCommand(env), newDownloadCommand(env), newImportCommand(env), newCheckCommand(env), completionCommand(env))
+	completeFlag(cmd, "store", env.completeStores())
+	cmd.AddCommand(newListCommand(env), newDescribeCommand(env), newDeleteCommand(env), newInspectCommand(env), newDiffCommand(env), newDownloadCommand(env), newImportCommand(env), newCheckCommand(env), newVerifyCommand(env), newGCCommand(env), newStoresCommand(env), completionCommand(env))
 	return program(cmd, env)
 }
 

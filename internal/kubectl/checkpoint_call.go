@@ -20,7 +20,7 @@ import (
 // request is what is posted to pods/checkpoint.
 func (o *checkpointOptions) request(waitSeconds int32) *subresourcesv1alpha1.PodCheckpointRequest {
 	r := &subresourcesv1alpha1.PodCheckpointRequest{Spec: subresourcesv1alpha1.PodCheckpointRequestSpec{
-		CheckpointName: o.name, Containers: distinct(o.containers), TimeoutSeconds: o.timeoutSeconds(), Options: o.options, WaitSeconds: &waitSeconds,
+		CheckpointName: o.name, Containers: distinct(o.containers), TimeoutSeconds: o.timeoutSeconds(), Options: o.options, StoreName: o.store, WaitSeconds: &waitSeconds,
 	}}
 	r.SetGroupVersionKind(subresourcesv1alpha1.SchemeGroupVersion.WithKind("PodCheckpointRequest"))
 	return r
@@ -62,6 +62,7 @@ func (o *checkpointOptions) fromAnswer(answer *subresourcesv1alpha1.PodCheckpoin
 	checkpoint.Status.CheckpointLocation = status.CheckpointLocation
 	checkpoint.Status.FreezeDuration = status.FreezeDuration
 	checkpoint.Status.Size = status.Size
+	checkpoint.Status.Store = status.Store
 	checkpoint.Status.Warnings = status.Warnings
 	if status.Ready != nil {
 		checkpoint.Status.Conditions = []metav1.Condition{*status.Ready}
@@ -76,7 +77,7 @@ func (o *checkpointOptions) object(pod *types.UID) *checkpointv1alpha1.PodCheckp
 	checkpoint.Namespace, checkpoint.Name = o.namespace, o.name
 	checkpoint.Spec = checkpointv1alpha1.PodCheckpointSpec{
 		SourcePodName: o.pod, SourcePodUID: pod, TimeoutSeconds: o.timeoutSeconds(),
-		Containers: distinct(o.containers), Options: o.options,
+		Containers: distinct(o.containers), Options: o.options, StoreName: o.store,
 	}
 	return checkpoint
 }

@@ -15,12 +15,19 @@ import (
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 )
 
+// storePatience is how long a checkpoint may be on its way to its store, which no timeout
+// of the checkpoint bounds.
+const storePatience = time.Hour
+
 // follow waits until checkpoint has ended and fills it in. failure is what it
 // ended with; err is why that is not known.
 func (o *checkpointOptions) follow(ctx context.Context, progress *progress, checkpoint *checkpointv1alpha1.PodCheckpoint) (failure, err error) {
 	limit := o.timeout
 	if limit == 0 {
 		limit = checkpointv1alpha1.DefaultTimeout
+	}
+	if o.store != "" {
+		limit += storePatience
 	}
 	waiting, cancel := context.WithTimeout(ctx, limit+o.grace)
 	defer cancel()

@@ -41,6 +41,7 @@ func newMapper() meta.RESTMapper {
 	mapper.Add(coordinationv1.SchemeGroupVersion.WithKind("Lease"), meta.RESTScopeNamespace)
 	mapper.Add(authorizationv1.SchemeGroupVersion.WithKind("SelfSubjectAccessReview"), meta.RESTScopeRoot)
 	mapper.Add(checkpointv1alpha1.GroupVersion.WithKind("PodCheckpoint"), meta.RESTScopeNamespace)
+	mapper.Add(checkpointv1alpha1.GroupVersion.WithKind("CheckpointStore"), meta.RESTScopeRoot)
 	return mapper
 }
 

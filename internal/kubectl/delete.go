@@ -156,10 +156,14 @@ func (o *deleteOptions) gone(ctx, waiting context.Context, progress *progress, c
 
 // whatHolds says why an object that was deleted is still there.
 func whatHolds(checkpoint *checkpointv1alpha1.PodCheckpoint) string {
-	others := slices.DeleteFunc(slices.Clone(checkpoint.Finalizers), func(f string) bool { return f == checkpointv1alpha1.FinalizerData })
+	others := slices.DeleteFunc(slices.Clone(checkpoint.Finalizers), func(f string) bool {
+		return f == checkpointv1alpha1.FinalizerData || f == checkpointv1alpha1.FinalizerStore
+	})
 	switch {
 	case len(others) > 0:
 		return "waiting for finalizers " + clean(strings.Join(others, ", "))
+	case len(checkpoint.Finalizers) > 0 && !slices.Contains(checkpoint.Finalizers, checkpointv1alpha1.FinalizerData):
+		return "waiting for its removal from checkpointstore " + or(clean(checkpoint.Spec.StoreName), "(unknown)")
 	case len(checkpoint.Finalizers) > 0:
 		return "waiting for node " + or(or(checkpoint.Status.NodeName, checkpoint.Spec.NodeName), "(unknown)") + " to remove its data"
 	}

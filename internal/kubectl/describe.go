@@ -83,6 +83,7 @@ func (o *describeOptions) one(ctx context.Context, c *checkpointv1alpha1.PodChec
 		{"Completed:", optionalMoment(c.Status.CompletionTime, o.now())},
 		{"Node:", or(c.Status.NodeName, c.Spec.NodeName)},
 		{"Location:", location(c.Status.CheckpointLocation)},
+		{"Store:", storedIn(c)},
 		{"Digest:", c.Status.ManifestDigest},
 		{"Size:", sizeOf(c.Status.Size)},
 		{"Frozen:", frozenFor(c)},

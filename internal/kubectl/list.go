@@ -142,14 +142,14 @@ func (o *listOptions) read(ctx context.Context, options []client.ListOption) (*c
 	}
 }
 
-// table is the list as kubectl prints tables. The last three columns are wide ones.
+// table is the list as kubectl prints tables. The last five columns are wide ones.
 func (o *listOptions) table(list *checkpointv1alpha1.PodCheckpointList) *metav1.Table {
 	t := &metav1.Table{ColumnDefinitions: []metav1.TableColumnDefinition{
 		{Name: "Name", Type: "string", Format: "name"}, {Name: "Ready", Type: "string"}, {Name: "Reason", Type: "string"},
 		{Name: "Pod", Type: "string"}, {Name: "Node", Type: "string"}, {Name: "Size", Type: "string"},
 		{Name: "Frozen", Type: "string"}, {Name: "Age", Type: "string"},
 		{Name: "Containers", Type: "string", Priority: 1}, {Name: "Engine", Type: "string", Priority: 1},
-		{Name: "Location", Type: "string", Priority: 1},
+		{Name: "Location", Type: "string", Priority: 1}, {Name: "Store", Type: "string", Priority: 1}, {Name: "New", Type: "string", Priority: 1},
 	}}
 	for i := range list.Items {
 		c := &list.Items[i]
@@ -162,10 +162,15 @@ func (o *listOptions) table(list *checkpointv1alpha1.PodCheckpointList) *metav1.
 		if c.Status.Size != nil {
 			bytes = size(c.Status.Size.LogicalBytes)
 		}
+		var stored string
+		if c.Status.Store != nil {
+			stored = size(c.Status.Store.NewBytes)
+		}
 		t.Rows = append(t.Rows, metav1.TableRow{
 			Cells: []any{c.Name, string(ready.Status), reason, c.Spec.SourcePodName, or(or(c.Status.NodeName, c.Spec.NodeName), "<none>"),
 				or(bytes, "<none>"), or(frozenFor(c), "<none>"), age(o.now(), c.CreationTimestamp),
-				or(strings.Join(capturedContainers(c), ","), "<none>"), or(engineOf(c.Status.Engine), "<none>"), or(location(c.Status.CheckpointLocation), "<none>")},
+				or(strings.Join(capturedContainers(c), ","), "<none>"), or(engineOf(c.Status.Engine), "<none>"), or(location(c.Status.CheckpointLocation), "<none>"),
+				or(c.Spec.StoreName, "<none>"), or(stored, "<none>")},
 			Object: runtime.RawExtension{Object: c},
 		})
 	}

@@ -81,6 +81,8 @@ func (s *apiServer) subresource(w http.ResponseWriter, r *http.Request, namespac
 	switch sub {
 	case "checkpoint":
 		s.request(w, r, namespace, name)
+	case "verify", "collect":
+		s.store(w, r, name, sub)
 	case "contents":
 		s.inside(w, name)
 	case "archive":
@@ -89,6 +91,33 @@ func (s *apiServer) subresource(w http.ResponseWriter, r *http.Request, namespac
 		} else {
 			s.getArchive(w, r, name)
 		}
+	}
+}
+
+// store answers verifications and collections: the first time that they go on, of the
+// store "slow" always. What is called "broken" is.
+func (s *apiServer) store(w http.ResponseWriter, r *http.Request, name, sub string) {
+	s.mu.Lock()
+	s.going[r.URL.Path]++
+	goesOn := s.going[r.URL.Path]%2 == 1 || name == "slow"
+	s.mu.Unlock()
+	now := metav1.Now()
+	end := &now
+	if goesOn {
+		end = nil
+	}
+	switch {
+	case name == "away":
+		fail(w, apierrors.NewServiceUnavailable(`CheckpointStore "away": /mnt does not exist`))
+	case sub == "collect":
+		answer(w, http.StatusCreated, subresourcesv1alpha1.StoreCollection{Status: subresourcesv1alpha1.StoreCollectionStatus{StartTime: &now, CompletionTime: end,
+			DryRun: r.URL.Query().Get("dryRun") == "All", Checkpoints: 3, Bytes: 30 << 20, UnusedBytes: 2 << 20, RemovedBytes: 1 << 20}})
+	case name == "broken" && !goesOn:
+		answer(w, http.StatusCreated, subresourcesv1alpha1.StoreVerification{Status: subresourcesv1alpha1.StoreVerificationStatus{StartTime: &now, CompletionTime: end,
+			Checkpoints: 2, ProblemCount: 2, Problems: []subresourcesv1alpha1.StoreProblem{{CheckpointID: "0123", PodCheckpoint: "team-a/one", Message: "packs/ab: frame 3 is not what was written"}}}})
+	default:
+		answer(w, http.StatusCreated, subresourcesv1alpha1.StoreVerification{Status: subresourcesv1alpha1.StoreVerificationStatus{StartTime: &now, CompletionTime: end,
+			Checkpoints: 2, VerifiedBytes: 12 << 20}})
 	}
 }
 
@@ -126,6 +155,9 @@ func (s *apiServer) request(w http.ResponseWriter, r *http.Request, namespace, p
 			"metadata": map[string]any{"namespace": namespace, "name": key.name, "uid": fmt.Sprintf("uid-%d", s.serial)},
 			"spec":     map[string]any{"sourcePodName": pod, "nodeName": "node-1"},
 		}}
+		if asked.Spec.StoreName != "" {
+			_ = unstructured.SetNestedField(object.Object, asked.Spec.StoreName, "spec", "storeName")
+		}
 		if key.name == "" {
 			key.name = fmt.Sprintf("%s-%05d", pod, s.serial)
 		}

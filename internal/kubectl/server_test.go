@@ -47,6 +47,8 @@ type apiServer struct {
 	contents map[string][]byte
 	// preflights are what a dry run is told of a Pod.
 	preflights map[string]*subresourcesv1alpha1.CheckpointPreflight
+	// going are the verifications and collections that were asked for, by their path.
+	going map[string]int
 }
 
 type objectKey struct{ resource, namespace, name string }
@@ -54,18 +56,19 @@ type objectKey struct{ resource, namespace, name string }
 // kinds of the resources that are served.
 func kindOf(resource string) schema.GroupVersionKind {
 	return map[string]schema.GroupVersionKind{
-		"pods":           {Version: "v1", Kind: "Pod"},
-		"events":         {Version: "v1", Kind: "Event"},
-		"nodes":          {Version: "v1", Kind: "Node"},
-		"leases":         {Group: "coordination.k8s.io", Version: "v1", Kind: "Lease"},
-		"podcheckpoints": checkpointv1alpha1.GroupVersion.WithKind("PodCheckpoint"),
+		"pods":             {Version: "v1", Kind: "Pod"},
+		"events":           {Version: "v1", Kind: "Event"},
+		"nodes":            {Version: "v1", Kind: "Node"},
+		"leases":           {Group: "coordination.k8s.io", Version: "v1", Kind: "Lease"},
+		"podcheckpoints":   checkpointv1alpha1.GroupVersion.WithKind("PodCheckpoint"),
+		"checkpointstores": checkpointv1alpha1.GroupVersion.WithKind("CheckpointStore"),
 	}[resource]
 }
 
 func newAPIServer(t *testing.T) *apiServer {
 	s := &apiServer{t: t, objects: map[objectKey]*unstructured.Unstructured{}, forbidden: map[string]bool{}, served: true, agent: "ready",
 		archives: map[string]*servedArchive{}, uploads: map[string]*upload{}, contents: map[string][]byte{},
-		preflights: map[string]*subresourcesv1alpha1.CheckpointPreflight{}}
+		preflights: map[string]*subresourcesv1alpha1.CheckpointPreflight{}, going: map[string]int{}}
 	s.Server = httptest.NewServer(http.HandlerFunc(s.handle))
 	return s
 }
@@ -102,6 +105,8 @@ func (s *apiServer) handle(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "404 page not found", http.StatusNotFound)
 	case len(parts) == 3:
 		answer(w, http.StatusOK, map[string]any{"kind": "APIResourceList"})
+	case parts[1] == subresourcesv1alpha1.GroupName && parts[3] != "namespaces":
+		s.subresource(w, r, "", parts[3], parts[4], parts[5])
 	case parts[1] == subresourcesv1alpha1.GroupName:
 		s.subresource(w, r, parts[4], parts[5], parts[6], parts[7])
 	case parts[3] == "selfsubjectaccessreviews":

@@ -39,8 +39,8 @@ const (
 // request is one call.
 type request struct {
 	method    string
-	namespace string
-	resource  string // "pods" or "podcheckpoints"
+	namespace string // empty: of the cluster
+	resource  string // "pods", "podcheckpoints" or "checkpointstores"
 	name      string
 	sub       string // the subresource
 	query     url.Values
@@ -53,8 +53,12 @@ type request struct {
 // the server gave a Status, errNotServed where there is no such API.
 func (s *subresources) send(ctx context.Context, r request) (*http.Response, error) {
 	at := *s.base
+	within := ""
+	if r.namespace != "" {
+		within = path.Join("namespaces", r.namespace)
+	}
 	at.Path = path.Join("/", s.base.Path, "apis", subresourcesv1alpha1.GroupName, subresourcesv1alpha1.SchemeGroupVersion.Version,
-		"namespaces", r.namespace, r.resource, r.name, r.sub)
+		within, r.resource, r.name, r.sub)
 	at.RawQuery = r.query.Encode()
 	req, err := http.NewRequestWithContext(ctx, r.method, at.String(), r.body)
 	if err != nil {
@@ -98,24 +102,9 @@ func answerError(resp *http.Response, r request) error {
 
 // checkpoint asks for a checkpoint of a Pod and waits as long as the request says.
 func (s *subresources) checkpoint(ctx context.Context, namespace, pod string, asked *subresourcesv1alpha1.PodCheckpointRequest, try bool) (*subresourcesv1alpha1.PodCheckpointRequest, error) {
-	body, err := json.Marshal(asked)
-	if err != nil {
+	answer := asked.DeepCopy()
+	if err := s.post(ctx, namespace, "pods", pod, "checkpoint", try, answer); err != nil {
 		return nil, err
-	}
-	query := url.Values{"fieldManager": {string(fieldOwner)}}
-	if try {
-		query.Set("dryRun", metav1.DryRunAll)
-	}
-	resp, err := s.send(ctx, request{method: http.MethodPost, namespace: namespace, resource: "pods", name: pod, sub: "checkpoint",
-		query: query, header: http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json"}},
-		body: bytes.NewReader(body), length: int64(len(body))})
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	answer := &subresourcesv1alpha1.PodCheckpointRequest{}
-	if err := decode(resp.Body, maxAnswerBytes, answer); err != nil {
-		return nil, fmt.Errorf("reading the answer to the request for a checkpoint of pod %s: %w", pod, err)
 	}
 	return answer, nil
 }
@@ -133,6 +122,29 @@ func (s *subresources) contents(ctx context.Context, namespace, name string) (*s
 		return nil, fmt.Errorf("reading what is inside podcheckpoint %s: %w", name, err)
 	}
 	return contents, nil
+}
+
+// post sends an object to a subresource and reads the answer into it.
+func (s *subresources) post(ctx context.Context, namespace, resource, name, sub string, try bool, object any) error {
+	body, err := json.Marshal(object)
+	if err != nil {
+		return err
+	}
+	query := url.Values{"fieldManager": {string(fieldOwner)}}
+	if try {
+		query.Set("dryRun", metav1.DryRunAll)
+	}
+	resp, err := s.send(ctx, request{method: http.MethodPost, namespace: namespace, resource: resource, name: name, sub: sub,
+		query: query, header: http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json"}},
+		body: bytes.NewReader(body), length: int64(len(body))})
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := decode(resp.Body, maxAnswerBytes, object); err != nil {
+		return fmt.Errorf("reading the answer to %s/%s of %s: %w", resource, sub, name, err)
+	}
+	return nil
 }
 
 // decode reads one JSON object of bounded size.

@@ -8,6 +8,10 @@ const (
 	ResourceCheckpoint = "pods/checkpoint"         // create: take a checkpoint of a Pod
 	ResourceArchive    = "podcheckpoints/archive"  // get: bring a checkpoint out, with all that the Pod knew; update: bring one in
 	ResourceContents   = "podcheckpoints/contents" // get: what is inside, values masked
+
+	ResourceVerify       = "podcheckpoints/verify"    // create: read it in its store, and compare
+	ResourceStoreVerify  = "checkpointstores/verify"  // create: the same with all that a store holds
+	ResourceStoreCollect = "checkpointstores/collect" // create: remove what no checkpoint uses
 )
 
 // MaxWaitSeconds is the longest that a request for a checkpoint waits: the API

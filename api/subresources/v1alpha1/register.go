@@ -11,7 +11,7 @@ var SchemeGroupVersion = schema.GroupVersion{Group: GroupName, Version: "v1alpha
 
 // AddToScheme registers the types with a scheme.
 func AddToScheme(scheme *runtime.Scheme) error {
-	scheme.AddKnownTypes(SchemeGroupVersion, &PodCheckpointRequest{}, &CheckpointContents{})
+	scheme.AddKnownTypes(SchemeGroupVersion, &PodCheckpointRequest{}, &CheckpointContents{}, &StoreVerification{}, &StoreCollection{})
 	metav1.AddToGroupVersion(scheme, SchemeGroupVersion)
 	return nil
 }

@@ -60,6 +60,11 @@ type PodCheckpointRequestSpec struct {
 	// +optional
 	Options map[string]string `json:"options,omitempty"`
 
+	// storeName names the CheckpointStore that the checkpoint is kept in. Empty: it
+	// stays on its node.
+	// +optional
+	StoreName string `json:"storeName,omitempty"`
+
 	// waitSeconds is how long this call waits for the checkpoint's end: 0 to 50.
 	// Unset means 50. Kubernetes ends ordinary calls after 60 seconds.
 	// +optional
@@ -91,6 +96,10 @@ type PodCheckpointRequestStatus struct {
 	// size is how large the checkpoint is.
 	// +optional
 	Size *checkpointv1alpha1.CheckpointSize `json:"size,omitempty"`
+
+	// store says where in its CheckpointStore the checkpoint is, once Ready.
+	// +optional
+	Store *checkpointv1alpha1.StoredCheckpoint `json:"store,omitempty"`
 
 	// warnings are the PodCheckpoint's: what will not come back as it was.
 	// +optional

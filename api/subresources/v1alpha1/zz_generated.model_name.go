@@ -86,6 +86,31 @@ func (in Socket) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in StoreCollection) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.subresources.v1alpha1.StoreCollection"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in StoreCollectionStatus) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.subresources.v1alpha1.StoreCollectionStatus"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in StoreProblem) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.subresources.v1alpha1.StoreProblem"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in StoreVerification) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.subresources.v1alpha1.StoreVerification"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in StoreVerificationStatus) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.subresources.v1alpha1.StoreVerificationStatus"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in VolumeContents) OpenAPIModelName() string {
 	return "dev.podstasis.checkpoint.subresources.v1alpha1.VolumeContents"
 }

@@ -87,12 +87,18 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		v1alpha1.Process{}.OpenAPIModelName():                      schema_stasis_api_subresources_v1alpha1_Process(ref),
 		v1alpha1.ProcessMemory{}.OpenAPIModelName():                schema_stasis_api_subresources_v1alpha1_ProcessMemory(ref),
 		v1alpha1.Socket{}.OpenAPIModelName():                       schema_stasis_api_subresources_v1alpha1_Socket(ref),
+		v1alpha1.StoreCollection{}.OpenAPIModelName():              schema_stasis_api_subresources_v1alpha1_StoreCollection(ref),
+		v1alpha1.StoreCollectionStatus{}.OpenAPIModelName():        schema_stasis_api_subresources_v1alpha1_StoreCollectionStatus(ref),
+		v1alpha1.StoreProblem{}.OpenAPIModelName():                 schema_stasis_api_subresources_v1alpha1_StoreProblem(ref),
+		v1alpha1.StoreVerification{}.OpenAPIModelName():            schema_stasis_api_subresources_v1alpha1_StoreVerification(ref),
+		v1alpha1.StoreVerificationStatus{}.OpenAPIModelName():      schema_stasis_api_subresources_v1alpha1_StoreVerificationStatus(ref),
 		v1alpha1.VolumeContents{}.OpenAPIModelName():               schema_stasis_api_subresources_v1alpha1_VolumeContents(ref),
 		apiv1alpha1.CheckpointSize{}.OpenAPIModelName():            schema_podstasisdev_stasis_api_v1alpha1_CheckpointSize(ref),
 		apiv1alpha1.CheckpointSource{}.OpenAPIModelName():          schema_podstasisdev_stasis_api_v1alpha1_CheckpointSource(ref),
 		apiv1alpha1.EngineStatus{}.OpenAPIModelName():              schema_podstasisdev_stasis_api_v1alpha1_EngineStatus(ref),
 		apiv1alpha1.NodeLocalCheckpointSource{}.OpenAPIModelName(): schema_podstasisdev_stasis_api_v1alpha1_NodeLocalCheckpointSource(ref),
 		apiv1alpha1.PhaseTiming{}.OpenAPIModelName():               schema_podstasisdev_stasis_api_v1alpha1_PhaseTiming(ref),
+		apiv1alpha1.StoredCheckpoint{}.OpenAPIModelName():          schema_podstasisdev_stasis_api_v1alpha1_StoredCheckpoint(ref),
 	}
 }
 
@@ -3617,6 +3623,13 @@ func schema_stasis_api_subresources_v1alpha1_PodCheckpointRequestSpec(ref common
 							},
 						},
 					},
+					"storeName": {
+						SchemaProps: spec.SchemaProps{
+							Description: "storeName names the CheckpointStore that the checkpoint is kept in. Empty: it stays on its node.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
 					"waitSeconds": {
 						SchemaProps: spec.SchemaProps{
 							Description: "waitSeconds is how long this call waits for the checkpoint's end: 0 to 50. Unset means 50. Kubernetes ends ordinary calls after 60 seconds.",
@@ -3675,6 +3688,12 @@ func schema_stasis_api_subresources_v1alpha1_PodCheckpointRequestStatus(ref comm
 							Ref:         ref(apiv1alpha1.CheckpointSize{}.OpenAPIModelName()),
 						},
 					},
+					"store": {
+						SchemaProps: spec.SchemaProps{
+							Description: "store says where in its CheckpointStore the checkpoint is, once Ready.",
+							Ref:         ref(apiv1alpha1.StoredCheckpoint{}.OpenAPIModelName()),
+						},
+					},
 					"warnings": {
 						VendorExtensible: spec.VendorExtensible{
 							Extensions: spec.Extensions{
@@ -3710,7 +3729,7 @@ func schema_stasis_api_subresources_v1alpha1_PodCheckpointRequestStatus(ref comm
 			},
 		},
 		Dependencies: []string{
-			v1.Condition{}.OpenAPIModelName(), v1.Duration{}.OpenAPIModelName(), v1alpha1.CheckpointPreflight{}.OpenAPIModelName(), apiv1alpha1.CheckpointSize{}.OpenAPIModelName(), apiv1alpha1.CheckpointSource{}.OpenAPIModelName()},
+			v1.Condition{}.OpenAPIModelName(), v1.Duration{}.OpenAPIModelName(), v1alpha1.CheckpointPreflight{}.OpenAPIModelName(), apiv1alpha1.CheckpointSize{}.OpenAPIModelName(), apiv1alpha1.CheckpointSource{}.OpenAPIModelName(), apiv1alpha1.StoredCheckpoint{}.OpenAPIModelName()},
 	}
 }
 
@@ -4014,6 +4033,299 @@ func schema_stasis_api_subresources_v1alpha1_Socket(ref common.ReferenceCallback
 	}
 }
 
+func schema_stasis_api_subresources_v1alpha1_StoreCollection(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "StoreCollection is posted to checkpointstores/collect: what no checkpoint uses is looked for and, unless the request is a dry run, marked; what was marked before, long enough ago, is removed. It is answered as a StoreVerification is.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"kind": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"apiVersion": {
+						SchemaProps: spec.SchemaProps{
+							Description: "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"metadata": {
+						SchemaProps: spec.SchemaProps{
+							Description: "metadata is not stored.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1.ObjectMeta{}.OpenAPIModelName()),
+						},
+					},
+					"status": {
+						SchemaProps: spec.SchemaProps{
+							Description: "status is what was found and done, filled in by the answer.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1alpha1.StoreCollectionStatus{}.OpenAPIModelName()),
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			v1.ObjectMeta{}.OpenAPIModelName(), v1alpha1.StoreCollectionStatus{}.OpenAPIModelName()},
+	}
+}
+
+func schema_stasis_api_subresources_v1alpha1_StoreCollectionStatus(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "StoreCollectionStatus is what a collection has found and done.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"storeName": {
+						SchemaProps: spec.SchemaProps{
+							Description: "storeName names the CheckpointStore, and storeID the store itself.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"storeID": {
+						SchemaProps: spec.SchemaProps{
+							Type:   []string{"string"},
+							Format: "",
+						},
+					},
+					"startTime": {
+						SchemaProps: spec.SchemaProps{
+							Description: "startTime is when the collection began.",
+							Ref:         ref(v1.Time{}.OpenAPIModelName()),
+						},
+					},
+					"completionTime": {
+						SchemaProps: spec.SchemaProps{
+							Description: "completionTime is when it ended. Unset: it goes on.",
+							Ref:         ref(v1.Time{}.OpenAPIModelName()),
+						},
+					},
+					"dryRun": {
+						SchemaProps: spec.SchemaProps{
+							Description: "dryRun says that nothing was changed.",
+							Type:        []string{"boolean"},
+							Format:      "",
+						},
+					},
+					"checkpoints": {
+						SchemaProps: spec.SchemaProps{
+							Description: "checkpoints is how many the store holds.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+					"writers": {
+						SchemaProps: spec.SchemaProps{
+							Description: "writers is how many agents are writing to it.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+					"bytes": {
+						SchemaProps: spec.SchemaProps{
+							Description: "bytes is what it held.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+					"unusedBytes": {
+						SchemaProps: spec.SchemaProps{
+							Description: "unusedBytes are used by no checkpoint and stay for now: for as long as the grace lasts, and until those who were writing when they were found have ended.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+					"removedBytes": {
+						SchemaProps: spec.SchemaProps{
+							Description: "removedBytes were removed; by a dry run, would have been.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+				},
+				Required: []string{"checkpoints", "writers", "bytes", "unusedBytes", "removedBytes"},
+			},
+		},
+		Dependencies: []string{
+			v1.Time{}.OpenAPIModelName()},
+	}
+}
+
+func schema_stasis_api_subresources_v1alpha1_StoreProblem(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "StoreProblem is a fault of a checkpoint in a store. It cannot be restored.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"checkpointID": {
+						SchemaProps: spec.SchemaProps{
+							Description: "checkpointID names the checkpoint in the store.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"podCheckpoint": {
+						SchemaProps: spec.SchemaProps{
+							Description: "podCheckpoint is NAMESPACE/NAME of what it was of, if that can still be read.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"message": {
+						SchemaProps: spec.SchemaProps{
+							Description: "message says which object is not as it was written, and how.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+				},
+				Required: []string{"checkpointID", "message"},
+			},
+		},
+	}
+}
+
+func schema_stasis_api_subresources_v1alpha1_StoreVerification(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "StoreVerification is posted to checkpointstores/verify, or to podcheckpoints/verify: all that a store holds, or one checkpoint in it, is read and compared with its digests. The answer comes when that is done, or else after some 20 seconds with what has been read so far: posted again, it waits on for the same verification.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"kind": {
+						SchemaProps: spec.SchemaProps{
+							Description: "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#types-kinds",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"apiVersion": {
+						SchemaProps: spec.SchemaProps{
+							Description: "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#resources",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"metadata": {
+						SchemaProps: spec.SchemaProps{
+							Description: "metadata is not stored.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1.ObjectMeta{}.OpenAPIModelName()),
+						},
+					},
+					"status": {
+						SchemaProps: spec.SchemaProps{
+							Description: "status is what was found, filled in by the answer.",
+							Default:     map[string]interface{}{},
+							Ref:         ref(v1alpha1.StoreVerificationStatus{}.OpenAPIModelName()),
+						},
+					},
+				},
+			},
+		},
+		Dependencies: []string{
+			v1.ObjectMeta{}.OpenAPIModelName(), v1alpha1.StoreVerificationStatus{}.OpenAPIModelName()},
+	}
+}
+
+func schema_stasis_api_subresources_v1alpha1_StoreVerificationStatus(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "StoreVerificationStatus is what a verification has found.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"storeName": {
+						SchemaProps: spec.SchemaProps{
+							Description: "storeName names the CheckpointStore, and storeID the store itself.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"storeID": {
+						SchemaProps: spec.SchemaProps{
+							Type:   []string{"string"},
+							Format: "",
+						},
+					},
+					"startTime": {
+						SchemaProps: spec.SchemaProps{
+							Description: "startTime is when the verification began.",
+							Ref:         ref(v1.Time{}.OpenAPIModelName()),
+						},
+					},
+					"completionTime": {
+						SchemaProps: spec.SchemaProps{
+							Description: "completionTime is when it ended. Unset: it goes on.",
+							Ref:         ref(v1.Time{}.OpenAPIModelName()),
+						},
+					},
+					"checkpoints": {
+						SchemaProps: spec.SchemaProps{
+							Description: "checkpoints is how many were looked at.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+					"verifiedBytes": {
+						SchemaProps: spec.SchemaProps{
+							Description: "verifiedBytes were read and found right.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+					"problems": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "problems name what is corrupt or missing, at most 100 of them.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Ref: ref(v1alpha1.StoreProblem{}.OpenAPIModelName()),
+									},
+								},
+							},
+						},
+					},
+					"problemCount": {
+						SchemaProps: spec.SchemaProps{
+							Description: "problemCount is how many there are.",
+							Type:        []string{"integer"},
+							Format:      "int32",
+						},
+					},
+				},
+				Required: []string{"checkpoints", "verifiedBytes"},
+			},
+		},
+		Dependencies: []string{
+			v1.Time{}.OpenAPIModelName(), v1alpha1.StoreProblem{}.OpenAPIModelName()},
+	}
+}
+
 func schema_stasis_api_subresources_v1alpha1_VolumeContents(ref common.ReferenceCallback) common.OpenAPIDefinition {
 	return common.OpenAPIDefinition{
 		Schema: spec.Schema{
@@ -4202,5 +4514,51 @@ func schema_podstasisdev_stasis_api_v1alpha1_PhaseTiming(ref common.ReferenceCal
 		},
 		Dependencies: []string{
 			v1.Duration{}.OpenAPIModelName()},
+	}
+}
+
+func schema_podstasisdev_stasis_api_v1alpha1_StoredCheckpoint(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "StoredCheckpoint says where in a store a checkpoint is.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"name": {
+						SchemaProps: spec.SchemaProps{
+							Description: "name of the CheckpointStore.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"storeID": {
+						SchemaProps: spec.SchemaProps{
+							Description: "storeID is the store's identity.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"checkpointID": {
+						SchemaProps: spec.SchemaProps{
+							Description: "checkpointID names the checkpoint in it: the digest of its root object.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"newBytes": {
+						SchemaProps: spec.SchemaProps{
+							Description: "newBytes is what the store grew by.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+				},
+				Required: []string{"name", "storeID", "checkpointID", "newBytes"},
+			},
+		},
 	}
 }
