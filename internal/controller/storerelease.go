@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -95,7 +96,7 @@ func (r *storeRelease) remove(ctx context.Context, c *checkpointv1alpha1.PodChec
 		return 0, nil
 	}
 	object, err := get[checkpointv1alpha1.CheckpointStore](ctx, r.live, types.NamespacedName{Name: in.Name})
-	if err != nil {
+	if err != nil && !meta.IsNoMatchError(err) { // while Stasis' API is deleted, stores go first
 		return 0, err
 	}
 	if object == nil || object.DeletionTimestamp != nil {

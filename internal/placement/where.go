@@ -63,7 +63,7 @@ type Where struct {
 }
 
 // Find says where a checkpoint can be restored: on the node that holds its data, and
-// on those that can run it, as long as the first can send it. A checkpoint that does
+// on those that can run it, as long as the first can send it or it is in a store. A checkpoint that does
 // not say what it needs stays where it is.
 func Find(c *checkpointv1alpha1.PodCheckpoint, agents map[string]agentapi.Announcement, now time.Time) Where {
 	w := Where{Holder: c.Status.NodeName, agents: agents, now: now}
@@ -77,7 +77,9 @@ func Find(c *checkpointv1alpha1.PodCheckpoint, agents map[string]agentapi.Announ
 		w.Alone = fmt.Sprintf("its volume %s is a directory of that node (hostPath)", volume)
 		return w
 	}
-	// What else could send the data would be asked here, beside the holder.
+	if c.Status.Store != nil {
+		return w // the holder is not needed
+	}
 	if why := w.cannotServe(); why != "" {
 		w.Alone = "the node that holds the data cannot send them: " + why
 	}

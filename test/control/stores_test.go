@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/store"
@@ -239,4 +240,32 @@ func TestRetentionDeletesWithTheRightsOfTheController(t *testing.T) {
 	token, err := set.CoreV1().ServiceAccounts(systemNamespace).CreateToken(t.Context(), "stasis-controller", tokenRequest(), metav1.CreateOptions{})
 	must(t, err)
 	refused(t, withToken(t, token.Status.Token).Delete(t.Context(), local), apierrors.IsForbidden, "only PodCheckpoints that are Ready in a store")
+}
+
+func TestTheStoresThatTheDocumentsShowAreTaken(t *testing.T) {
+	must(t, once())
+	shown := map[string]*checkpointv1alpha1.CheckpointStore{"config/samples": sample[checkpointv1alpha1.CheckpointStore](t, "checkpointstore.yaml")}
+	text, err := os.ReadFile("../../docs/stores.md")
+	must(t, err)
+	for i, block := range strings.Split(string(text), "```yaml\n")[1:] {
+		block, _, _ = strings.Cut(block, "```")
+		for _, document := range strings.Split(block, "---\n") {
+			s := &checkpointv1alpha1.CheckpointStore{ObjectMeta: metav1.ObjectMeta{GenerateName: "shown-"}}
+			if strings.Contains(document, "kind: Secret") {
+				continue
+			}
+			must(t, yaml.UnmarshalStrict([]byte(document), s))
+			shown[fmt.Sprintf("docs/stores.md, %d", i)] = s
+		}
+	}
+	kinds := map[checkpointv1alpha1.CheckpointStoreType]bool{}
+	for where, s := range shown {
+		kinds[s.Spec.Type] = true
+		if err := shared.client.Create(t.Context(), s, client.DryRunAll); err != nil {
+			t.Errorf("%s: %v", where, err)
+		}
+	}
+	if len(kinds) != 5 {
+		t.Errorf("the kinds %v are shown, and not all five", kinds)
+	}
 }
