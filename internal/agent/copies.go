@@ -429,28 +429,43 @@ func lastTouched(dir string, deep bool) (last time.Time, err error) {
 
 // remove removes a copy that nobody uses.
 func (c *copies) remove(a aCopy, why string) (bool, error) {
+	aside, err := c.takeAside(a)
+	if aside == "" || err != nil {
+		return false, err
+	}
+	if err := os.RemoveAll(aside); err != nil {
+		return false, fmt.Errorf("remove the copy of a checkpoint: %w", err)
+	}
+	c.log.Info("a copy of another node's checkpoint removed", "uid", a.uid, "because", why)
+	return true, nil
+}
+
+// takeAside moves a copy that nobody uses out of the way, so that nobody finds half of
+// it; empty if somebody does. To remove it takes long, and nobody waits for that.
+func (c *copies) takeAside(a aCopy) (aside string, err error) {
 	used, err := c.inUse()
 	if err != nil {
-		return false, fmt.Errorf("find out which checkpoints restores use: %w", err)
+		return "", fmt.Errorf("find out which checkpoints restores use: %w", err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	handed, known := c.handed[a.uid]
 	if c.under[a.uid] != nil || slices.Contains(used, a.dir) || known && c.now().Sub(handed) < handedFor {
-		return false, nil
+		return "", nil
 	}
 	delete(c.handed, a.uid)
 	delete(c.news, a.uid)
-	// First out of the way, so that nobody finds half of it.
-	aside := filepath.Join(c.store.copiesRoot(), removingPrefix+string(a.uid))
-	if err := errors.Join(os.RemoveAll(aside), os.Rename(a.dir, aside), os.RemoveAll(aside)); err != nil {
-		return false, fmt.Errorf("remove the copy of a checkpoint: %w", err)
+	aside, err = os.MkdirTemp(c.store.copiesRoot(), removingPrefix)
+	if err == nil {
+		err = os.Rename(a.dir, filepath.Join(aside, string(a.uid)))
+	}
+	if err != nil {
+		return "", fmt.Errorf("remove the copy of a checkpoint: %w", err)
 	}
 	if err := os.Remove(c.store.copyRecordPath(a.uid)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false, fmt.Errorf("remove the copy of a checkpoint: %w", err)
+		return "", fmt.Errorf("remove the copy of a checkpoint: %w", err)
 	}
-	c.log.Info("a copy of another node's checkpoint removed", "uid", a.uid, "because", why)
-	return true, nil
+	return aside, nil
 }
 
 // Start looks after copies until ctx ends. It implements manager.Runnable.
@@ -488,7 +503,7 @@ func (c *copies) tidy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	failures := []error{c.removeStrays(all)}
+	failures := []error{c.removeStrays(all), c.removeHalves()}
 	for _, a := range all {
 		why := ""
 		gone, err := c.objectGone(ctx, a.uid)
@@ -508,6 +523,26 @@ func (c *copies) tidy(ctx context.Context) error {
 		}
 		if _, err := c.remove(a, why); err != nil {
 			failures = append(failures, err)
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// removeHalves removes what an agent that was killed had half removed or half written.
+func (c *copies) removeHalves() error {
+	entries, err := os.ReadDir(c.store.copiesRoot())
+	if err != nil {
+		return fmt.Errorf("look for leftovers of copies: %w", err)
+	}
+	var failures []error
+	for _, e := range entries {
+		// A record that is being written now is younger.
+		old := false
+		if info, err := e.Info(); err == nil {
+			old = c.now().Sub(info.ModTime()) > time.Minute
+		}
+		if old && (strings.HasPrefix(e.Name(), removingPrefix) || strings.HasPrefix(e.Name(), ".tmp-")) {
+			failures = append(failures, os.RemoveAll(filepath.Join(c.store.copiesRoot(), e.Name())))
 		}
 	}
 	return errors.Join(failures...)
@@ -536,7 +571,7 @@ func (c *copies) objectGone(ctx context.Context, uid types.UID) (bool, error) {
 	return pcp.UID != uid || pcp.DeletionTimestamp != nil, nil
 }
 
-// removeStrays removes what was half removed, and records of copies that are not there.
+// removeStrays removes records of copies that are not there.
 func (c *copies) removeStrays(all []aCopy) error {
 	there := map[string]bool{}
 	for _, a := range all {
@@ -553,10 +588,8 @@ func (c *copies) removeStrays(all []aCopy) error {
 	}
 	var failures []error
 	for _, e := range entries {
-		stray := strings.HasPrefix(e.Name(), removingPrefix) || strings.HasPrefix(e.Name(), ".tmp-") ||
-			strings.HasSuffix(e.Name(), copySuffix) && !there[e.Name()]
-		if stray {
-			failures = append(failures, os.RemoveAll(filepath.Join(c.store.copiesRoot(), e.Name())))
+		if strings.HasSuffix(e.Name(), copySuffix) && !there[e.Name()] {
+			failures = append(failures, os.Remove(filepath.Join(c.store.copiesRoot(), e.Name())))
 		}
 	}
 	return errors.Join(failures...)

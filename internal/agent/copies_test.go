@@ -559,6 +559,23 @@ func diskBytes(dir string) (int64, error) {
 	return int64(st.Blocks) * st.Bsize, err
 }
 
+func TestWhatAKilledAgentHadHalfRemovedGoes(t *testing.T) {
+	c, h := newTestCopies(t, &fakeOrigin{})
+	root := h.store.copiesRoot()
+	err := errors.Join(os.MkdirAll(filepath.Join(root, removingPrefix+"1", string(pcpUID)), 0o700),
+		os.WriteFile(filepath.Join(root, ".tmp-1"), nil, 0o600), os.WriteFile(filepath.Join(root, string(pcpUID)+copySuffix), []byte("{}"), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.now = func() time.Time { return time.Now().Add(time.Hour) }
+	if err := c.tidy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := os.ReadDir(root); err != nil || len(entries) > 0 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+}
+
 func TestACopyWhoseRestoreHasBegunIsKeptByThatAlone(t *testing.T) {
 	e := newElsewhere(t, 1000)
 	c, _ := newTestCopies(t, &fakeOrigin{dir: e.dir})
