@@ -237,6 +237,12 @@ type CheckpointStoreStatus struct {
 	// +kubebuilder:validation:MaxLength=64
 	StoreID string `json:"storeID,omitempty"`
 
+	// clusterID is what this cluster's checkpoints are labelled with in the store, which
+	// others may share: the UID of the namespace kube-system.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	ClusterID string `json:"clusterID,omitempty"`
+
 	// checkpoints is how many the store holds, with those of other clusters.
 	// +optional
 	Checkpoints int32 `json:"checkpoints,omitempty"`

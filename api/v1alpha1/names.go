@@ -100,7 +100,7 @@ const (
 
 // Labels of a checkpoint in a store: whose it is.
 const (
-	StoreLabelCluster   = "cluster"   // UID of the namespace kube-system
+	StoreLabelCluster   = "cluster"   // status.clusterID of the CheckpointStore: the UID of the namespace kube-system
 	StoreLabelNamespace = "namespace" // of the PodCheckpoint
 	StoreLabelName      = "name"      // of the PodCheckpoint
 	StoreLabelUID       = "uid"       // of the PodCheckpoint

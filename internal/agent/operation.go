@@ -449,7 +449,7 @@ func (o *operations) success(op operation, m *checkpoint.Manifest, digest string
 		op.source.pod.Name, o.nodeName, s.Size.Logical, m.FreezeDuration.Round(time.Millisecond)))
 	return &record{
 		Namespace: op.object.Namespace, Name: op.object.Name, UID: op.object.UID,
-		PodName: op.source.pod.Name, PodUID: op.source.pod.UID, Data: data, StoreName: op.object.Spec.StoreName, Status: s,
+		PodName: op.source.pod.Name, PodUID: op.source.pod.UID, Data: data, StoreName: op.object.Spec.StoreName, Workload: workloadOf(op.source.pod), Status: s,
 	}
 }
 

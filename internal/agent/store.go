@@ -188,6 +188,7 @@ type record struct {
 	Data string `json:"data,omitempty"`
 	// StoreName is the CheckpointStore that it is to be kept in; empty: it stays here.
 	StoreName string `json:"storeName,omitempty"`
+	Workload  string `json:"workload,omitempty"` // of the source Pod
 
 	Status v1alpha1.PodCheckpointStatus `json:"status"`
 }

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -175,6 +176,9 @@ func (s *storing) put(ctx context.Context, rec *record) error {
 	} else if err != nil {
 		return fmt.Errorf("read the CheckpointStore: %w", err)
 	}
+	if of.Status.ClusterID == "" {
+		return fmt.Errorf("stasis-controller has not opened CheckpointStore %s yet", rec.StoreName)
+	}
 	into, closeIt, err := s.open(ctx, &of)
 	if err != nil {
 		return err
@@ -208,22 +212,25 @@ func (s *storing) put(ctx context.Context, rec *record) error {
 	return s.store.writeRecord(rec)
 }
 
-// Labels of a checkpoint in a store. The controller knows by them whose it is.
-const (
-	storeLabelStore     = "checkpointStore" // the UID of the object that it was stored for
-	storeLabelNamespace = "namespace"
-	storeLabelName      = "name"
-	storeLabelUID       = "uid"
-	storeLabelPod       = "pod"
-	storeLabelPodUID    = "podUID"
-	storeLabelNode      = "node"
-)
-
+// storeLabels are a checkpoint's in its store. The controller knows by them whose it is.
 func storeLabels(rec *record, of *v1alpha1.CheckpointStore) map[string]string {
-	return map[string]string{
-		storeLabelStore: string(of.UID), storeLabelNamespace: rec.Namespace, storeLabelName: rec.Name, storeLabelUID: string(rec.UID),
-		storeLabelPod: rec.PodName, storeLabelPodUID: string(rec.PodUID), storeLabelNode: rec.Status.NodeName,
+	labels := map[string]string{
+		v1alpha1.StoreLabelCluster: of.Status.ClusterID, v1alpha1.StoreLabelNamespace: rec.Namespace,
+		v1alpha1.StoreLabelName: rec.Name, v1alpha1.StoreLabelUID: string(rec.UID),
+		v1alpha1.StoreLabelPod: rec.PodName, v1alpha1.StoreLabelPodUID: string(rec.PodUID), v1alpha1.StoreLabelNode: rec.Status.NodeName,
 	}
+	if rec.Workload != "" {
+		labels[v1alpha1.StoreLabelWorkload] = rec.Workload
+	}
+	return labels
+}
+
+// workloadOf is KIND/NAME of a Pod's controller; empty if it has none.
+func workloadOf(pod *corev1.Pod) string {
+	if owner := metav1.GetControllerOf(pod); owner != nil {
+		return owner.Kind + "/" + owner.Name
+	}
+	return ""
 }
 
 // alike says which other checkpoints have much in common with one: of the same Pod, and

@@ -25,7 +25,8 @@ func storedPCP() *v1alpha1.PodCheckpoint {
 }
 
 func storeObject() *v1alpha1.CheckpointStore {
-	return &v1alpha1.CheckpointStore{ObjectMeta: metav1.ObjectMeta{Name: "s", UID: "store-uid"}}
+	return &v1alpha1.CheckpointStore{ObjectMeta: metav1.ObjectMeta{Name: "s", UID: "store-uid"},
+		Status: v1alpha1.CheckpointStoreStatus{ClusterID: "cluster-uid"}}
 }
 
 // memoryStore makes a store that the harness opens, as long as it is up.
@@ -78,7 +79,7 @@ func TestACheckpointIsReadyWhenItIsInItsStore(t *testing.T) {
 	}
 	c, err := s.Describe(t.Context(), id)
 	if err != nil || c.ManifestDigest != pcp.Status.ManifestDigest || c.Labels["namespace"] != "ns" || c.Labels["name"] != "cp" ||
-		c.Labels["uid"] != string(pcpUID) || c.Labels["checkpointStore"] != "store-uid" || c.Labels["podUID"] != string(podUID) || c.Labels["node"] != testNode {
+		c.Labels["uid"] != string(pcpUID) || c.Labels["cluster"] != "cluster-uid" || c.Labels["podUID"] != string(podUID) || c.Labels["node"] != testNode {
 		t.Errorf("the store says %+v, %v", c, err)
 	}
 	dir := t.TempDir()

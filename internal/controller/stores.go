@@ -159,7 +159,11 @@ func (r *storekeeper) look(ctx context.Context, object *checkpointv1alpha1.Check
 		return err
 	}
 	defer done()
-	object.Status.StoreID = s.ID()
+	cluster, err := r.cluster(opening)
+	if err != nil {
+		return err
+	}
+	object.Status.StoreID, object.Status.ClusterID = s.ID(), cluster
 	rotated, err := r.config.Open.Rotate(opening, object, s)
 	if err != nil {
 		return err
