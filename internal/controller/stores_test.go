@@ -247,6 +247,9 @@ func TestAStoreThatWasReplacedIsNotUsedNorMadeAgain(t *testing.T) {
 			if object.Status.StoreID != id {
 				t.Errorf("its identity became %s", object.Status.StoreID)
 			}
+			if _, err := os.Stat(filepath.Join(k.path, "store.json")); name == "by none" && !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("a store was made: %v", err)
+			}
 		})
 	}
 }
