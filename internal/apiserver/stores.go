@@ -23,8 +23,6 @@ import (
 // handlers end a creation after 34 s.
 const storeWait = 20 * time.Second
 
-var checkpointStores = checkpointv1alpha1.GroupVersion.WithResource("checkpointstores").GroupResource()
-
 // storeRunner verifies and collects stores.
 type storeRunner interface {
 	Verify(ctx context.Context, object *checkpointv1alpha1.CheckpointStore, id *store.ID) (subresources.StoreVerificationStatus, error)

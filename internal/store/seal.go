@@ -100,13 +100,6 @@ func (s *sealer) open(part uint64, data []byte) ([]byte, error) {
 	return s.aead.Open(nil, nonce(part), data, nil)
 }
 
-func (s *sealer) overhead() int {
-	if s == nil {
-		return 0
-	}
-	return s.aead.Overhead()
-}
-
 // Small objects, such as roots and leases, are sealed whole: a head, a salt and the data
 // with their tag, or the data's digest in the place of both.
 var (

@@ -57,7 +57,7 @@ func (o Opener) explain(object *checkpointv1alpha1.CheckpointStore, err error) e
 			if object.Spec.CredentialsSecretName == "" {
 				return &credentialsError{"spec.credentialsSecretName", fmt.Errorf("is required: %w", err)}
 			}
-			return &credentialsError{"spec.credentialsSecretName", fmt.Errorf("Secret %s/%s: %w", o.Namespace, object.Spec.CredentialsSecretName, err)}
+			return &credentialsError{"spec.credentialsSecretName", fmt.Errorf("the Secret %s/%s: %w", o.Namespace, object.Spec.CredentialsSecretName, err)}
 		case "ca":
 			return &invalidError{"spec.caBundle", err}
 		case "insecure", "kind":
@@ -74,7 +74,7 @@ func (o Opener) explain(object *checkpointv1alpha1.CheckpointStore, err error) e
 		if object.Spec.EncryptionSecretName == nil {
 			return &keyError{"spec.encryptionSecretName", fmt.Errorf("is not set: %w", err)}
 		}
-		return &keyError{"spec.encryptionSecretName", fmt.Errorf("Secret %s/%s: %w", o.Namespace, *object.Spec.EncryptionSecretName, err)}
+		return &keyError{"spec.encryptionSecretName", fmt.Errorf("the Secret %s/%s: %w", o.Namespace, *object.Spec.EncryptionSecretName, err)}
 	}
 	return err
 }

@@ -174,7 +174,7 @@ func (o Opener) keys(ctx context.Context, object *checkpointv1alpha1.CheckpointS
 		return nil, &keyError{field, err}
 	}
 	if len(secret.Data) == 0 {
-		return nil, &keyError{field, fmt.Errorf("Secret %s/%s has no entry; each of them is a key of %d bytes", o.Namespace, secret.Name, keySize)}
+		return nil, &keyError{field, fmt.Errorf("the Secret %s/%s has no entry; each of them is a key of %d bytes", o.Namespace, secret.Name, keySize)}
 	}
 	var keys []store.Key
 	for name, key := range secret.Data {

@@ -18,8 +18,6 @@ import (
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 )
 
-const aggregatedPath = "/apis/subresources.checkpoint.podstasis.dev/v1alpha1/"
-
 // posted posts an object of a kind to a subresource as a user, and decodes the answer if
 // it is one. Else it returns what was said.
 func posted(t *testing.T, as *rest.Config, path, kind string, into any) (int, string) {
