@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -75,31 +76,35 @@ func upCommand(state *stateDir) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			root, err := project.Root()
-			if err != nil {
-				return err
-			}
-			cache, err := project.Cache()
-			if err != nil {
-				return err
-			}
-			say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
-			running, err := cluster.Up(cmd.Context(), cluster.Options{Root: root, Cache: cache, Dir: dir, Nodes: nodes, Kubernetes: !bare, Say: say})
-			if err != nil {
-				return err
-			}
-			names := strings.Join(running.NodeNames(), ", ")
-			if bare {
-				say("up: %s with a container runtime each; devcluster status -o json names the sockets", names)
-				return nil
-			}
-			say("up: %s; export KUBECONFIG=%s", names, running.Kubeconfig())
-			return nil
+			return bringUp(cmd, dir, nodes, !bare)
 		},
 	}
 	cmd.Flags().IntVar(&nodes, "nodes", 1, "number of nodes")
 	cmd.Flags().BoolVar(&bare, "no-kubernetes", false, "nodes with a container runtime only")
 	return cmd
+}
+
+func bringUp(cmd *cobra.Command, dir string, nodes int, kubernetes bool) error {
+	root, err := project.Root()
+	if err != nil {
+		return err
+	}
+	cache, err := project.Cache()
+	if err != nil {
+		return err
+	}
+	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
+	running, err := cluster.Up(cmd.Context(), cluster.Options{Root: root, Cache: cache, Dir: dir, Nodes: nodes, Kubernetes: kubernetes, Say: say})
+	if err != nil {
+		return err
+	}
+	names := strings.Join(running.NodeNames(), ", ")
+	if !kubernetes {
+		say("up: %s with a container runtime each; devcluster status -o json names the sockets", names)
+		return nil
+	}
+	say("up: %s; export KUBECONFIG=%s", names, running.Kubeconfig())
+	return nil
 }
 
 func downCommand(state *stateDir) *cobra.Command {
@@ -210,30 +215,44 @@ func execCommand(state *stateDir, name string, hidden bool) *cobra.Command {
 func killCommand(state *stateDir) *cobra.Command {
 	var down bool
 	cmd := &cobra.Command{
-		Use: "kill NODE COMPONENT", Short: "End a component by SIGKILL; it is started again as systemd would", Args: cobra.ExactArgs(2),
+		Use: "kill NODE [COMPONENT]", Short: "End a component by SIGKILL (it is started again as systemd would), or a whole node as a loss of power does", Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			running, err := state.open()
 			if err != nil {
 				return err
 			}
+			if len(args) == 1 {
+				return running.PowerOff(args[0])
+			}
 			return running.Kill(cmd.Context(), args[0], args[1], down)
 		},
 	}
-	cmd.Flags().BoolVar(&down, "down", false, "do not start it again")
+	cmd.Flags().BoolVar(&down, "down", false, "do not start the component again")
 	return cmd
 }
 
 func startCommand(state *stateDir) *cobra.Command {
 	return &cobra.Command{
-		Use: "start NODE COMPONENT", Short: "Start a component that was killed with --down or stopped", Args: cobra.ExactArgs(2),
+		Use: "start NODE [COMPONENT]", Short: "Start a component that was killed with --down or stopped, or a node that was killed", Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			running, err := state.open()
 			if err != nil {
 				return err
 			}
+			if len(args) == 1 {
+				return powerOn(cmd, running, args[0])
+			}
 			return running.Start(cmd.Context(), args[0], args[1])
 		},
 	}
+}
+
+// powerOn switches a node on: what up does for all that are off.
+func powerOn(cmd *cobra.Command, running cluster.Running, name string) error {
+	if !slices.Contains(running.NodeNames(), name) {
+		return fmt.Errorf("no node %q; there are: %s", name, strings.Join(running.NodeNames(), ", "))
+	}
+	return bringUp(cmd, running.Dir, running.Nodes, running.Kubernetes)
 }
 
 func stopCommand(state *stateDir) *cobra.Command {

@@ -449,3 +449,37 @@ func TestANodeLooksLikeAHostOfItsOwn(t *testing.T) {
 	}
 	do(t, state, "exec", "node-1", "--", "/opt/devcluster/criu/bin/criu", "check")
 }
+
+func TestANodeThatLosesPowerKeepsItsDiskAndNothingElse(t *testing.T) {
+	state := fresh(t)
+	before := look(t, state)
+	do(t, state, "up", "--no-kubernetes", "--nodes", "2")
+	container(t, state, "node-1")
+	do(t, state, "exec", "node-1", "--", "sh", "-c", "echo kept > /var/lib/kept; echo kept > /etc/kept; : > /run/gone; mount -t tmpfs none /mnt; : > /mnt/gone")
+	do(t, state, "kill", "node-1")
+	if left := supervisors(t, state); len(left) != 1 {
+		t.Errorf("%d supervisors are left of two nodes, of which one lost its power", len(left))
+	}
+	for _, process := range look(t, state)["processes"] {
+		if strings.Contains(process, "sleep 1000000") {
+			t.Errorf("left of the node: %s", process)
+		}
+	}
+	for _, p := range status(t, state) {
+		if (p.Error != "") != (p.Place == "node-1") {
+			t.Errorf("%s: %q", p.Place, p.Error)
+		}
+	}
+	if text, err := command(state, "exec", "node-1", "--", "true").CombinedOutput(); err == nil {
+		t.Errorf("a command runs on it: %s", text)
+	}
+	do(t, state, "start", "node-1")
+	if text := do(t, state, "exec", "node-1", "--", "sh", "-c", "cat /var/lib/kept /etc/kept; ls /run/gone /mnt/gone 2>/dev/null || true"); text != "kept\nkept\n" {
+		t.Errorf("the node came back with %q", text)
+	}
+	if pid(t, state, "node-1", "containerd") == 0 || pid(t, state, "node-2", "containerd") == 0 {
+		t.Error("a container runtime does not run")
+	}
+	do(t, state, "down")
+	same(t, before, look(t, state))
+}

@@ -167,13 +167,21 @@ func (u *up) addKube(spec *node.Spec, programs []string) {
 }
 
 func (u *up) create(spec node.Spec) error {
-	if err := os.RemoveAll(spec.Dir); err != nil {
+	if _, err := os.Stat(u.offFile(spec.Name)); err == nil {
+		spec.Again = true
+	} else if err := os.RemoveAll(spec.Dir); err != nil {
 		return fmt.Errorf("removing what an earlier %s has left: %w", spec.Name, err)
 	}
 	if err := u.groups.Make(u.SystemCgroup(spec.Name)); err != nil {
 		return err
 	}
-	return node.Create(spec)
+	if err := node.Create(spec); err != nil {
+		return err
+	}
+	if err := os.Remove(u.offFile(spec.Name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("switching %s on: %w", spec.Name, err)
+	}
+	return nil
 }
 
 // fill starts everything that does not run and waits until it is ready.

@@ -194,6 +194,27 @@ func ConnectNode(c plan.Cluster, i int, path, hubPath string) error {
 	return route(ns.handle, eth, c.Services(), c.APIServer())
 }
 
+// DisconnectNode pulls node i's cable out of the bridge in the control plane's namespace at
+// hubPath. ConnectNode puts another one in.
+func DisconnectNode(i int, hubPath string) error {
+	hub, err := open(hubPath)
+	if err != nil {
+		return err
+	}
+	defer hub.close()
+	link, err := hub.handle.LinkByName(plan.NodeName(i))
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("looking for the interface of %s: %w", plan.NodeName(i), err)
+	}
+	if err := hub.handle.LinkDel(link); err != nil {
+		return fmt.Errorf("disconnecting %s: %w", plan.NodeName(i), err)
+	}
+	return nil
+}
+
 // RoutePods lets every node, the control plane and the machine reach the Pods of all
 // nodes. path tells where a place's network namespace is.
 func RoutePods(c plan.Cluster, path func(place string) string) error {

@@ -46,6 +46,8 @@ type Spec struct {
 	Files map[string]string
 	// Forward says whether packets are forwarded, as a node's kernel has to.
 	Forward bool
+	// Again says that the place was there before and its disk still is: nothing is written to it.
+	Again bool
 }
 
 // Root is where the place's root is on the machine's disk: what is not a mount of its own
@@ -229,9 +231,30 @@ func Enter(keep, name string) error {
 	return nil
 }
 
+// Drop lets go of a place's namespaces: they are gone when no process is in them any more,
+// with all that was mounted there. What is on the machine's disk stays.
+func Drop(keep, name string) error {
+	for _, file := range []string{MountNamespace(keep, name), NetworkNamespace(keep, name)} {
+		for isNamespace(file) {
+			if err := unix.Unmount(file, unix.MNT_DETACH); err != nil {
+				return fmt.Errorf("letting go of %s: %w", file, err)
+			}
+		}
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("letting go of a namespace: %w", err)
+		}
+	}
+	return nil
+}
+
 // Processes returns the processes that are in a kept namespace of any place.
-func Processes(keep string) ([]int, error) {
-	files, err := filepath.Glob(filepath.Join(keep, "*.*"))
+func Processes(keep string) ([]int, error) { return processes(filepath.Join(keep, "*.*")) }
+
+// ProcessesOf returns the processes that are in a kept namespace of one place.
+func ProcessesOf(keep, name string) ([]int, error) { return processes(filepath.Join(keep, name+".*")) }
+
+func processes(pattern string) ([]int, error) {
+	files, err := filepath.Glob(pattern)
 	if err != nil {
 		return nil, fmt.Errorf("listing namespaces: %w", err)
 	}

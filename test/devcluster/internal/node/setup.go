@@ -121,6 +121,9 @@ func overlayPath(path string) string {
 }
 
 func writeFiles(spec Spec, root string) error {
+	if spec.Again {
+		return nil
+	}
 	etc := filepath.Join(root, "etc")
 	// What the machine has for a container runtime or a cluster of its own is not the place's.
 	for _, name := range []string{"cni", "containerd", "kubernetes", "resolv.conf", "hostname", "hosts", "machine-id", "ld.so.preload", "mtab"} {
