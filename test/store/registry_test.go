@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/crypto/bcrypt"
 	"oras.land/oras-go/v2"
 	"oras.land/oras-go/v2/content/file"
 	"oras.land/oras-go/v2/registry/remote"
@@ -22,63 +21,27 @@ import (
 	"podstasis.dev/stasis/internal/store/backend/open"
 	"podstasis.dev/stasis/internal/store/backend/registry"
 	"podstasis.dev/stasis/internal/store/backend/web"
+	"podstasis.dev/stasis/test/store/servers"
 )
 
-const password = "pass:word"
-
-// distribution starts Debian's docker-registry.
-func distribution(t *testing.T, deletes bool) (*server, identity, open.Config, string) {
-	t.Helper()
-	program, id, dir := binary(t, "docker-registry"), newIdentity(t), t.TempDir()
-	hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
-	if err != nil {
-		t.Fatal(err)
-	}
-	users, config := filepath.Join(dir, "htpasswd"), filepath.Join(dir, "config.yml")
-	if err := os.WriteFile(users, append([]byte("stasis:"), hash...), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s := serve(t, id, func(address string) *exec.Cmd {
-		err := os.WriteFile(config, fmt.Appendf(nil, `version: 0.1
-log: {level: warn, accesslog: {disabled: true}}
-storage:
-  filesystem: {rootdirectory: %s}
-  delete: {enabled: %v}
-http:
-  addr: %s
-  tls: {certificate: %s, key: %s}
-auth:
-  htpasswd: {realm: checkpoints, path: %s}
-`, filepath.Join(dir, "data"), deletes, address, id.cert, id.key, users), 0o600)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return exec.Command(program, "serve", config)
-	})
-	return s, id, open.Config{
-		Kind: open.Registry, Repository: s.address + "/team/checkpoints", CA: id.ca,
-		Credentials: map[string][]byte{open.KeyUsername: []byte("stasis"), open.KeyPassword: []byte(password)},
-	}, config
-}
-
 func TestARepositoryOfARegistryIsABackend(t *testing.T) {
-	s, _, config, _ := distribution(t, true)
+	s, config, _ := servers.Registry(t, here, true)
 	var stores atomic.Int64
 	// This registry returns all tags at once; it is not asked for more than that.
 	backendtest.Suite{Many: 200, Open: func(t *testing.T) backend.Backend {
-		config.Repository = fmt.Sprintf("%s/store/%d", s.address, stores.Add(1))
+		config.Repository = fmt.Sprintf("%s/store/%d", s.Address, stores.Add(1))
 		return retrying(openStore(t, config))
 	}}.Run(t)
 }
 
 func TestARegistryThatRefusesSaysSoAtOnce(t *testing.T) {
-	_, _, good, _ := distribution(t, true)
+	_, good, _ := servers.Registry(t, here, true)
 	for name, change := range map[string]func(*open.Config){
 		"another password": func(c *open.Config) {
 			c.Credentials = map[string][]byte{open.KeyUsername: []byte("stasis"), open.KeyPassword: []byte("other")}
 		},
 		"no login":   func(c *open.Config) { c.Credentials = nil },
-		"another CA": func(c *open.Config) { c.CA = newIdentity(t).ca },
+		"another CA": func(c *open.Config) { c.CA = servers.NewIdentity(t, here).CA },
 	} {
 		config := good
 		change(&config)
@@ -97,7 +60,7 @@ func TestARegistryThatRefusesSaysSoAtOnce(t *testing.T) {
 }
 
 func TestARegistryWithoutDeletesIsNamed(t *testing.T) {
-	_, _, config, _ := distribution(t, false)
+	_, config, _ := servers.Registry(t, here, false)
 	b := retrying(openStore(t, config))
 	defer b.Close()
 	for range 2 { // replacing works all the same
@@ -115,18 +78,18 @@ func TestARegistryWithoutDeletesIsNamed(t *testing.T) {
 }
 
 // pull does what `oras pull REPOSITORY:TAG` does.
-func pull(t *testing.T, id identity, repository, tag, into string) error {
+func pull(t *testing.T, ca []byte, repository, tag, into string) error {
 	t.Helper()
 	repo, err := remote.NewRepository(repository)
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := web.Client(id.ca)
+	client, err := web.Client(ca)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.CloseIdleConnections()
-	repo.Client = &auth.Client{Client: client, Credential: auth.StaticCredential(repo.Reference.Host(), auth.Credential{Username: "stasis", Password: password})}
+	repo.Client = &auth.Client{Client: client, Credential: auth.StaticCredential(repo.Reference.Host(), auth.Credential{Username: servers.Username, Password: servers.Password})}
 	files, err := file.New(into)
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +103,7 @@ func pull(t *testing.T, id identity, repository, tag, into string) error {
 }
 
 func TestAnOrdinaryClientPullsAnObjectWithWhatItRefersTo(t *testing.T) {
-	s, id, config, file := distribution(t, true)
+	s, config, file := servers.Registry(t, here, true)
 	b := retrying(openStore(t, config))
 	defer b.Close()
 	objects := map[string][]byte{
@@ -160,7 +123,7 @@ func TestAnOrdinaryClientPullsAnObjectWithWhatItRefersTo(t *testing.T) {
 	check := func(when string) {
 		t.Helper()
 		into := t.TempDir()
-		if err := pull(t, id, config.Repository, "checkpoints_mine", into); err != nil {
+		if err := pull(t, s.CA, config.Repository, "checkpoints_mine", into); err != nil {
 			t.Fatalf("%s: pull: %v", when, err)
 		}
 		for _, name := range []string{"packs/a", "packs/b", "checkpoints/mine"} {
@@ -181,16 +144,15 @@ func TestAnOrdinaryClientPullsAnObjectWithWhatItRefersTo(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	again := exec.Command(s.cmd.Path, s.cmd.Args[1:]...)
-	s.stop()
-	before := size(t, filepath.Join(filepath.Dir(file), "data"))
-	if out, err := exec.Command(s.cmd.Path, "garbage-collect", "--delete-untagged", file).CombinedOutput(); err != nil {
+	s.Stop()
+	before := size(t, s.Data)
+	if out, err := exec.Command(s.Program, "garbage-collect", "--delete-untagged", file).CombinedOutput(); err != nil {
 		t.Fatalf("garbage-collect: %v\n%s", err, out)
 	}
-	if after := size(t, filepath.Join(filepath.Dir(file), "data")); after >= before || after < 6<<20 {
+	if after := size(t, s.Data); after >= before || after < 6<<20 {
 		t.Errorf("the registry's collector left %d bytes of %d", after, before)
 	}
-	s.start(t, id, again)
+	s.Start(t)
 	check("after the registry's garbage collection")
 	// What a client of before remembers is gone: it finds out by itself.
 	if err := b.Put(t.Context(), "packs/c", objects["packs/c"], nil); err != nil {
@@ -218,8 +180,8 @@ func size(t *testing.T, root string) (n int64) {
 // Debian's registry (2.8) does not go on with an upload that broke off in the middle of a
 // request, as others do: then it is begun anew.
 func TestAnUploadThatBreaksOffCostsOnlyItself(t *testing.T) {
-	s, _, config, _ := distribution(t, true)
-	line := cut(t, s.address)
+	s, config, _ := servers.Registry(t, here, true)
+	line := servers.NewLine(t, here, s.Address)
 	config.Repository = line.Addr().String() + "/team/checkpoints"
 	b := retrying(openStore(t, config))
 	defer b.Close()
@@ -227,11 +189,11 @@ func TestAnUploadThatBreaksOffCostsOnlyItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	data := backendtest.Noise(1, 24<<20)
-	line.after.Store(10 << 20)
+	line.CutAfter(10 << 20)
 	if err := b.Put(t.Context(), "packs/a", data, nil); err != nil {
 		t.Fatalf("put over a connection that breaks: %v", err)
 	}
-	if line.cuts.Load() != 1 {
+	if line.Cuts() != 1 {
 		t.Fatal("the connection did not break")
 	}
 	for name, want := range map[string][]byte{"packs/a": data, "packs/first": []byte("x")} {

@@ -4,9 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -15,32 +12,15 @@ import (
 	"podstasis.dev/stasis/internal/store/backend"
 	"podstasis.dev/stasis/internal/store/backend/backendtest"
 	"podstasis.dev/stasis/internal/store/backend/open"
+	"podstasis.dev/stasis/test/store/servers"
 )
-
-// s3 starts an S3 server that has one bucket.
-func s3(t *testing.T) (*server, identity, open.Config) {
-	t.Helper()
-	gateway, id, root := binary(t, "versitygw"), newIdentity(t), t.TempDir()
-	if err := os.Mkdir(filepath.Join(root, "checkpoints"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	s := serve(t, id, func(address string) *exec.Cmd {
-		cmd := exec.Command(gateway, "--port", address, "--cert", id.cert, "--key", id.key, "--keep-alive", "--quiet", "posix", root)
-		cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY=stasis", "ROOT_SECRET_KEY=a secret of sixteen")
-		return cmd
-	})
-	return s, id, open.Config{
-		Kind: open.S3, Bucket: "checkpoints", Region: "us-east-1", Endpoint: "https://" + s.address, PathStyle: true, CA: id.ca,
-		Credentials: map[string][]byte{open.KeyAccessKeyID: []byte("stasis\n"), open.KeySecretAccessKey: []byte("a secret of sixteen")},
-	}
-}
 
 func TestABucketOfAnS3ServerIsABackend(t *testing.T) {
 	// Nothing of these may be used.
 	t.Setenv("AWS_ACCESS_KEY_ID", "other")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "other")
 	t.Setenv("AWS_ENDPOINT_URL", "https://127.0.0.1:1")
-	_, _, config := s3(t)
+	_, config := servers.S3(t, here)
 	var stores atomic.Int64
 	backendtest.Run(t, func(t *testing.T) backend.Backend {
 		config.Prefix = fmt.Sprintf("stores/%d", stores.Add(1)) // one bucket, and none sees the others' objects
@@ -49,11 +29,11 @@ func TestABucketOfAnS3ServerIsABackend(t *testing.T) {
 }
 
 func TestAnS3ServerThatRefusesSaysSoAtOnce(t *testing.T) {
-	_, _, good := s3(t)
+	_, good := servers.S3(t, here)
 	for name, change := range map[string]func(*open.Config){
 		"another secret": func(c *open.Config) { c.Credentials[open.KeySecretAccessKey] = []byte("another secret") },
 		"another user":   func(c *open.Config) { c.Credentials[open.KeyAccessKeyID] = []byte("nobody") },
-		"another CA":     func(c *open.Config) { c.CA = newIdentity(t).ca },
+		"another CA":     func(c *open.Config) { c.CA = servers.NewIdentity(t, here).CA },
 	} {
 		config := good
 		config.Credentials = map[string][]byte{open.KeyAccessKeyID: []byte("stasis"), open.KeySecretAccessKey: []byte("a secret of sixteen")}
@@ -85,36 +65,34 @@ func TestAnS3ServerThatRefusesSaysSoAtOnce(t *testing.T) {
 }
 
 func TestAnS3ServerThatIsDownIsWorthAnotherTry(t *testing.T) {
-	s, id, config := s3(t)
+	s, config := servers.S3(t, here)
 	b := openStore(t, config)
 	defer b.Close()
 	if err := b.Put(t.Context(), "packs/a", []byte("x"), nil); err != nil {
 		t.Fatal(err)
 	}
-	again := exec.Command(s.cmd.Path, s.cmd.Args[1:]...)
-	again.Env = s.cmd.Env
-	s.stop()
+	s.Stop()
 	if _, err := b.Read(t.Context(), "packs/a", 0, -1); err == nil || backend.Final(err) {
 		t.Errorf("read from a server that is down: %v, want an error that is worth another try", err)
 	}
-	s.start(t, id, again)
+	s.Start(t)
 	if data, err := b.Read(t.Context(), "packs/a", 0, -1); err != nil || string(data) != "x" {
 		t.Errorf("read %q from a server that is there again, %v", data, err)
 	}
 }
 
 func TestAPutOverAConnectionThatBreaksGoesOn(t *testing.T) {
-	s, _, config := s3(t)
-	line := cut(t, s.address)
+	s, config := servers.S3(t, here)
+	line := servers.NewLine(t, here, s.Address)
 	config.Endpoint = "https://" + line.Addr().String()
 	b := openStore(t, config)
 	defer b.Close()
 	data := backendtest.Noise(1, 32<<20)
-	line.after.Store(10 << 20)
+	line.CutAfter(10 << 20)
 	if err := b.Put(t.Context(), "packs/a", data, nil); err != nil { // no Retrying: only the part is sent again
 		t.Fatal(err)
 	}
-	if line.cuts.Load() != 1 {
+	if line.Cuts() != 1 {
 		t.Fatal("the connection did not break")
 	}
 	if got, err := b.Read(t.Context(), "packs/a", 0, -1); err != nil || !bytes.Equal(got, data) {
