@@ -103,20 +103,23 @@ func TestACheckpointGoesWhereItCanRunOrStaysWhereItIs(t *testing.T) {
 	bound := needs("avx")
 	bound.Status.CheckpointedPodTemplate = &corev1.PodTemplateSpec{Spec: corev1.PodSpec{Volumes: []corev1.Volume{
 		{Name: "data", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/data"}}}}}}
+	stored := needs("avx")
+	stored.Status.Store = &checkpointv1alpha1.StoredCheckpoint{Name: "s"}
 	for name, tc := range map[string]struct {
 		checkpoint *checkpointv1alpha1.PodCheckpoint
 		agents     map[string]agentapi.Announcement
 		others     []string
 		alone      string // words
 	}{
-		"nodes that have what it needs":    {needs("avx"), agents(agent("node-1", "avx"), agent("node-2", "avx", "avx2"), agent("node-3")), []string{"node-2"}, ""},
-		"it says nothing of what it needs": {ready(), agents(agent("node-1", "avx"), agent("node-2", "avx")), nil, "does not say"},
-		"what it needs makes no sense":     {needs(""), agents(agent("node-1", "avx"), agent("node-2", "avx")), nil, "does not say"},
-		"it has files of its node":         {bound, agents(agent("node-1", "avx"), agent("node-2", "avx")), nil, "its volume data is a directory of that node"},
-		"its holder is gone":               {needs("avx"), agents(agent("node-2", "avx")), nil, "not heard of"},
-		"its holder is silent":             {needs("avx"), agents(silent, agent("node-2", "avx")), nil, "not heard of"},
-		"its holder's agent is old":        {needs("avx"), agents(old, agent("node-2", "avx")), nil, "too old"},
-		"its holder is another machine":    {needs("avx"), agents(agent("node-1"), agent("node-2", "avx")), nil, "it lacks the CPU feature avx"},
+		"nodes that have what it needs":      {needs("avx"), agents(agent("node-1", "avx"), agent("node-2", "avx", "avx2"), agent("node-3")), []string{"node-2"}, ""},
+		"it says nothing of what it needs":   {ready(), agents(agent("node-1", "avx"), agent("node-2", "avx")), nil, "does not say"},
+		"what it needs makes no sense":       {needs(""), agents(agent("node-1", "avx"), agent("node-2", "avx")), nil, "does not say"},
+		"it has files of its node":           {bound, agents(agent("node-1", "avx"), agent("node-2", "avx")), nil, "its volume data is a directory of that node"},
+		"its holder is gone":                 {needs("avx"), agents(agent("node-2", "avx")), nil, "not heard of"},
+		"its holder is silent":               {needs("avx"), agents(silent, agent("node-2", "avx")), nil, "not heard of"},
+		"its holder is gone, a store has it": {stored, agents(agent("node-2", "avx"), agent("node-3")), []string{"node-2"}, ""},
+		"its holder's agent is old":          {needs("avx"), agents(old, agent("node-2", "avx")), nil, "too old"},
+		"its holder is another machine":      {needs("avx"), agents(agent("node-1"), agent("node-2", "avx")), nil, "it lacks the CPU feature avx"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := Find(tc.checkpoint, tc.agents, now)
