@@ -98,7 +98,8 @@ type writer struct {
 	done   int64
 
 	building sync.Mutex
-	packs    []Pack // those that were there, then new ones; zero until one is finished
+	packs    []Pack      // those that were there, then new ones; zero until one is finished
+	earlier  map[ID]bool // packs that an attempt before this one wrote
 	builder  *packBuilder
 	newBytes int64
 }
@@ -134,6 +135,10 @@ func (s *Store) newWriter(ctx context.Context, o PutOptions) (*writer, *Checkpoi
 		if err := w.learn(ctx, condemned, of, 0); err != nil {
 			return nil, nil, err
 		}
+	}
+	w.earlier = make(map[ID]bool, len(w.packs))
+	for _, of := range w.packs {
+		w.earlier[of.ID] = true
 	}
 	alike, err := s.alike(ctx, o.Alike)
 	if err != nil {
@@ -453,6 +458,9 @@ func (w *writer) finish(ctx context.Context, l *lease, files []*written, o PutOp
 	for i, of := range used {
 		r.Packs, r.PackSizes = append(r.Packs, of.ID[:]...), append(r.PackSizes, of.Size)
 		refs[i] = of.name()
+		if w.earlier[of.ID] {
+			r.NewBytes += of.Size // by this checkpoint all the same
+		}
 	}
 	data, err := json.Marshal(r)
 	if err != nil {
