@@ -264,11 +264,11 @@ func (h *harness) start() {
 	}
 	h.ops.storing = newStoring(&storing{
 		client: h.client, live: h.client, store: h.store, done: h.ops.tell, first: 10 * time.Millisecond, log: log, now: time.Now,
-		open: func(ctx context.Context, of *v1alpha1.CheckpointStore) (*checkpointstore.Store, func() error, error) {
+		open: func(ctx context.Context, of *v1alpha1.CheckpointStore, waiting func(error)) (*checkpointstore.Store, func() error, error) {
 			if h.opens == nil {
 				return nil, nil, errors.New("it cannot be reached")
 			}
-			return h.opens(ctx, of)
+			return h.opens(ctx, of, waiting)
 		},
 	})
 	h.Cleanup(h.ops.storing.end)

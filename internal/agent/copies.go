@@ -243,6 +243,9 @@ func (c *copies) fetch(ctx context.Context, pcp *v1alpha1.PodCheckpoint, f *fetc
 		c.metrics.fetchDuration.WithLabelValues(resultFailure).Observe(took.Seconds())
 		return err
 	}
+	if second, _ := f.origin.(secondOrigin); second != nil && second.instead() != "" {
+		log.Warn("a checkpoint was not fetched from where it should have been", "instead", f.origin.Name(), "because", second.instead())
+	}
 	log.Info("a checkpoint has been fetched")
 	c.metrics.fetchDuration.WithLabelValues(resultSuccess).Observe(took.Seconds())
 	return nil
@@ -288,7 +291,9 @@ func (c *copies) note(pcp *v1alpha1.PodCheckpoint, f *fetching) {
 	}
 	_, total, broken, _ := f.progress.read()
 	c.news[pcp.UID] = fmt.Sprintf("The data of PodCheckpoint %s have come from %s: %s in %s", pcp.Name, f.origin.Name(), binaryBytes(total), c.now().Sub(f.began).Round(100*time.Millisecond))
-	if broken > 0 {
+	if second, _ := f.origin.(secondOrigin); second != nil && second.instead() != "" {
+		c.news[pcp.UID] += "; " + second.instead()
+	} else if broken > 0 {
 		c.news[pcp.UID] += fmt.Sprintf(", over a connection that broke %d times", broken)
 	}
 }

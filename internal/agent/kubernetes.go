@@ -32,6 +32,7 @@ import (
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/agentapi"
 	"podstasis.dev/stasis/internal/apiserver/registration"
+	"podstasis.dev/stasis/internal/store/backend"
 	"podstasis.dev/stasis/internal/stores"
 )
 
@@ -111,7 +112,7 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	k.locator = &agentapi.Locator{Reader: m.GetAPIReader(), Namespace: d.API.Namespace, Clock: clock.RealClock{}, Blind: true}
 	peers := &agentapi.Peers{Locator: k.locator, Node: d.NodeName, Certificate: k.identity.Load}
 	opener := stores.Opener{Reader: m.GetAPIReader(), Namespace: d.API.Namespace}
-	fetched, err := newCopies(d, m.GetAPIReader(), &origins{peers: peers, live: m.GetAPIReader(), open: opener.Open})
+	fetched, err := newCopies(d, m.GetAPIReader(), &origins{peers: peers, live: m.GetAPIReader(), open: retryOpener(opener, fetchRetry)})
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +129,7 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 		queue: make(chan operation), stages: &d.stages,
 	}
 	ops.storing = newStoring(&storing{
-		client: m.GetClient(), live: m.GetAPIReader(), store: d.store, open: opener.Open, done: ops.tell, first: storeFirstDelay, log: d.Log, now: time.Now,
+		client: m.GetClient(), live: m.GetAPIReader(), store: d.store, open: retryOpener(opener, backend.Policy{}), done: ops.tell, first: storeFirstDelay, log: d.Log, now: time.Now,
 	})
 	k.reconciler = &reconciler{
 		nodeName: d.NodeName, client: m.GetClient(), live: m.GetAPIReader(), runtime: d.runtime, store: d.store,

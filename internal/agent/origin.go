@@ -37,6 +37,12 @@ type wholeOrigin interface {
 	bring(ctx context.Context, dir string, done func(int64)) error
 }
 
+// secondOrigin has another place to ask where the first fails.
+type secondOrigin interface {
+	// instead says why the first was left; empty as long as it was not.
+	instead() string
+}
+
 // origins chooses where a checkpoint is fetched from: the store that it is in, or else
 // the agent of the node that holds it.
 type origins struct {
@@ -51,7 +57,7 @@ func (o *origins) of(pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod) (origin, erro
 	}
 	peer := &peerOrigin{peers: o.peers, node: pcp.Status.NodeName, uid: string(pcp.UID), name: pcp.Name, pod: pod}
 	if pcp.Status.Store != nil {
-		return &storeOrigin{peerOrigin: peer, live: o.live, open: o.open, in: *pcp.Status.Store}, nil
+		return &storeOrigin{origin: peer, live: o.live, open: o.open, in: *pcp.Status.Store, name: pcp.Name}, nil
 	}
 	return peer, nil
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -15,24 +17,59 @@ import (
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
 	checkpointstore "podstasis.dev/stasis/internal/store"
+	"podstasis.dev/stasis/internal/store/backend"
 )
 
 // storeOrigin is a CheckpointStore. What cannot be had from it is asked of the node that
 // holds the checkpoint too: while it is there a store that is away, or damaged, keeps no
 // Pod from being restored.
 type storeOrigin struct {
-	*peerOrigin
-	live client.Reader
-	open openStores
-	in   v1alpha1.StoredCheckpoint
+	origin // the node that holds the checkpoint
+	live   client.Reader
+	open   openStores
+	in     v1alpha1.StoredCheckpoint
+	name   string // of the PodCheckpoint
 
-	failed error // of the store, for who asks the node in vain; one fetch is one goroutine
+	failure sync.Mutex
+	failed  error // of the store, which is not asked again in this fetch
 }
 
-var _ wholeOrigin = (*storeOrigin)(nil)
+var (
+	_ wholeOrigin  = (*storeOrigin)(nil)
+	_ secondOrigin = (*storeOrigin)(nil)
+)
+
+// fetchRetry is for how long a store is asked again before its node is: the Pod waits.
+var fetchRetry = backend.Policy{Total: 10 * time.Second}
 
 // Name implements origin.
-func (o *storeOrigin) Name() string { return "CheckpointStore " + o.in.Name }
+func (o *storeOrigin) Name() string {
+	if o.trouble() != nil {
+		return o.origin.Name()
+	}
+	return "CheckpointStore " + o.in.Name
+}
+
+// instead implements secondOrigin.
+func (o *storeOrigin) instead() string {
+	if err := o.trouble(); err != nil {
+		return fmt.Sprintf("CheckpointStore %s could not give them: %v", o.in.Name, err)
+	}
+	return ""
+}
+
+func (o *storeOrigin) trouble() error {
+	o.failure.Lock()
+	defer o.failure.Unlock()
+	return o.failed
+}
+
+func (o *storeOrigin) gaveUp(err error) error {
+	o.failure.Lock()
+	defer o.failure.Unlock()
+	o.failed = err
+	return err
+}
 
 // use opens the store, which has to be the one that the checkpoint was stored in.
 func (o *storeOrigin) use(ctx context.Context, do func(*checkpointstore.Store, checkpointstore.ID) error) error {
@@ -46,7 +83,7 @@ func (o *storeOrigin) use(ctx context.Context, do func(*checkpointstore.Store, c
 	} else if err != nil {
 		return fmt.Errorf("read the CheckpointStore: %w", err)
 	}
-	s, closeIt, err := o.open(ctx, &of)
+	s, closeIt, err := o.open(ctx, &of, nil)
 	if err != nil {
 		return err
 	}
@@ -59,21 +96,26 @@ func (o *storeOrigin) use(ctx context.Context, do func(*checkpointstore.Store, c
 
 // bring implements wholeOrigin.
 func (o *storeOrigin) bring(ctx context.Context, dir string, done func(int64)) error {
-	o.failed = o.use(ctx, func(s *checkpointstore.Store, id checkpointstore.ID) error {
+	if err := o.trouble(); err != nil {
+		return err
+	}
+	return o.gaveUp(o.use(ctx, func(s *checkpointstore.Store, id checkpointstore.ID) error {
 		return s.Get(ctx, id, dir, done)
-	})
-	return o.failed
+	}))
 }
 
 // Open implements origin. Of the store it reads the manifest only: bring reads the rest.
 func (o *storeOrigin) Open(ctx context.Context, file string, offset, length int64) (io.ReadCloser, error) {
-	if file == checkpoint.ManifestName && o.failed == nil {
+	if file == checkpoint.ManifestName && o.trouble() == nil {
 		var data []byte
-		o.failed = o.use(ctx, func(s *checkpointstore.Store, id checkpointstore.ID) (err error) {
+		err := o.use(ctx, func(s *checkpointstore.Store, id checkpointstore.ID) (err error) {
 			data, err = s.ReadFile(ctx, id, file, maxManifest)
 			return err
 		})
-		if o.failed == nil && offset <= int64(len(data)) {
+		if err != nil {
+			err = because(ctx, err)
+		}
+		if o.gaveUp(err) == nil && offset <= int64(len(data)) {
 			data = data[offset:]
 			if length >= 0 {
 				data = data[:min(length, int64(len(data)))]
@@ -81,20 +123,21 @@ func (o *storeOrigin) Open(ctx context.Context, file string, offset, length int6
 			return io.NopCloser(bytes.NewReader(data)), nil
 		}
 	}
-	body, err := o.peerOrigin.Open(ctx, file, offset, length)
-	if err == nil || o.failed == nil || ctx.Err() != nil {
+	failed := o.trouble()
+	body, err := o.origin.Open(ctx, file, offset, length)
+	if err == nil || failed == nil || ctx.Err() != nil {
 		return body, err
 	}
 	reason := v1alpha1.EventCheckpointFetchFailed
 	switch {
-	case errors.Is(o.failed, checkpointstore.ErrCorrupt):
+	case errors.Is(failed, checkpointstore.ErrCorrupt):
 		reason = v1alpha1.EventCheckpointDataCorrupt
-	case errors.Is(o.failed, checkpointstore.ErrMissing):
+	case errors.Is(failed, checkpointstore.ErrMissing):
 		reason = v1alpha1.EventCheckpointDataMissing
 	}
 	why := err.Error()
 	if no := (*nodeapi.Error)(nil); errors.As(err, &no) {
 		why = no.Message
 	}
-	return nil, deny(reason, "the data of PodCheckpoint %s can be had neither from CheckpointStore %s (%v) nor from node %s (%s)", o.name, o.in.Name, o.failed, o.node, why)
+	return nil, deny(reason, "the data of PodCheckpoint %s can be had neither from CheckpointStore %s (%v) nor from %s (%s)", o.name, o.in.Name, failed, o.origin.Name(), why)
 }

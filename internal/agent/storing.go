@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,6 +24,8 @@ import (
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/checkpoint"
 	checkpointstore "podstasis.dev/stasis/internal/store"
+	"podstasis.dev/stasis/internal/store/backend"
+	"podstasis.dev/stasis/internal/stores"
 )
 
 const (
@@ -32,8 +33,10 @@ const (
 	// be away for a night. Each attempt has retries of its own for what passes soon.
 	storeFirstDelay = 2 * time.Second
 	storeMaxDelay   = 2 * time.Minute
-	// storeTelling is how often watchers are told how far a checkpoint is.
+	// storeTelling is how often watchers are told how far a checkpoint is. That it does not
+	// go on they are told as soon as storeLooking later.
 	storeTelling = 5 * time.Second
+	storeLooking = time.Second
 	// maxStoring is how many checkpoints of a node are stored at a time.
 	maxStoring = 2
 )
@@ -43,8 +46,21 @@ func (rec *record) pending() bool {
 	return rec.StoreName != "" && rec.Data != "" && rec.Status.Store == nil
 }
 
-// openStores opens a CheckpointStore.
-type openStores func(ctx context.Context, of *v1alpha1.CheckpointStore) (s *checkpointstore.Store, closeIt func() error, err error)
+// openStores opens a CheckpointStore. waiting is told of each request that failed and is
+// tried again; it may be nil.
+type openStores func(ctx context.Context, of *v1alpha1.CheckpointStore, waiting func(error)) (s *checkpointstore.Store, closeIt func() error, err error)
+
+// retryOpener opens stores whose requests are tried again by a policy.
+func retryOpener(o stores.Opener, retry backend.Policy) openStores {
+	return func(ctx context.Context, of *v1alpha1.CheckpointStore, waiting func(error)) (*checkpointstore.Store, func() error, error) {
+		o := o
+		o.Retry = retry
+		if waiting != nil {
+			o.Retry.Waiting = func(_, _ string, err error, _ time.Duration) { waiting(err) }
+		}
+		return o.Open(ctx, of)
+	}
+}
 
 // storing brings checkpoints that were captured into their stores. The Pod runs on
 // long since; only Ready waits for it, for as long as the store is away, until the
@@ -179,11 +195,6 @@ func (s *storing) put(ctx context.Context, rec *record) error {
 	if of.Status.ClusterID == "" {
 		return fmt.Errorf("stasis-controller has not opened CheckpointStore %s yet", rec.StoreName)
 	}
-	into, closeIt, err := s.open(ctx, &of)
-	if err != nil {
-		return err
-	}
-	defer closeIt()
 	dir := s.store.dataPath(rec.Data)
 	m, _, err := checkpoint.ReadManifest(dir)
 	if err != nil {
@@ -194,10 +205,17 @@ func (s *storing) put(ctx context.Context, rec *record) error {
 		return fmt.Errorf("open the checkpoint: %w", err)
 	}
 	defer root.Close()
-	told, stop := s.follow(ctx, rec, m.LogicalBytes())
+	var far howFar
+	stop := s.follow(ctx, rec, m.LogicalBytes(), &far)
+	defer stop()
+	into, closeIt, err := s.open(ctx, &of, far.waits)
+	if err != nil {
+		return err
+	}
+	defer closeIt()
 	stored, err := into.Put(ctx, root.FS(), checkpointstore.PutOptions{
 		Labels: storeLabels(rec, &of), ManifestDigest: rec.Status.ManifestDigest, Alike: alike(rec, m),
-		Journal: &storeJournal{store: s.store, uid: rec.UID}, Progress: told,
+		Journal: &storeJournal{store: s.store, uid: rec.UID}, Progress: far.comes,
 	})
 	stop()
 	if err != nil {
@@ -247,22 +265,57 @@ func alike(rec *record, m *checkpoint.Manifest) []string {
 	}
 }
 
-// follow tells watchers how much of a checkpoint has been worked through.
-func (s *storing) follow(ctx context.Context, rec *record, total int64) (told func(int64), stop func()) {
-	var done atomic.Int64
+// howFar is how much of a checkpoint has been worked through, and what stands in the way.
+type howFar struct {
+	mu   sync.Mutex
+	done int64
+	wait error
+}
+
+func (f *howFar) comes(done int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.done, f.wait = max(f.done, done), nil
+}
+
+func (f *howFar) waits(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.wait = err
+}
+
+func (f *howFar) read() (done int64, wait error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.done, f.wait
+}
+
+// follow tells watchers how far a checkpoint is, until the returned function is called.
+func (s *storing) follow(ctx context.Context, rec *record, total int64, far *howFar) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
 	group.Go(func() {
-		for {
-			s.say(ctx, rec, fmt.Sprintf("Captured, and being stored in CheckpointStore %s: %d %% of %s", rec.StoreName, 100*done.Load()/max(total, 1), binaryBytes(total)))
+		var said time.Time
+		waited := false
+		for last := ""; ; {
+			done, wait := far.read()
+			percent := 100 * done / max(total, 1)
+			message := fmt.Sprintf("Captured, and being stored in CheckpointStore %s: %d %% of %s", rec.StoreName, percent, binaryBytes(total))
+			if wait != nil {
+				message = fmt.Sprintf("Captured, and not stored in CheckpointStore %s yet (%d %% of %s); it is tried again: %v", rec.StoreName, percent, binaryBytes(total), wait)
+			}
+			if message != last && (s.now().Sub(said) >= storeTelling || waited != (wait != nil)) {
+				s.say(ctx, rec, message)
+				last, said, waited = message, s.now(), wait != nil
+			}
 			select {
-			case <-time.After(storeTelling):
+			case <-time.After(storeLooking):
 			case <-ctx.Done():
 				return
 			}
 		}
 	})
-	return func(n int64) { done.Store(max(n, done.Load())) }, func() { cancel(); group.Wait() }
+	return func() { cancel(); group.Wait() }
 }
 
 // say writes how far it is into the object's condition: for watchers only.

@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -38,7 +40,7 @@ func (h *harness) memoryStore() (up *atomic.Bool) {
 	}
 	up = &atomic.Bool{}
 	up.Store(true)
-	h.opens = func(ctx context.Context, of *v1alpha1.CheckpointStore) (*checkpointstore.Store, func() error, error) {
+	h.opens = func(ctx context.Context, of *v1alpha1.CheckpointStore, _ func(error)) (*checkpointstore.Store, func() error, error) {
 		if !up.Load() {
 			return nil, nil, os.ErrDeadlineExceeded
 		}
@@ -69,7 +71,7 @@ func TestACheckpointIsReadyWhenItIsInItsStore(t *testing.T) {
 	if in == nil || in.Name != "s" || in.NewBytes == 0 || in.StoreID == "" {
 		t.Fatalf("it is stored in %+v", in)
 	}
-	s, _, err := h.opens(t.Context(), nil)
+	s, _, err := h.opens(t.Context(), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,6 +124,21 @@ func TestAStoreThatIsAwayDelaysNothingButReady(t *testing.T) {
 	if n := h.cri.calls(); n != 1 {
 		t.Errorf("the Pod was checkpointed %d times", n)
 	}
+}
+
+// The store's own patience is longer than a user's.
+func TestAStoreThatDoesNotAnswerIsToldOfWhileItIsAskedAgain(t *testing.T) {
+	h := newHarness(t, makePod(), storedPCP(), storeObject())
+	h.opens = func(ctx context.Context, _ *v1alpha1.CheckpointStore, waiting func(error)) (*checkpointstore.Store, func() error, error) {
+		waiting(errors.New("nobody answers"))
+		<-ctx.Done()
+		return nil, nil, ctx.Err()
+	}
+	h.run("cp")
+	h.eventually("it says why it waits", func() bool {
+		c := readyCondition(h.get("cp"))
+		return c != nil && c.Reason == v1alpha1.ReasonCheckpointInProgress && strings.Contains(c.Message, "Captured, and not stored in CheckpointStore s yet") && strings.Contains(c.Message, "nobody answers")
+	})
 }
 
 func TestACheckpointThatIsDeletedIsNotStoredOn(t *testing.T) {
