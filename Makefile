@@ -56,5 +56,5 @@ test-install: programs images images-e2e ## installing, its parts' deaths, unins
 test-cri: deps bin/devcluster bin/checkpointctl image-files ## the CRI layer on a node without Kubernetes
 	go test -count=1 -timeout 15m ./test/cri
 
-test-e2e: programs images images-e2e ## everything, on a cluster of two nodes
+test-e2e: programs images images-e2e bin/docker-registry bin/versitygw ## everything, on a cluster of two nodes
 	go test -count=1 -timeout 30m ./test/e2e

@@ -71,6 +71,11 @@ func run(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
+	for _, node := range []string{nodeOne, nodeTwo} { // config/store-directory wants it
+		if _, err := shared.OnNode(ctx, node, "mkdir -p "+mounted); err != nil {
+			return 1, err
+		}
+	}
 	if err := shared.InstallFrom(ctx, "test/e2e/config"); err != nil {
 		shared.Diagnose(ctx, os.Stderr)
 		return 1, err

@@ -47,4 +47,33 @@ var crossNode = []mutant{
 	{"a sandbox that waits for its fetch", "internal/agent/copies.go",
 		`		case <-time.After(c.wait):`, `		case <-time.After(100 * c.wait):`,
 		unit, "internal/agent", "TestASandboxIsAnsweredSoonWithHowFarItsFetchIs"},
+	// From a store.
+	{"a checkpoint in a store tied to its node", "internal/placement/where.go",
+		`	if c.Status.Store != nil {`, `	if c.Status.Store != nil && c.Name == "" {`,
+		unit, "internal/placement", "TestACheckpointGoesWhereItCanRunOrStaysWhereItIs"},
+	{"the node not asked where the store fails", "internal/agent/storeorigin.go",
+		`	body, err := o.origin.Open(ctx, file, offset, length)`, `	body, err := io.ReadCloser(nil), errors.New("nobody is asked")`,
+		unit, "internal/agent", "TestACheckpointComesFromItsStoreAndFromItsNodeWhereThatFails"},
+	{"a store that failed asked again", "internal/agent/storeorigin.go",
+		`	if err := o.trouble(); err != nil {
+		return err
+	}`, `	if err := o.trouble(); err != nil && dir == "" {
+		return err
+	}`,
+		unit, "internal/agent", "TestACheckpointComesFromItsStoreAndFromItsNodeWhereThatFails"},
+	{"Ready before it is stored", "internal/agent/storing.go",
+		`	return rec.StoreName != "" && rec.Data != "" && rec.Status.Store == nil`, `	return rec.StoreName != "" && rec.Data == "" && rec.Status.Store == nil`,
+		unit, "internal/agent", "TestAStoreThatIsAwayDelaysNothingButReady"},
+	{"a store that does not answer not told of", "internal/agent/storing.go",
+		`s.open(ctx, &of, far.waits)`, `s.open(ctx, &of, func(error) {})`,
+		unit, "internal/agent", "TestAStoreThatDoesNotAnswerIsToldOfWhileItIsAskedAgain"},
+	{"what an earlier attempt wrote not counted", "internal/store/put.go",
+		`		if w.earlier[of.ID] {`, `		if w.earlier[of.ID] && of.Size < 0 {`,
+		unit, "internal/store", "TestAnInterruptedWriterCostsOnlyWhatItDidNotFinish"},
+	{"storing begun anew by an agent that was killed", "internal/agent/storing.go",
+		`		packs = append(packs, checkpointstore.Pack{ID: id, Size: p.Size})`, `		_ = id`,
+		cluster, "test/e2e", "TestAStoreThatIsAwayAndAnAgentThatIsKilledDelayNothingButReady"},
+	{"restores from the node alone", "internal/agent/origin.go",
+		`	if pcp.Status.Store != nil {`, `	if pcp.Status.Store != nil && pcp.Name == "" {`,
+		cluster, "test/e2e", "TestACheckpointInAStoreOutlivesItsNode"},
 }
