@@ -22,6 +22,10 @@ import (
 // stays until the writer's root is there. No clock takes part but for the lease of a
 // writer that died (lease.go). Roots are written last and removed first: a root that is
 // there has all its packs.
+//
+// Another collector may have taken the mark back meanwhile, for a root that has gone
+// since, and a writer may have found the pack then: the mark has to be the same when the
+// roots have been read.
 
 // condemnation says that a pack was seen without use.
 type condemnation struct {
@@ -96,12 +100,18 @@ func (s *Store) Collect(ctx context.Context, o CollectOptions) (Collection, erro
 		case !marked || !mark.Noted:
 			condemn = append(condemn, id)
 		case s.now().Sub(mark.At) >= o.Grace && !slices.ContainsFunc(mark.Writers, func(w string) bool { return writers[w] }):
-			if err := s.removePack(ctx, id, o); err != nil {
+			same, err := s.stillCondemned(ctx, id, mark)
+			if err != nil {
 				return c, err
 			}
-			c.Removed++
-			c.RemovedBytes += size
-			continue
+			if same {
+				if err := s.removePack(ctx, id, o); err != nil {
+					return c, err
+				}
+				c.Removed++
+				c.RemovedBytes += size
+				continue
+			}
 		}
 		c.Condemned++
 		c.CondemnedBytes += size
@@ -141,6 +151,15 @@ func (s *Store) removePack(ctx context.Context, id ID, o CollectOptions) error {
 	case <-time.After(o.Pause):
 		return nil
 	}
+}
+
+func (s *Store) stillCondemned(ctx context.Context, id ID, mark condemnation) (bool, error) {
+	var now condemnation
+	err := s.readJSON(ctx, prefixCondemned, prefixCondemned+id.String(), &now)
+	if fault(err) {
+		return false, nil
+	}
+	return err == nil && now.Noted && now.At.Equal(mark.At) && slices.Equal(now.Writers, mark.Writers), err
 }
 
 // condemn marks packs, and then again with the writers that were alive when the marks

@@ -106,10 +106,11 @@ func TestAWriterUsesNothingThatIsCondemned(t *testing.T) {
 	}
 }
 
-// hooked calls a function once, after roots were listed.
+// hooked calls a function once, after what has a prefix was listed.
 type hooked struct {
 	*memory
-	after func()
+	prefix string
+	after  func()
 }
 
 func (h *hooked) List(ctx context.Context, prefix string) iter.Seq2[backend.Object, error] {
@@ -119,9 +120,10 @@ func (h *hooked) List(ctx context.Context, prefix string) iter.Seq2[backend.Obje
 				return
 			}
 		}
-		if prefix == prefixRoots && h.after != nil {
-			h.after()
+		if prefix == h.prefix && h.after != nil {
+			after := h.after
 			h.after = nil
+			after()
 		}
 	}
 }
@@ -135,7 +137,7 @@ func TestAWriterThatEndsWhileRootsAreReadIsTakenForAlive(t *testing.T) {
 	must(t, err)
 	_, err = s.Collect(t.Context(), CollectOptions{})
 	must(t, err)
-	s.backend = &hooked{memory: m, after: func() {
+	s.backend = &hooked{memory: m, prefix: prefixRoots, after: func() {
 		m.objects[prefixRoots+a.ID.String()] = object
 		l.end(t.Context())
 	}}
@@ -143,6 +145,46 @@ func TestAWriterThatEndsWhileRootsAreReadIsTakenForAlive(t *testing.T) {
 		t.Errorf("%+v, %v", c, err)
 	}
 	_, err = get(t, s, a.ID)
+	must(t, err)
+}
+
+func TestAPackThatAnotherCollectorAcquittedMeanwhileStays(t *testing.T) {
+	s, m := made(t, false)
+	dir := fstest.MapFS{"x": {Data: random(1, 1000)}}
+	a := put(t, s, dir, "pod")
+	object := m.objects[prefixRoots+a.ID.String()]
+	must(t, s.Delete(t.Context(), a.ID))
+	_, err := s.Collect(t.Context(), CollectOptions{})
+	must(t, err)
+	// Between this collector's look at the marks and at the roots, one that used the packs
+	// appears, the other collector sees it, a writer finds the packs, and the root goes.
+	var l *lease
+	var w *writer
+	other, err := Open(t.Context(), m, nil)
+	must(t, err)
+	s.backend = &hooked{memory: m, prefix: prefixPacks, after: func() {
+		m.objects[prefixRoots+a.ID.String()] = object
+		_, err := other.Collect(t.Context(), CollectOptions{})
+		must(t, err)
+		must(t, other.hint(t.Context(), []string{"pod"}, a.ID))
+		l, err = other.begin(t.Context())
+		must(t, err)
+		w, _, err = other.newWriter(t.Context(), PutOptions{Alike: []string{"pod"}, Journal: noJournal{}})
+		must(t, err)
+		must(t, other.Delete(t.Context(), a.ID))
+	}}
+	if c, err := s.Collect(t.Context(), CollectOptions{}); err != nil || c.Removed != 0 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	files, err := w.writeAll(dir)
+	must(t, err)
+	b, err := w.finish(t.Context(), l, files, PutOptions{})
+	must(t, err)
+	l.end(t.Context())
+	if b.NewBytes > 1000 {
+		t.Errorf("the writer wrote %d bytes: it had not found what was there", b.NewBytes)
+	}
+	_, err = get(t, other, b.ID)
 	must(t, err)
 }
 

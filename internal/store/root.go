@@ -139,6 +139,15 @@ func (s *Store) Bytes(ctx context.Context) (int64, error) {
 	return sum, nil
 }
 
+// Packs are those that a checkpoint uses.
+func (s *Store) Packs(ctx context.Context, id ID) ([]Pack, error) {
+	r, _, err := s.readRoot(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return r.packs(), nil
+}
+
 // roots lists the IDs of all checkpoints.
 func (s *Store) roots(ctx context.Context) ([]ID, error) {
 	var ids []ID

@@ -137,9 +137,15 @@ func wrap(ctx context.Context, b backend.Backend, store string, data []byte, key
 	return nil
 }
 
+// Option changes how an open store goes.
+type Option func(*Store)
+
+// WithClock has it go by another clock than the machine's.
+func WithClock(now func() time.Time) Option { return func(s *Store) { s.now = now } }
+
 // Open opens a store. One of the keys has to be one that it was encrypted by; no keys
 // open a store that is not encrypted, and nothing else.
-func Open(ctx context.Context, b backend.Backend, with []Key) (*Store, error) {
+func Open(ctx context.Context, b backend.Backend, with []Key, options ...Option) (*Store, error) {
 	object, err := b.Read(ctx, nameStore, 0, -1)
 	if err != nil {
 		return nil, missing(nameStore, err)
@@ -161,6 +167,9 @@ func Open(ctx context.Context, b backend.Backend, with []Key) (*Store, error) {
 		return nil, fmt.Errorf("%w: keys were given, and it is not encrypted", ErrKey)
 	}
 	s := &Store{backend: b, id: h.ID, now: time.Now}
+	for _, option := range options {
+		option(s)
+	}
 	if s.codec, err = newCodec(); err != nil {
 		return nil, err
 	}
