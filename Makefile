@@ -18,6 +18,7 @@ include test/soak/soak.mk
 include test/zoo/zoo.mk
 include test/checkpointctl/checkpointctl.mk
 include test/store/store.mk
+include test/bench/bench.mk
 -include internal/contents/contents.mk
 
 .PHONY: help programs up install-stasis test lint test-unit test-control test-cri test-install test-e2e

@@ -1,0 +1,161 @@
+// Command bench measures what checkpoints cost once they have been taken: how much a
+// store grows by them, how fast it takes them and gives them back, each next to what
+// ordinary tools do with the same bytes in the same run, and how much memory that takes.
+//
+//	make bench
+//	make bench ONLY='increment|memory'
+//
+// Each figure is a line "bench: NAME VALUE UNIT". Ratios are what to go by: the machine
+// is in both of their sides.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"podstasis.dev/stasis/internal/store"
+	"podstasis.dev/stasis/internal/store/backend/open"
+)
+
+// measurements run one after the other. Each has a directory to itself, which is empty.
+var measurements = []struct {
+	name string
+	run  func(ctx context.Context, b *bench, dir string) error
+}{
+	{"increment", increments},
+	{"replicas", replicas},
+	{"speed", speed},
+	{"memory", memory},
+}
+
+type bench struct {
+	criu, apps string
+	dumps      []replica // made by the first that needs them
+	dumpsDir   string
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if len(os.Args) == 4 && os.Args[1] == putOnly {
+		if err := putAndTell(ctx, os.Args[2], os.Args[3]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	only := flag.String("only", "", "run the measurements whose `names` match this regular expression")
+	dir := flag.String("dir", "/dev/shm", "`directory` to work in, on a file system in memory with 16 GiB free")
+	criu := flag.String("criu", "dist/criu/bin/criu", "the `program` that dumps processes")
+	flag.Parse()
+	if err := run(ctx, *only, *dir, *criu); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, only, dir, criu string) (err error) {
+	match, err := regexp.Compile(only)
+	if err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp(dir, "stasis-bench.")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	b := &bench{dumpsDir: filepath.Join(work, "dumps")}
+	if b.criu, err = filepath.Abs(criu); err != nil {
+		return err
+	}
+	if b.apps, err = filepath.Abs("test/bench/apps"); err != nil {
+		return err
+	}
+	for _, m := range measurements {
+		if !match.MatchString(m.name) {
+			continue
+		}
+		own := filepath.Join(work, m.name)
+		if err := os.Mkdir(own, 0o700); err != nil {
+			return err
+		}
+		if err := m.run(ctx, b, own); err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		if err := os.RemoveAll(own); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func report(name string, value float64, unit string) {
+	fmt.Printf("bench: %s %.3f %s\n", name, value, unit)
+}
+
+// newStore makes a store in a directory, which must not be there.
+func newStore(ctx context.Context, dir string) (*store.Store, func() error, error) {
+	b, err := open.Open(ctx, open.Config{Kind: open.Directory, Path: dir})
+	if err != nil {
+		return nil, nil, err
+	}
+	err = store.Create(ctx, b, nil)
+	if errors.Is(err, store.ErrExists) {
+		err = nil
+	}
+	var s *store.Store
+	if err == nil {
+		s, err = store.Open(ctx, b, nil)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, b.Close())
+	}
+	return s, b.Close, nil
+}
+
+// bytesIn are the sizes of all files below a directory.
+func bytesIn(dir string) (sum int64, err error) {
+	err = filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		sum += info.Size()
+		return err
+	})
+	return sum, err
+}
+
+// command runs a program and fails with what it said.
+func command(ctx context.Context, dir, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// timed returns how long something took, in seconds.
+func timed(f func() error) (float64, error) {
+	begun := time.Now()
+	err := f()
+	return time.Since(begun).Seconds(), err
+}
+
+func median(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}
