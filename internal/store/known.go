@@ -3,15 +3,24 @@ package store
 import "encoding/binary"
 
 // maxKnown bounds how many blocks a writer knows of what the store holds already, each
-// some 48 bytes: of pages, 6 GiB.
+// some 46 bytes: of pages, 6 GiB.
 const maxKnown = 1 << 20 * 3 / 2
 
 // known finds blocks by their IDs.
 type known struct {
-	ids   []ID
-	refs  []uint64
-	slots []uint32 // one more than the number in ids, by the first bits of the ID
+	count  int
+	chunks [][]knownBlock // full but for the last: what grew by copying would be garbage
+	slots  []uint32       // one more than the block's number, by the first bits of the ID
 }
+
+type knownBlock struct {
+	id  ID
+	ref uint64
+}
+
+const knownChunk = 1 << 12
+
+func (k *known) block(n int) *knownBlock { return &k.chunks[n/knownChunk][n%knownChunk] }
 
 func (k *known) find(id ID) (ref uint64, ok bool) {
 	if len(k.slots) == 0 {
@@ -22,23 +31,28 @@ func (k *known) find(id ID) (ref uint64, ok bool) {
 		if n == 0 {
 			return 0, false
 		}
-		if k.ids[n-1] == id {
-			return k.refs[n-1], true
+		if b := k.block(int(n - 1)); b.id == id {
+			return b.ref, true
 		}
 	}
 }
 
 // add remembers a block that is not known yet.
 func (k *known) add(id ID, ref uint64) {
-	if len(k.slots) < 2*(len(k.ids)+1) {
+	if k.count >= len(k.slots)/4*3 {
 		k.grow()
 	}
-	k.ids, k.refs = append(k.ids, id), append(k.refs, ref)
-	k.put(len(k.ids))
+	if k.count%knownChunk == 0 {
+		k.chunks = append(k.chunks, make([]knownBlock, 0, knownChunk))
+	}
+	last := &k.chunks[k.count/knownChunk]
+	*last = append(*last, knownBlock{id, ref})
+	k.count++
+	k.put(k.count)
 }
 
 func (k *known) put(n int) {
-	at := k.slot(k.ids[n-1])
+	at := k.slot(k.block(n - 1).id)
 	for k.slots[at] != 0 {
 		at = (at + 1) & (len(k.slots) - 1)
 	}
@@ -47,7 +61,7 @@ func (k *known) put(n int) {
 
 func (k *known) grow() {
 	k.slots = make([]uint32, max(1<<12, 2*len(k.slots)))
-	for n := range k.ids {
+	for n := range k.count {
 		k.put(n + 1)
 	}
 }

@@ -42,7 +42,7 @@ type Journal interface {
 
 // Buffers that a writer holds, whatever the checkpoint's size: packs of packSize, slabs
 // of slabSize. With what it knows of blocks (known.go) this is all its memory but for
-// the lists of extents, 16 bytes for each run of blocks.
+// the lists of extents, 16 bytes for each run of blocks and for each frame.
 const (
 	packBuffers = 3 // one is filled, the others are on their way
 	slabBuffers = 6
@@ -94,7 +94,8 @@ type writer struct {
 
 	mu     sync.Mutex
 	known  known
-	places []place // of new blocks
+	news   int      // blocks
+	placed []placed // new blocks, frame by frame
 	done   int64
 
 	building sync.Mutex
@@ -172,7 +173,7 @@ const worthUsing = 5
 // learn makes a pack's blocks known, up to a bound, if it has at most so many; 0 is any
 // number. A pack that cannot be read is not used.
 func (w *writer) learn(ctx context.Context, condemned map[ID]bool, of Pack, most int) error {
-	if condemned[of.ID] || slices.Contains(w.packs, of) || len(w.known.ids) >= maxKnown {
+	if condemned[of.ID] || slices.Contains(w.packs, of) || w.known.count >= maxKnown {
 		return nil
 	}
 	p, err := w.s.readIndex(ctx, of)
@@ -272,7 +273,14 @@ func (w *writer) takeSlab() []byte {
 type fresh struct {
 	data   []byte
 	id     ID
-	number int // in places
+	number int // among new blocks
+}
+
+// placed are blocks whose numbers among new ones follow each other, and so do their
+// places.
+type placed struct {
+	number int
+	first  place
 }
 
 // writeSlab names a slab's blocks, and adds those that are new to a pack.
@@ -300,10 +308,10 @@ func (w *writer) writeSlab(s slab) ([]run, error) {
 		}
 		ref, ok := w.known.find(ids[i])
 		if !ok {
-			number := len(w.places)
-			w.places = append(w.places, place{-1, -1})
+			number := w.news
+			w.news++
 			ref = refNew | uint64(number)
-			if len(w.known.ids) < maxKnown {
+			if w.known.count < maxKnown {
 				w.known.add(ids[i], ref)
 			}
 			news = append(news, fresh{block, ids[i], number})
@@ -366,9 +374,7 @@ func (w *writer) writeFrame(blocks []fresh, size int) error {
 	pack := int32(len(w.packs) - 1)
 	first := w.builder.add(flags|zstd, encoded, sizes, ids)
 	w.mu.Lock()
-	for i, b := range blocks {
-		w.places[b.number] = place{pack, int32(first + i)}
-	}
+	w.placed = append(w.placed, placed{blocks[0].number, place{pack, int32(first)}})
 	w.mu.Unlock()
 	if len(w.builder.data) >= packSize || len(w.builder.index.ids) >= packBlocks {
 		return w.closePackLocked()
@@ -414,6 +420,7 @@ func (w *writer) finish(ctx context.Context, l *lease, files []*written, o PutOp
 		}
 		return numbers[pack]
 	}
+	slices.SortFunc(w.placed, func(a, b placed) int { return a.number - b.number })
 	var list []byte
 	var logical int64
 	for _, f := range files {
@@ -496,8 +503,8 @@ func (w *writer) writeList(list []byte) ([]run, error) {
 	var runs []run
 	for len(list) > 0 {
 		size := min(len(list), frameSize)
-		w.places = append(w.places, place{-1, -1})
-		number := len(w.places) - 1
+		number := w.news
+		w.news++
 		block := fresh{list[:size], w.s.keys.id(list[:size]), number}
 		if err := w.writeFrame([]fresh{block}, size); err != nil {
 			return nil, err
@@ -519,14 +526,18 @@ func (w *writer) resolve(r run, give func(first place, count int)) {
 	case r.ref&refNew == 0:
 		give(placeOf(r.ref), r.count)
 	default:
-		first := int(r.ref &^ refNew)
-		for n := 0; n < r.count; {
-			p, count := w.places[first+n], 1
-			for n+count < r.count && w.places[first+n+count] == (place{p.pack, p.block + int32(count)}) {
-				count++
+		number, end := int(r.ref&^refNew), int(r.ref&^refNew)+r.count
+		at, exact := slices.BinarySearchFunc(w.placed, number, func(p placed, number int) int { return p.number - number })
+		if !exact {
+			at--
+		}
+		for ; number < end; at++ {
+			p, next := w.placed[at], end
+			if at+1 < len(w.placed) {
+				next = min(end, w.placed[at+1].number)
 			}
-			give(p, count)
-			n += count
+			give(place{p.first.pack, p.first.block + int32(number-p.number)}, next-number)
+			number = next
 		}
 	}
 }
