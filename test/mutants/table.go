@@ -818,6 +818,18 @@ var mutants = []mutant{
 	{"an access that GCS refuses taken for a bucket that is missing", "internal/store/backend/bucket/bucket.go",
 		`	case answered.denied || gcerrors.Code`, `	case gcerrors.Code`,
 		unit, "internal/store/backend/bucket", "TestWhatServicesAnswerHasItsMeaning"},
+	{"packs removed while those write who found them", "internal/store/collect.go",
+		`!slices.ContainsFunc(mark.Writers, func(w string) bool { return writers[w] })`, `true`,
+		unit, "test/store", "TestWhoeverIsKilledNoCheckpointIsLostAndNothingStaysForGood"},
+	{"marks of packs that a killed collector had removed kept", "internal/store/collect.go",
+		`		if _, there := packs[id]; !there {`, `		if false {`,
+		unit, "test/store", "TestWhoeverIsKilledNoCheckpointIsLostAndNothingStaysForGood"},
+	{"leases of killed writers never run out", "internal/store/lease.go",
+		`> leaseTime+leaseTime/4:`, `> 1000*leaseTime:`,
+		unit, "test/store", "TestWhoeverIsKilledNoCheckpointIsLostAndNothingStaysForGood"},
+	{"a pack removed whose mark another collector took back", "internal/store/collect.go",
+		`			if same {`, `			if same || err == nil {`,
+		unit, "internal/store", "TestAPackThatAnotherCollectorAcquittedMeanwhileStays"},
 	{"connections on which nothing moves kept", "internal/store/backend/web/web.go",
 		`	if err := c.SetReadDeadline(time.Now().Add(c.silence)); err != nil {
 		return 0, err
