@@ -271,9 +271,9 @@ func (w *writer) takeSlab() []byte {
 
 // fresh is a block that the store does not have yet.
 type fresh struct {
-	data   []byte
-	id     ID
-	number int // among new blocks
+	begin, end int // in the slab
+	id         ID
+	number     int // among new blocks
 }
 
 // placed are blocks whose numbers among new ones follow each other, and so do their
@@ -314,18 +314,18 @@ func (w *writer) writeSlab(s slab) ([]run, error) {
 			if w.known.count < maxKnown {
 				w.known.add(ids[i], ref)
 			}
-			news = append(news, fresh{block, ids[i], number})
+			news = append(news, fresh{end - len(block), end, ids[i], number})
 		}
 		runs = appendRun(runs, ref, 1)
 	}
 	w.mu.Unlock()
 	for len(news) > 0 {
 		n, size := 0, 0
-		for n < len(news) && size < frameSize && (n == 0 || size+len(news[n].data) <= maxFrame) {
-			size += len(news[n].data)
+		for n < len(news) && size < frameSize {
+			size += news[n].end - news[n].begin
 			n++
 		}
-		if err := w.writeFrame(news[:n], size); err != nil {
+		if err := w.writeFrame(s.data, news[:n], size); err != nil {
 			return nil, err
 		}
 		news = news[n:]
@@ -342,17 +342,23 @@ func (w *writer) writeSlab(s slab) ([]run, error) {
 
 var frames = sync.Pool{New: func() any { b := make([]byte, 2*maxFrame); return &b }}
 
-func (w *writer) writeFrame(blocks []fresh, size int) error {
+// writeFrame writes blocks of a slab, of size bytes together.
+func (w *writer) writeFrame(slab []byte, blocks []fresh, size int) error {
 	buffer := frames.Get().(*[]byte)
 	defer frames.Put(buffer)
-	raw := (*buffer)[:0]
 	flags := byte(framePages)
 	sizes, ids := make([]int, len(blocks)), make([]ID, len(blocks))
 	for i, b := range blocks {
-		raw = append(raw, b.data...)
-		sizes[i], ids[i] = len(b.data), b.id
-		if len(b.data) != pageSize {
+		sizes[i], ids[i] = b.end-b.begin, b.id
+		if sizes[i] != pageSize {
 			flags = 0
+		}
+	}
+	raw := slab[blocks[0].begin:blocks[len(blocks)-1].end]
+	if len(raw) != size { // there are others between
+		raw = (*buffer)[:0]
+		for _, b := range blocks {
+			raw = append(raw, slab[b.begin:b.end]...)
 		}
 	}
 	zstd, encoded := w.s.codec.encode(raw, (*buffer)[size:size])
@@ -505,8 +511,8 @@ func (w *writer) writeList(list []byte) ([]run, error) {
 		size := min(len(list), frameSize)
 		number := w.news
 		w.news++
-		block := fresh{list[:size], w.s.keys.id(list[:size]), number}
-		if err := w.writeFrame([]fresh{block}, size); err != nil {
+		block := fresh{0, size, w.s.keys.id(list[:size]), number}
+		if err := w.writeFrame(list, []fresh{block}, size); err != nil {
 			return nil, err
 		}
 		runs = appendRun(runs, refNew|uint64(number), 1)
