@@ -10,6 +10,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -43,7 +44,7 @@ var measurements = []struct {
 type bench struct {
 	criu, apps string
 	dumps      []replica // made by the first that needs them
-	dumpsDir   string
+	dumpsDir   string    // what is in it is not made again
 }
 
 func main() {
@@ -58,15 +59,16 @@ func main() {
 	}
 	only := flag.String("only", "", "run the measurements whose `names` match this regular expression")
 	dir := flag.String("dir", "/dev/shm", "`directory` to work in, on a file system in memory with 16 GiB free")
+	dumps := flag.String("dumps", "", "`directory` to keep the processes' images in, and to take those from that are there")
 	criu := flag.String("criu", "dist/criu/bin/criu", "the `program` that dumps processes")
 	flag.Parse()
-	if err := run(ctx, *only, *dir, *criu); err != nil {
+	if err := run(ctx, *only, *dir, *dumps, *criu); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, only, dir, criu string) (err error) {
+func run(ctx context.Context, only, dir, dumps, criu string) (err error) {
 	match, err := regexp.Compile(only)
 	if err != nil {
 		return err
@@ -76,7 +78,7 @@ func run(ctx context.Context, only, dir, criu string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	b := &bench{dumpsDir: filepath.Join(work, "dumps")}
+	b := &bench{dumpsDir: cmp.Or(dumps, filepath.Join(work, "dumps"))}
 	if b.criu, err = filepath.Abs(criu); err != nil {
 		return err
 	}

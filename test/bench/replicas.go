@@ -38,13 +38,16 @@ func (b *bench) dump(ctx context.Context) ([]replica, error) {
 	for _, a := range applications {
 		for number := range replicaCount {
 			r := replica{a.name, filepath.Join(b.dumpsDir, a.name, strconv.Itoa(number), "criu")}
+			all = append(all, r)
+			if _, err := os.Stat(filepath.Join(r.dir, "inventory.img")); err == nil {
+				continue
+			}
 			if err := os.MkdirAll(r.dir, 0o700); err != nil {
 				return nil, err
 			}
 			if err := b.dumpOne(ctx, r, a.args); err != nil {
 				return nil, fmt.Errorf("replica %d of %s: %w", number, a.name, err)
 			}
-			all = append(all, r)
 		}
 	}
 	b.dumps = all
