@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,6 +36,7 @@ import (
 	"podstasis.dev/stasis/internal/nodeinstall"
 	"podstasis.dev/stasis/internal/platform"
 	"podstasis.dev/stasis/internal/restoring"
+	checkpointstore "podstasis.dev/stasis/internal/store"
 )
 
 // Names of the agent's sockets in its run directory.
@@ -97,6 +99,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	if err := o.Disk.check(); err != nil {
 		return err
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(checkpointstore.MemoryLimit)
 	}
 	s, err := openStore(o.Root)
 	if err != nil {

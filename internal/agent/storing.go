@@ -37,8 +37,9 @@ const (
 	// go on they are told as soon as storeLooking later.
 	storeTelling = 5 * time.Second
 	storeLooking = time.Second
-	// maxStoring is how many checkpoints of a node are stored at a time.
-	maxStoring = 2
+	// maxStoring is how many checkpoints of a node are brought to stores at a time. Those
+	// whose store has answered are written one after the other.
+	maxStoring = 8
 )
 
 // pending says that a checkpoint was captured and is not yet where it is to be kept.
@@ -76,12 +77,13 @@ type storing struct {
 	log   *slog.Logger
 	now   func() time.Time
 
-	alive context.Context // until end
-	end   context.CancelFunc
-	turns chan struct{}
-	mu    sync.Mutex
-	jobs  map[types.UID]*storeJob
-	all   sync.WaitGroup
+	alive   context.Context // until end
+	end     context.CancelFunc
+	turns   chan struct{} // to try
+	writing chan struct{} // to write, which takes memory
+	mu      sync.Mutex
+	jobs    map[types.UID]*storeJob
+	all     sync.WaitGroup
 }
 
 type storeJob struct {
@@ -91,7 +93,7 @@ type storeJob struct {
 
 func newStoring(s *storing) *storing {
 	s.alive, s.end = context.WithCancel(context.Background())
-	s.turns, s.jobs = make(chan struct{}, maxStoring), map[types.UID]*storeJob{}
+	s.turns, s.writing, s.jobs = make(chan struct{}, maxStoring), make(chan struct{}, 1), map[types.UID]*storeJob{}
 	return s
 }
 
@@ -147,15 +149,14 @@ func (s *storing) stop(uid types.UID) bool {
 
 func (s *storing) run(ctx context.Context, rec *record) {
 	log := s.log.With("podcheckpoint", rec.Namespace+"/"+rec.Name, "uid", rec.UID, "store", rec.StoreName)
-	select {
-	case s.turns <- struct{}{}:
-		defer func() { <-s.turns }()
-	case <-ctx.Done():
-		return
-	}
 	begun := s.now()
 	for delay := s.first; ; delay = min(2*delay, storeMaxDelay) {
-		err := s.put(ctx, rec)
+		over, err := take(ctx, s.turns) // given back after each attempt: a store may be away for long
+		if err != nil {
+			return
+		}
+		err = s.put(ctx, rec)
+		over()
 		switch {
 		case err == nil:
 			log.Info("checkpoint stored", "took", s.now().Sub(begun), "newBytes", rec.Status.Store.NewBytes)
@@ -174,6 +175,16 @@ func (s *storing) run(ctx context.Context, rec *record) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// take waits for one of so many turns. over gives it back.
+func take(ctx context.Context, turns chan struct{}) (over func(), err error) {
+	select {
+	case turns <- struct{}{}:
+		return func() { <-turns }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 }
 
@@ -216,6 +227,7 @@ func (s *storing) put(ctx context.Context, rec *record) error {
 	stored, err := into.Put(ctx, root.FS(), checkpointstore.PutOptions{
 		Labels: storeLabels(rec, &of), ManifestDigest: rec.Status.ManifestDigest, Alike: alike(rec, m),
 		Journal: &storeJournal{store: s.store, uid: rec.UID}, Progress: far.comes,
+		Turn: func(ctx context.Context) (func(), error) { return take(ctx, s.writing) },
 	})
 	stop()
 	if err != nil {

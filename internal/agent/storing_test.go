@@ -108,6 +108,7 @@ func TestAStoreThatIsAwayDelaysNothingButReady(t *testing.T) {
 		return c != nil && c.Reason == v1alpha1.ReasonCheckpointInProgress && len(c.Message) > 10 && c.Message[:8] == "Captured"
 	})
 	h.expectReady("cp", v1alpha1.ReasonCheckpointInProgress, "not stored in CheckpointStore s yet")
+	h.eventually("others have their turn", func() bool { return len(h.ops.storing.turns) == 0 })
 	if h.condition(v1alpha1.PodConditionCheckpointing) == "True" {
 		t.Error("the Pod still says that it is being checkpointed")
 	}

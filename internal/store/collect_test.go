@@ -218,6 +218,28 @@ func TestAWriterThatDiedIsForgottenAndOneThatStoodStillGivesUp(t *testing.T) {
 	l.end(t.Context())
 }
 
+func TestAWriterWaitsForItsTurnAndKeepsWhatItFindsMeanwhile(t *testing.T) {
+	s, m := made(t, false)
+	over := false
+	turn := func(context.Context) (func(), error) {
+		if m.size(prefixLeases) == 0 {
+			t.Error("it waits without a lease")
+		}
+		return func() { over = true }, nil
+	}
+	_, err := s.Put(t.Context(), specimen(), PutOptions{Turn: turn})
+	must(t, err)
+	if !over {
+		t.Error("it did not give its turn back")
+	}
+	no := errors.New("no turn")
+	before := m.size(prefixPacks)
+	_, err = s.Put(t.Context(), specimen(), PutOptions{Turn: func(context.Context) (func(), error) { return nil, no }})
+	if !errors.Is(err, no) || m.size(prefixPacks) != before || m.size(prefixLeases) != 0 {
+		t.Errorf("without a turn: %v", err)
+	}
+}
+
 // notebook is a Journal in memory.
 type notebook struct {
 	mu    sync.Mutex

@@ -30,6 +30,9 @@ type PutOptions struct {
 	Journal Journal
 	// Progress is told how many bytes of the files have been worked through; it may be nil.
 	Progress func(done int64)
+	// Turn is waited for when the store has answered, before the writer takes the memory
+	// that it needs; what it returns is called when that is free again. It may be nil.
+	Turn func(context.Context) (over func(), err error)
 }
 
 // Journal is kept where the writer runs. Who loses it writes again what was not finished.
@@ -40,12 +43,17 @@ type Journal interface {
 	SetRoot(ID) error
 }
 
+// MemoryLimit is what a process can be limited to (debug.SetMemoryLimit) in which one
+// writer writes at a time.
+const MemoryLimit = 192 << 20
+
 // Buffers that a writer holds, whatever the checkpoint's size: packs of packSize, slabs
 // of slabSize. With what it knows of blocks (known.go) this is all its memory but for
 // the lists of extents, 16 bytes for each run of blocks and for each frame.
 const (
 	packBuffers = 3 // one is filled, the others are on their way
 	slabBuffers = 6
+	packSlack   = 1 << 20 // for the last frame and the index of most packs
 )
 
 // Put writes the files below a directory as a checkpoint, and returns what the store
@@ -60,6 +68,13 @@ func (s *Store) Put(ctx context.Context, dir fs.FS, o PutOptions) (_ Checkpoint,
 		return Checkpoint{}, err
 	}
 	defer l.end(ctx)
+	if o.Turn != nil {
+		over, err := o.Turn(ctx)
+		if err != nil {
+			return Checkpoint{}, err
+		}
+		defer over()
+	}
 	w, done, err := s.newWriter(ctx, o)
 	if err != nil || done != nil {
 		if err != nil {
@@ -369,7 +384,7 @@ func (w *writer) writeFrame(slab []byte, blocks []fresh, size int) error {
 		select {
 		case free := <-w.buffers:
 			if free == nil {
-				free = make([]byte, 0, maxPack)
+				free = make([]byte, 0, packSize+packSlack)
 			}
 			w.builder = newPackBuilder(w.s.keys, free)
 			w.packs = append(w.packs, Pack{})

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -44,6 +45,7 @@ func memory(ctx context.Context, _ *bench, dir string) error {
 }
 
 func putAndTell(ctx context.Context, dir, percent string) error {
+	debug.SetMemoryLimit(store.MemoryLimit) // as the agent does
 	changed, err := strconv.Atoi(percent)
 	if err != nil {
 		return err

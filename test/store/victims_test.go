@@ -241,13 +241,13 @@ func fetch(ctx context.Context, s *store.Store, id store.ID, seed, into string) 
 }
 
 // content is a checkpoint that follows from a number: one of three applications, whose
-// checkpoints have most in common, and one in twelve of several packs.
+// checkpoints have most in common, and one in twenty of two packs.
 func content(seed uint64) (fstest.MapFS, []string) {
 	app := seed % 3
 	r := rand.New(rand.NewPCG(seed, 2))
 	size := 512 << 10
-	if seed/3%12 == 0 {
-		size = 36 << 20
+	if seed/3%20 == 0 {
+		size = 20 << 20
 	}
 	memory := bytes.Clone(backendtest.Noise(app+1, size))
 	for range 8 {
