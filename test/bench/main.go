@@ -21,6 +21,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"syscall"
@@ -60,8 +61,20 @@ func main() {
 	only := flag.String("only", "", "run the measurements whose `names` match this regular expression")
 	dir := flag.String("dir", "/dev/shm", "`directory` to work in, on a file system in memory with 16 GiB free")
 	dumps := flag.String("dumps", "", "`directory` to keep the processes' images in, and to take those from that are there")
+	profile := flag.String("profile", "", "`file` for a profile of this program's CPU time")
 	criu := flag.String("criu", "dist/criu/bin/criu", "the `program` that dumps processes")
 	flag.Parse()
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err == nil {
+			err = pprof.StartCPUProfile(f)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		defer pprof.StopCPUProfile()
+	}
 	if err := run(ctx, *only, *dir, *dumps, *criu); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -140,6 +153,18 @@ func bytesIn(dir string) (sum int64, err error) {
 	return sum, err
 }
 
+// cpuTime is what this process and those that it waited for have taken, in seconds.
+func cpuTime() (sum float64) {
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(who, &u); err != nil {
+			panic(err) // for another who only
+		}
+		sum += time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
+	}
+	return sum
+}
+
 // command runs a program and fails with what it said.
 func command(ctx context.Context, dir, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
@@ -150,11 +175,11 @@ func command(ctx context.Context, dir, name string, args ...string) error {
 	return nil
 }
 
-// timed returns how long something took, in seconds.
-func timed(f func() error) (float64, error) {
-	begun := time.Now()
-	err := f()
-	return time.Since(begun).Seconds(), err
+// timed returns how long something took, and how much of the CPUs, in seconds.
+func timed(f func() error) (took, cpu float64, err error) {
+	begun, used := time.Now(), cpuTime()
+	err = f()
+	return time.Since(begun).Seconds(), cpuTime() - used, err
 }
 
 func median(values []float64) float64 {
