@@ -21,6 +21,7 @@ import (
 
 	"podstasis.dev/stasis/internal/store"
 	"podstasis.dev/stasis/internal/store/backend/open"
+	"podstasis.dev/stasis/test/store/servers"
 )
 
 // Rounds of writers, collectors and readers, each a process that is killed at a random
@@ -45,7 +46,7 @@ func TestWhoeverIsKilledNoCheckpointIsLostAndNothingStaysForGood(t *testing.T) {
 		h.enough(t, rounds)
 	})
 	t.Run("s3", func(t *testing.T) {
-		_, _, config := s3(t)
+		_, config := servers.S3(t, here)
 		h := newHouse(t, seed, config)
 		h.run(t, max(4, rounds/10))
 	})
