@@ -116,7 +116,7 @@ func harmless(t *testing.T) {
 			t.Errorf("the Pod still says that it is being checkpointed: %+v", c)
 		}
 	}
-	if left := onNode(t, "ls -A /var/lib/stasis/checkpoints /var/lib/stasis/records | grep -v : || true; ls /run/stasis/frozen/*.json 2>/dev/null || true"); strings.TrimSpace(left) != "" {
+	if left := onNode(t, "find /var/lib/stasis/checkpoints /var/lib/stasis/records /var/lib/stasis/storing -mindepth 1 ! -name .copies; ls /run/stasis/frozen/*.json 2>/dev/null || true"); strings.TrimSpace(left) != "" {
 		t.Errorf("left on the node: %s", left)
 	}
 }
