@@ -59,8 +59,8 @@ func TestARestoredPodIsResizedInPlaceAndDebuggedAsAnyOther(t *testing.T) {
 	s.unharmed("restored")
 }
 
-// The scheduler places a restoring Pod as any other: without room for it on the
-// node with the data, it is Pending.
+// The scheduler places a restoring Pod as any other: without room for it on any node
+// that can run it, it is Pending.
 func TestARestoringPodWaitsUntilItsNodeHasRoomForIt(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
@@ -70,6 +70,7 @@ func TestARestoringPodWaitsUntilItsNodeHasRoomForIt(t *testing.T) {
 		return b
 	}
 	s.running(build("source").Obj())
+	s.running(build("neighbour").Obj()) // on the other node: this one's port is taken
 	s.checkpoint("one", "source")
 	pod := s.create(build("restored").RestoreFrom("one").Obj())
 	s.eventually("the scheduler says why", func() error {
