@@ -203,15 +203,11 @@ func (s *Store) acquit(ctx context.Context, id ID) error {
 // condemned lists the packs that nobody may begin to use.
 func (s *Store) condemned(ctx context.Context) (map[ID]bool, error) {
 	ids := map[ID]bool{}
-	for object, err := range s.backend.List(ctx, prefixCondemned) {
+	for object, err := range s.named(ctx, prefixCondemned) {
 		if err != nil {
-			return nil, fmt.Errorf("list what is condemned: %w", err)
+			return nil, err
 		}
-		id, err := ParseID(object.Name[len(prefixCondemned):])
-		if err != nil {
-			return nil, corrupt(object.Name, "its name is none of a pack: %v", err)
-		}
-		ids[id] = true
+		ids[object.ID] = true
 	}
 	return ids, nil
 }
@@ -241,15 +237,11 @@ func (s *Store) condemnations(ctx context.Context) (map[ID]condemnation, error) 
 // packSizes lists all packs and their sizes.
 func (s *Store) packSizes(ctx context.Context) (map[ID]int64, error) {
 	packs := map[ID]int64{}
-	for object, err := range s.backend.List(ctx, prefixPacks) {
+	for of, err := range s.named(ctx, prefixPacks) {
 		if err != nil {
-			return nil, fmt.Errorf("list packs: %w", err)
+			return nil, err
 		}
-		id, err := ParseID(object.Name[len(prefixPacks):])
-		if err != nil {
-			return nil, corrupt(object.Name, "its name is none of a pack: %v", err)
-		}
-		packs[id] = object.Size
+		packs[of.ID] = of.Size
 	}
 	return packs, nil
 }
@@ -257,7 +249,7 @@ func (s *Store) packSizes(ctx context.Context) (map[ID]int64, error) {
 // used lists the packs that any root uses. A root that cannot be read ends the
 // collection: nobody knows what it uses.
 func (s *Store) used(ctx context.Context) (map[ID]bool, int, error) {
-	ids, err := s.roots(ctx)
+	ids, err := s.IDs(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -278,7 +270,7 @@ func (s *Store) used(ctx context.Context) (map[ID]bool, int, error) {
 
 // forgetHints removes hints that name nothing that is there.
 func (s *Store) forgetHints(ctx context.Context) error {
-	ids, err := s.roots(ctx)
+	ids, err := s.IDs(ctx)
 	if err != nil {
 		return err
 	}

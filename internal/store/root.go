@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"time"
 
 	"podstasis.dev/stasis/internal/store/backend"
@@ -122,7 +123,16 @@ func (s *Store) Describe(ctx context.Context, id ID) (Checkpoint, error) {
 }
 
 // IDs lists all checkpoints.
-func (s *Store) IDs(ctx context.Context) ([]ID, error) { return s.roots(ctx) }
+func (s *Store) IDs(ctx context.Context) ([]ID, error) {
+	var ids []ID
+	for object, err := range s.named(ctx, prefixRoots) {
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, object.ID)
+	}
+	return ids, nil
+}
 
 // Bytes is what all checkpoints take together, as the backend counts it: with what was
 // deleted and not collected yet.
@@ -148,25 +158,30 @@ func (s *Store) Packs(ctx context.Context, id ID) ([]Pack, error) {
 	return r.packs(), nil
 }
 
-// roots lists the IDs of all checkpoints.
-func (s *Store) roots(ctx context.Context) ([]ID, error) {
-	var ids []ID
-	for object, err := range s.backend.List(ctx, prefixRoots) {
-		if err != nil {
-			return nil, fmt.Errorf("list checkpoints: %w", err)
+// named goes through the objects with a prefix, which are named by IDs. It ends after the
+// first error.
+func (s *Store) named(ctx context.Context, prefix string) iter.Seq2[Pack, error] {
+	return func(yield func(Pack, error) bool) {
+		for object, err := range s.backend.List(ctx, prefix) {
+			if err != nil {
+				yield(Pack{}, fmt.Errorf("list %s: %w", prefix, err))
+				return
+			}
+			id, err := ParseID(object.Name[len(prefix):])
+			if err != nil {
+				yield(Pack{}, corrupt(object.Name, "its name is none of such an object: %v", err))
+				return
+			}
+			if !yield(Pack{id, object.Size}, nil) {
+				return
+			}
 		}
-		id, err := ParseID(object.Name[len(prefixRoots):])
-		if err != nil {
-			return nil, corrupt(object.Name, "its name is none of a checkpoint: %v", err)
-		}
-		ids = append(ids, id)
 	}
-	return ids, nil
 }
 
 // List describes all checkpoints. One that goes meanwhile is left out.
 func (s *Store) List(ctx context.Context) ([]Checkpoint, error) {
-	ids, err := s.roots(ctx)
+	ids, err := s.IDs(ctx)
 	if err != nil {
 		return nil, err
 	}

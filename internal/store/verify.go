@@ -28,7 +28,7 @@ func (s *Store) Verify(ctx context.Context, ids []ID, progress func(int64)) (Ver
 	var v Verification
 	if len(ids) == 0 {
 		var err error
-		if ids, err = s.roots(ctx); err != nil {
+		if ids, err = s.IDs(ctx); err != nil {
 			return v, err
 		}
 	}
