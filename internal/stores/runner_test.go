@@ -49,7 +49,14 @@ func runner(t *testing.T) (*Runner, *checkpointv1alpha1.CheckpointStore, store.C
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Runner{Open: o, Clock: clocktesting.NewFakePassiveClock(time.Now()), Log: slog.New(slog.DiscardHandler)}, object, c
+	r := &Runner{Open: o, Clock: clocktesting.NewFakePassiveClock(time.Now()), Log: slog.New(slog.DiscardHandler)}
+	// What nobody waits for uses the store until it is done, and the store is about to be removed.
+	t.Cleanup(func() {
+		for _, n := range r.runs {
+			<-n.done
+		}
+	})
+	return r, object, c
 }
 
 func impatient(t *testing.T) context.Context {
