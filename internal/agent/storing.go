@@ -310,6 +310,11 @@ func (s *storing) follow(ctx context.Context, rec *record, total int64, far *how
 		var said time.Time
 		waited := false
 		for last := ""; ; {
+			select {
+			case <-time.After(storeLooking): // what is over by then is told by its outcome
+			case <-ctx.Done():
+				return
+			}
 			done, wait := far.read()
 			percent := 100 * done / max(total, 1)
 			message := fmt.Sprintf("Captured, and being stored in CheckpointStore %s: %d %% of %s", rec.StoreName, percent, binaryBytes(total))
@@ -319,11 +324,6 @@ func (s *storing) follow(ctx context.Context, rec *record, total int64, far *how
 			if message != last && (s.now().Sub(said) >= storeTelling || waited != (wait != nil)) {
 				s.say(ctx, rec, message)
 				last, said, waited = message, s.now(), wait != nil
-			}
-			select {
-			case <-time.After(storeLooking):
-			case <-ctx.Done():
-				return
 			}
 		}
 	})

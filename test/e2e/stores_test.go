@@ -466,12 +466,15 @@ func TestAStoreThatIsAwayAndAnAgentThatIsKilledDelayNothingButReady(t *testing.T
 		return nil
 	})
 	var c checkpointv1alpha1.PodCheckpoint
-	if err := s.Get(t.Context(), s.key("bulk"), &c); err != nil {
-		t.Fatal(err)
-	}
-	if ready := c.ReadyCondition(); ready.Status == metav1.ConditionTrue || !strings.Contains(ready.Message, "being stored in CheckpointStore "+store) {
-		t.Errorf("while it is being stored it is %+v", ready)
-	}
+	s.eventually("it says that it is being stored", func() error {
+		if err := s.Get(t.Context(), s.key("bulk"), &c); err != nil {
+			return err
+		}
+		if ready := c.ReadyCondition(); ready == nil || ready.Status == metav1.ConditionTrue || !strings.Contains(ready.Message, "being stored in CheckpointStore "+store) {
+			return fmt.Errorf("%+v", ready)
+		}
+		return nil
+	})
 	finished := s.journal(&c)
 	s.killAgent(nodeOne)
 	first := line.Sent() - sent

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/layer"
 )
@@ -88,7 +90,12 @@ func TestTheMemoryOfAProcessIsWhatItHasTouched(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	block := make([]byte, 64<<20)
+	// Not of the heap, which may have had them all along.
+	block, err := unix.Mmap(-1, 0, 64<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Munmap(block) }()
 	for i := 0; i < len(block); i += 4096 {
 		block[i] = 1
 	}
