@@ -304,6 +304,9 @@ func TestAnInterruptedWriterCostsOnlyWhatItDidNotFinish(t *testing.T) {
 	if all += m.size(prefixRoots); c.NewBytes != all {
 		t.Errorf("the store grew by %d, and the checkpoint says by %d", all, c.NewBytes)
 	}
+	if want := (Shares{Memory: Share{Bytes: 60 << 20}}); *c.Shares != want {
+		t.Errorf("what the first attempt wrote is shared with others: %+v", *c.Shares)
+	}
 	out, err := get(t, s, c.ID)
 	must(t, err)
 	expectSame(t, dir, out)

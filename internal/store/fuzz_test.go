@@ -58,6 +58,7 @@ func FuzzFiles(f *testing.F) {
 
 func FuzzRoot(f *testing.F) {
 	f.Add([]byte(`{"format":1,"created":"2026-11-27T00:00:00Z","labels":{"a":"b"},"packs":"` + string(bytes.Repeat([]byte("A"), 43)) + `=","packSizes":[100],"packUsed":[2],"map":[[0,1,2]],"mapBytes":10}`))
+	f.Add([]byte(`{"format":1,"shares":{"previous":"` + ID{1}.String() + `","memory":{"bytes":9,"zeros":1,"present":8,"previous":8},"files":{}}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := decodeRoot(data)
 		if err != nil {
@@ -68,6 +69,9 @@ func FuzzRoot(f *testing.F) {
 			if e.pack < 0 || e.pack >= len(packs) || e.count <= 0 {
 				t.Errorf("the extent %+v was let through", e)
 			}
+		}
+		if s := r.Shares.describe(); s != nil && (s.Memory.Bytes-s.Memory.Zeros-s.Memory.Present < 0 || s.Files.Present < s.Files.Previous || s.Files.Zeros < 0) {
+			t.Errorf("the shares %+v were let through", *s)
 		}
 	})
 }

@@ -112,6 +112,9 @@ type writer struct {
 	news   int      // blocks
 	placed []placed // new blocks, frame by frame
 	done   int64
+	shares rootShares
+	// found are the packs that were there, by their numbers.
+	found []foundPack
 
 	building sync.Mutex
 	packs    []Pack      // those that were there, then new ones; zero until one is finished
@@ -160,6 +163,7 @@ func (s *Store) newWriter(ctx context.Context, o PutOptions) (*writer, *Checkpoi
 	if err != nil {
 		return nil, nil, err
 	}
+	var previous map[ID]blockSet
 	for _, id := range alike {
 		r, _, err := s.readRoot(ctx, id)
 		if errors.Is(err, ErrMissing) || errors.Is(err, ErrCorrupt) {
@@ -172,11 +176,28 @@ func (s *Store) newWriter(ctx context.Context, o PutOptions) (*writer, *Checkpoi
 				return nil, nil, err
 			}
 		}
+		if previous != nil {
+			continue
+		}
+		if previous, err = s.consists(ctx, r); err == nil {
+			w.shares.Previous = id.String()
+		} else if !errors.Is(err, ErrMissing) && !errors.Is(err, ErrCorrupt) {
+			return nil, nil, err
+		}
+	}
+	for _, of := range w.packs {
+		w.found = append(w.found, foundPack{w.earlier[of.ID], previous[of.ID]})
 	}
 	w.uploads, w.sending = errgroup.WithContext(ctx)
 	w.workers, w.working = errgroup.WithContext(w.sending)
 	w.workers.SetLimit(max(2, runtime.GOMAXPROCS(0)))
 	return w, nil, nil
+}
+
+// foundPack is what is known of a pack that was there.
+type foundPack struct {
+	own      bool     // an attempt before this one wrote it
+	previous blockSet // of what the previous checkpoint consists of
 }
 
 // worthUsing is the part of a pack, one in so many, that the latest checkpoint must
@@ -313,15 +334,24 @@ func (w *writer) writeSlab(s slab) ([]run, error) {
 	var runs []run
 	var news []fresh
 	w.mu.Lock()
+	share := &w.shares.Files
+	if s.pages {
+		share = &w.shares.Memory
+	}
+	share.Bytes += int64(len(s.data))
 	begin = 0
 	for i, end := range s.ends {
 		block := s.data[begin:end]
 		begin = end
 		if zero[i] {
 			runs = appendRun(runs, refZero, len(block))
+			share.Zeros += int64(len(block))
 			continue
 		}
 		ref, ok := w.known.find(ids[i])
+		if ok && ref&refNew == 0 {
+			w.present(share, placeOf(ref), int64(len(block)))
+		}
 		if !ok {
 			number := w.news
 			w.news++
@@ -353,6 +383,18 @@ func (w *writer) writeSlab(s slab) ([]run, error) {
 		w.progress(done)
 	}
 	return runs, nil
+}
+
+// present counts a block that was in the store.
+func (w *writer) present(share *Share, at place, size int64) {
+	of := &w.found[at.pack]
+	if of.own {
+		return
+	}
+	share.Present += size
+	if of.previous.has(int(at.block)) {
+		share.Previous += size
+	}
 }
 
 var frames = sync.Pool{New: func() any { b := make([]byte, 2*maxFrame); return &b }}
@@ -471,6 +513,7 @@ func (w *writer) finish(ctx context.Context, l *lease, files []*written, o PutOp
 	r := root{
 		Format: FormatVersion, Created: w.s.now().UTC(), Labels: o.Labels, ManifestDigest: o.ManifestDigest,
 		LogicalBytes: logical, NewBytes: w.newBytes, Files: len(files), MapBytes: int64(len(list)),
+		Shares: &w.shares,
 	}
 	for _, run := range runs {
 		w.resolve(run, func(p place, count int) { r.Map = append(r.Map, [3]int{number(p.pack), int(p.block), count}) })

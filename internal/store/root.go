@@ -24,6 +24,7 @@ type Checkpoint struct {
 	// NewBytes is what the store grew by when it was written, with indexes and root.
 	NewBytes int64
 	Files    int
+	Shares   *Shares // nil where it was written before that was counted
 }
 
 // root is a checkpoint's own object. It is small: what grows with the checkpoint is the
@@ -42,6 +43,8 @@ type root struct {
 	// Map are the extents of the encoded list of files, MapBytes its size.
 	Map      [][3]int `json:"map"` // pack, first block, number of blocks
 	MapBytes int64    `json:"mapBytes"`
+
+	Shares *rootShares `json:"shares,omitempty"`
 }
 
 const (
@@ -82,6 +85,11 @@ func decodeRoot(data []byte) (*root, error) {
 			return nil, errors.New("its list of files is nowhere")
 		}
 	}
+	if r.Shares != nil {
+		if err := r.Shares.check(); err != nil {
+			return nil, err
+		}
+	}
 	return &r, nil
 }
 
@@ -109,7 +117,7 @@ func (s *Store) readRoot(ctx context.Context, id ID) (*root, int64, error) {
 func (r *root) describe(id ID, size int64) Checkpoint {
 	return Checkpoint{
 		ID: id, Created: r.Created, Labels: r.Labels, ManifestDigest: r.ManifestDigest,
-		LogicalBytes: r.LogicalBytes, NewBytes: r.NewBytes + size, Files: r.Files,
+		LogicalBytes: r.LogicalBytes, NewBytes: r.NewBytes + size, Files: r.Files, Shares: r.Shares.describe(),
 	}
 }
 
