@@ -302,4 +302,49 @@ type StoredCheckpoint struct {
 	CheckpointID string `json:"checkpointID"`
 	// newBytes is what the store grew by.
 	NewBytes int64 `json:"newBytes"`
+	// previous is what it was compared with when it was stored: the latest checkpoint
+	// that the store then had of a Pod of that name, or else of Pods of the same images, in
+	// the same namespace. None if there was none.
+	// +optional
+	Previous *PreviousCheckpoint `json:"previous,omitempty"`
+	// memory says what of the captured memory the store had when it was stored.
+	// +optional
+	Memory *StoredShare `json:"memory,omitempty"`
+	// files say it of everything else: changed files, volumes, the engine's other images.
+	// +optional
+	Files *StoredShare `json:"files,omitempty"`
+}
+
+// PreviousCheckpoint names a checkpoint in a store.
+//
+// +k8s:openapi-gen=true
+type PreviousCheckpoint struct {
+	// checkpointID names it in the store.
+	// +kubebuilder:validation:Pattern=`^[0-9a-f]{64}$`
+	CheckpointID string `json:"checkpointID"`
+	// name of its PodCheckpoint. Empty if it is of another cluster, or was deleted
+	// meanwhile.
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	Name string `json:"name,omitempty"`
+	// podName is the Pod's that was captured.
+	// +kubebuilder:validation:MaxLength=253
+	// +optional
+	PodName string `json:"podName,omitempty"`
+}
+
+// StoredShare says, in bytes before compression, what of some files a store had when
+// their checkpoint was stored. What is left was written, once if it comes several times.
+//
+// +k8s:openapi-gen=true
+type StoredShare struct {
+	// bytes are all.
+	Bytes int64 `json:"bytes"`
+	// zeroBytes are zeros, which take nothing.
+	ZeroBytes int64 `json:"zeroBytes"`
+	// presentBytes were in the store, and were not written again.
+	PresentBytes int64 `json:"presentBytes"`
+	// previousBytes are those of presentBytes that the previous checkpoint consists of,
+	// too: kept once for both.
+	PreviousBytes int64 `json:"previousBytes"`
 }

@@ -111,6 +111,11 @@ func (in PodCheckpointStatus) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in PreviousCheckpoint) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.PreviousCheckpoint"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in RegistryStore) OpenAPIModelName() string {
 	return "dev.podstasis.checkpoint.v1alpha1.RegistryStore"
 }
@@ -123,4 +128,9 @@ func (in S3Store) OpenAPIModelName() string {
 // OpenAPIModelName returns the OpenAPI model name for this type.
 func (in StoredCheckpoint) OpenAPIModelName() string {
 	return "dev.podstasis.checkpoint.v1alpha1.StoredCheckpoint"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
+func (in StoredShare) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.StoredShare"
 }

@@ -19,6 +19,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podstasis.dev/stasis/api/v1alpha1"
@@ -233,13 +234,60 @@ func (s *storing) put(ctx context.Context, rec *record) error {
 	if err != nil {
 		return fmt.Errorf("store the checkpoint: %w", err)
 	}
-	rec.Status.Store = &v1alpha1.StoredCheckpoint{Name: rec.StoreName, StoreID: into.ID(), CheckpointID: stored.ID.String(), NewBytes: stored.NewBytes}
-	now := metav1.NewTime(s.now())
-	rec.Status.CompletionTime = &now
-	if c := readyCondition(&v1alpha1.PodCheckpoint{Status: rec.Status}); c != nil {
-		setReady(&rec.Status, c.ObservedGeneration, now, c.Reason, fmt.Sprintf("%s, stored in %s with %s", c.Message, rec.StoreName, binaryBytes(stored.NewBytes)))
+	in := &v1alpha1.StoredCheckpoint{Name: rec.StoreName, StoreID: into.ID(), CheckpointID: stored.ID.String(), NewBytes: stored.NewBytes}
+	if err := sayShares(ctx, in, into, stored); err != nil {
+		return err
 	}
-	return s.store.writeRecord(rec)
+	// Only what is written counts: an attempt that could not write it is made again.
+	with := *rec
+	with.Status = *rec.Status.DeepCopy()
+	with.Status.Store = in
+	now := metav1.NewTime(s.now())
+	with.Status.CompletionTime = &now
+	if c := readyCondition(&v1alpha1.PodCheckpoint{Status: with.Status}); c != nil {
+		setReady(&with.Status, c.ObservedGeneration, now, c.Reason, fmt.Sprintf("%s, stored in %s with %s", c.Message, rec.StoreName, binaryBytes(stored.NewBytes)))
+	}
+	if err := s.store.writeRecord(&with); err != nil {
+		return err
+	}
+	*rec = with
+	return nil
+}
+
+// sayShares says what a checkpoint that is stored has in common with others.
+func sayShares(ctx context.Context, in *v1alpha1.StoredCheckpoint, into *checkpointstore.Store, stored checkpointstore.Checkpoint) error {
+	s := stored.Shares
+	if s == nil {
+		return nil
+	}
+	share := func(of checkpointstore.Share) *v1alpha1.StoredShare {
+		return &v1alpha1.StoredShare{Bytes: of.Bytes, ZeroBytes: of.Zeros, PresentBytes: of.Present, PreviousBytes: of.Previous}
+	}
+	in.Memory, in.Files = share(s.Memory), share(s.Files)
+	if s.Previous == (checkpointstore.ID{}) {
+		return nil
+	}
+	in.Previous = &v1alpha1.PreviousCheckpoint{CheckpointID: s.Previous.String()}
+	before, err := into.Describe(ctx, s.Previous)
+	if errors.Is(err, checkpointstore.ErrMissing) || errors.Is(err, checkpointstore.ErrCorrupt) {
+		return nil // deleted meanwhile, or what verification finds
+	} else if err != nil {
+		return fmt.Errorf("read the previous checkpoint: %w", err)
+	}
+	// Other clusters may have a namespace and a Pod of these names.
+	if before.Labels[v1alpha1.StoreLabelCluster] == stored.Labels[v1alpha1.StoreLabelCluster] && before.Labels[v1alpha1.StoreLabelNamespace] == stored.Labels[v1alpha1.StoreLabelNamespace] {
+		in.Previous.Name = nameIn(before.Labels[v1alpha1.StoreLabelName])
+		in.Previous.PodName = nameIn(before.Labels[v1alpha1.StoreLabelPod])
+	}
+	return nil
+}
+
+// nameIn is a name that came from a store, or nothing if the API would not take it.
+func nameIn(label string) string {
+	if len(validation.IsDNS1123Subdomain(label)) > 0 {
+		return ""
+	}
+	return label
 }
 
 // storeLabels are a checkpoint's in its store. The controller knows by them whose it is.

@@ -5,13 +5,16 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/checkpoint"
@@ -176,5 +179,115 @@ func TestAJournalOfWhatIsStoredIsReadBack(t *testing.T) {
 	packs, root, err := (&storeJournal{store: s, uid: "u"}).Read()
 	if err != nil || len(packs) != 2 || packs[0] != a || packs[1] != b || root == nil || *root != (checkpointstore.ID{3}) {
 		t.Errorf("%v, %v, %v", packs, root, err)
+	}
+}
+
+func TestACheckpointThatIsStoredSaysWhatItSharesWithTheOneBefore(t *testing.T) {
+	second := storedPCP()
+	second.Name, second.UID = "cp2", "uid-of-cp2"
+	h := newHarness(t, makePod(), storedPCP(), second, storeObject())
+	h.memoryStore()
+	memory := make([]byte, 3*4096)
+	h.cri.before = func(_ context.Context, in *runtimeapi.CheckpointPodRequest) error {
+		memory[4096]++ // the second page is another each time
+		return os.WriteFile(filepath.Join(in.OutputPath, "pages-1.img"), memory, 0o600)
+	}
+	memory[0] = 1
+	h.run("cp")
+	h.eventually("the first is Ready", h.isReady)
+	first := h.get("cp").Status.Store
+	if want := (&v1alpha1.StoredShare{Bytes: 3 * 4096, ZeroBytes: 4096}); first.Previous != nil || !reflect.DeepEqual(first.Memory, want) || first.Files == nil || first.Files.PresentBytes != 0 || first.Files.Bytes < 4096 {
+		t.Errorf("the first: %+v, memory %+v, files %+v", first, first.Memory, first.Files)
+	}
+	h.run("cp2")
+	h.eventually("the second is Ready", func() bool { return ready(h.get("cp2")) })
+	in := h.get("cp2").Status.Store
+	if want := (&v1alpha1.PreviousCheckpoint{CheckpointID: first.CheckpointID, Name: "cp", PodName: "app"}); !reflect.DeepEqual(in.Previous, want) {
+		t.Errorf("before the second is %+v, and not %+v", in.Previous, want)
+	}
+	if want := (&v1alpha1.StoredShare{Bytes: 3 * 4096, ZeroBytes: 4096, PresentBytes: 4096, PreviousBytes: 4096}); !reflect.DeepEqual(in.Memory, want) {
+		t.Errorf("the second's memory: %+v, and not %+v", in.Memory, want)
+	}
+}
+
+func TestACheckpointThatWasSharedWithIsNamedOnlyIfItIsOfThisCluster(t *testing.T) {
+	h := newHarness(t)
+	h.memoryStore()
+	s, _, err := h.opens(t.Context(), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(labels map[string]string) (checkpointstore.Checkpoint, *v1alpha1.StoredCheckpoint) {
+		t.Helper()
+		c, err := s.Put(t.Context(), fstest.MapFS{"a": {Data: []byte("a")}}, checkpointstore.PutOptions{Labels: labels, Alike: []string{"pod"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		in := &v1alpha1.StoredCheckpoint{}
+		if err := sayShares(t.Context(), in, s, c); err != nil {
+			t.Fatal(err)
+		}
+		return c, in
+	}
+	mine := map[string]string{"cluster": "1", "namespace": "ns", "name": "mine", "pod": "app"}
+	first, _ := put(mine)
+	for name, tc := range map[string]struct {
+		labels map[string]string
+		named  string
+	}{
+		"this cluster's": {mine, "mine"},
+		"another's":      {map[string]string{"cluster": "2", "namespace": "ns", "name": "theirs"}, ""},
+	} {
+		if err := s.Delete(t.Context(), first.ID); err != nil {
+			t.Fatal(err)
+		}
+		before, _ := put(tc.labels)
+		var in *v1alpha1.StoredCheckpoint
+		if first, in = put(mine); in.Previous == nil || in.Previous.CheckpointID != before.ID.String() || in.Previous.Name != tc.named {
+			t.Errorf("after %s: %+v", name, in.Previous)
+		}
+	}
+	gone := first
+	gone.Shares = &checkpointstore.Shares{Previous: checkpointstore.ID{9}}
+	in := &v1alpha1.StoredCheckpoint{}
+	if err := sayShares(t.Context(), in, s, gone); err != nil || in.Previous == nil || in.Previous.Name != "" {
+		t.Errorf("after one that is gone: %+v, %v", in.Previous, err)
+	}
+	if nameIn("a\nb") != "" || nameIn("web-1") != "web-1" {
+		t.Error("a label that is no name is taken for one")
+	}
+}
+
+func TestAnOutcomeThatCouldNotBeWrittenIsToldOnceAllTheSame(t *testing.T) {
+	h := newHarness(t, makePod(), storedPCP(), storeObject())
+	up := h.memoryStore()
+	up.Store(false)
+	h.run("cp")
+	h.ops.storing.end()
+	h.ops.storing.all.Wait()
+	rec, err := h.store.readRecord(pcpUID)
+	if err != nil || rec == nil {
+		t.Fatalf("the record: %v, %v", rec, err)
+	}
+	up.Store(true)
+	path := h.store.recordPath(pcpUID)
+	if err := errors.Join(os.Remove(path), os.MkdirAll(filepath.Join(path, "in the way"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.ops.storing.put(t.Context(), rec); err == nil || rec.Status.Store != nil {
+		t.Fatalf("a record that cannot be written: %v, %+v", err, rec.Status.Store)
+	}
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.ops.storing.put(t.Context(), rec); err != nil {
+		t.Fatal(err)
+	}
+	again, err := h.store.readRecord(pcpUID)
+	if err != nil || again.Status.Store == nil {
+		t.Fatalf("the record says %+v, %v", again, err)
+	}
+	if m := readyCondition(&v1alpha1.PodCheckpoint{Status: again.Status}).Message; strings.Count(m, "stored in s with") != 1 {
+		t.Errorf("it says %q", m)
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	subresources "podstasis.dev/stasis/api/subresources/v1alpha1"
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/agentapi"
 )
@@ -141,6 +142,22 @@ func TestContentsWithoutEndAreNotReadWhole(t *testing.T) {
 	_, err := newContents(k.objects, agent).Get(request.WithNamespace(t.Context(), "n"), "c", nil)
 	if err == nil || !strings.Contains(err.Error(), "more than 8388608 bytes") {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestWhereACheckpointIsStoredTheAPISaysAndNotItsNode(t *testing.T) {
+	c := readyCheckpoint()
+	c.Status.Store = &checkpointv1alpha1.StoredCheckpoint{Name: "s", Memory: &checkpointv1alpha1.StoredShare{Bytes: 7}}
+	k, _ := takerOf(t, interceptor.Funcs{}, c)
+	agent := &told{answer: func() (*http.Response, error) {
+		return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(`{"store":{"name":"forged"}}`))}, nil
+	}}
+	found, err := newContents(k.objects, agent).Get(request.WithNamespace(t.Context(), "n"), "c", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if in := found.(*subresources.CheckpointContents).Store; in == nil || in.Name != "s" || in.Memory == nil || in.Memory.Bytes != 7 {
+		t.Errorf("it is stored in %+v", in)
 	}
 }
 

@@ -66,8 +66,9 @@ func (c *contents) Get(ctx context.Context, name string, _ *metav1.GetOptions) (
 	if err != nil {
 		return nil, apierrors.NewInternalError(fmt.Errorf("read the contents of PodCheckpoint %s/%s from the stasis-agent of node %q: %w", namespace, name, checkpoint.Status.NodeName, err))
 	}
-	// Which checkpoint it is, the API says, and not a node.
+	// Which checkpoint it is and where it is kept, the API says, and not a node.
 	found.SetGroupVersionKind(subresources.SchemeGroupVersion.WithKind("CheckpointContents"))
 	found.ObjectMeta = metav1.ObjectMeta{Namespace: namespace, Name: name, UID: checkpoint.UID, CreationTimestamp: checkpoint.CreationTimestamp}
+	found.Store = checkpoint.Status.Store
 	return &found, nil
 }

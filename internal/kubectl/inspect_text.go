@@ -10,6 +10,7 @@ import (
 	"time"
 
 	subresourcesv1alpha1 "podstasis.dev/stasis/api/subresources/v1alpha1"
+	"podstasis.dev/stasis/internal/contents"
 )
 
 // shortList is how many rows of a list are shown unless all are asked for.
@@ -88,7 +89,11 @@ func (w *contentsWriter) head(c *subresourcesv1alpha1.CheckpointContents) {
 		{"Runtime:", clean(c.Source.Runtime)},
 		{"Platform:", clean(c.Source.Platform)},
 	}
+	if c.Store != nil {
+		head = append(head, []string{"Store:", fmt.Sprintf("%s, which grew by %s", clean(c.Store.Name), size(c.Store.NewBytes))})
+	}
 	w.err = table(w.out, "", slices.DeleteFunc(head, func(row []string) bool { return row[1] == "" }))
+	w.rows("", "In the store", contents.StoredTable(c.Store))
 }
 
 func (w *contentsWriter) container(c *subresourcesv1alpha1.ContainerContents) {

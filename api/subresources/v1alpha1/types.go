@@ -177,6 +177,9 @@ type CheckpointContents struct {
 	// +optional
 	// +listType=atomic
 	Phases []checkpointv1alpha1.PhaseTiming `json:"phases,omitempty"`
+	// store says where in its CheckpointStore the checkpoint is, and what it shares there.
+	// +optional
+	Store *checkpointv1alpha1.StoredCheckpoint `json:"store,omitempty"`
 	// containers, in the order of the manifest.
 	// +listType=map
 	// +listMapKey=name

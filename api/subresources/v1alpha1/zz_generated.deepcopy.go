@@ -32,6 +32,11 @@ func (in *CheckpointContents) DeepCopyInto(out *CheckpointContents) {
 		*out = make([]apiv1alpha1.PhaseTiming, len(*in))
 		copy(*out, *in)
 	}
+	if in.Store != nil {
+		in, out := &in.Store, &out.Store
+		*out = new(apiv1alpha1.StoredCheckpoint)
+		(*in).DeepCopyInto(*out)
+	}
 	if in.Containers != nil {
 		in, out := &in.Containers, &out.Containers
 		*out = make([]ContainerContents, len(*in))
@@ -381,7 +386,7 @@ func (in *PodCheckpointRequestStatus) DeepCopyInto(out *PodCheckpointRequestStat
 	if in.Store != nil {
 		in, out := &in.Store, &out.Store
 		*out = new(apiv1alpha1.StoredCheckpoint)
-		**out = **in
+		(*in).DeepCopyInto(*out)
 	}
 	if in.Warnings != nil {
 		in, out := &in.Warnings, &out.Warnings

@@ -98,7 +98,9 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		apiv1alpha1.EngineStatus{}.OpenAPIModelName():              schema_podstasisdev_stasis_api_v1alpha1_EngineStatus(ref),
 		apiv1alpha1.NodeLocalCheckpointSource{}.OpenAPIModelName(): schema_podstasisdev_stasis_api_v1alpha1_NodeLocalCheckpointSource(ref),
 		apiv1alpha1.PhaseTiming{}.OpenAPIModelName():               schema_podstasisdev_stasis_api_v1alpha1_PhaseTiming(ref),
+		apiv1alpha1.PreviousCheckpoint{}.OpenAPIModelName():        schema_podstasisdev_stasis_api_v1alpha1_PreviousCheckpoint(ref),
 		apiv1alpha1.StoredCheckpoint{}.OpenAPIModelName():          schema_podstasisdev_stasis_api_v1alpha1_StoredCheckpoint(ref),
+		apiv1alpha1.StoredShare{}.OpenAPIModelName():               schema_podstasisdev_stasis_api_v1alpha1_StoredShare(ref),
 	}
 }
 
@@ -2800,6 +2802,12 @@ func schema_stasis_api_subresources_v1alpha1_CheckpointContents(ref common.Refer
 							},
 						},
 					},
+					"store": {
+						SchemaProps: spec.SchemaProps{
+							Description: "store says where in its CheckpointStore the checkpoint is, and what it shares there.",
+							Ref:         ref(apiv1alpha1.StoredCheckpoint{}.OpenAPIModelName()),
+						},
+					},
 					"containers": {
 						VendorExtensible: spec.VendorExtensible{
 							Extensions: spec.Extensions{
@@ -2866,7 +2874,7 @@ func schema_stasis_api_subresources_v1alpha1_CheckpointContents(ref common.Refer
 			},
 		},
 		Dependencies: []string{
-			v1.Duration{}.OpenAPIModelName(), v1.MicroTime{}.OpenAPIModelName(), v1.ObjectMeta{}.OpenAPIModelName(), v1alpha1.ContainerContents{}.OpenAPIModelName(), v1alpha1.ContentsSource{}.OpenAPIModelName(), v1alpha1.VolumeContents{}.OpenAPIModelName(), apiv1alpha1.EngineStatus{}.OpenAPIModelName(), apiv1alpha1.PhaseTiming{}.OpenAPIModelName()},
+			v1.Duration{}.OpenAPIModelName(), v1.MicroTime{}.OpenAPIModelName(), v1.ObjectMeta{}.OpenAPIModelName(), v1alpha1.ContainerContents{}.OpenAPIModelName(), v1alpha1.ContentsSource{}.OpenAPIModelName(), v1alpha1.VolumeContents{}.OpenAPIModelName(), apiv1alpha1.EngineStatus{}.OpenAPIModelName(), apiv1alpha1.PhaseTiming{}.OpenAPIModelName(), apiv1alpha1.StoredCheckpoint{}.OpenAPIModelName()},
 	}
 }
 
@@ -4517,6 +4525,42 @@ func schema_podstasisdev_stasis_api_v1alpha1_PhaseTiming(ref common.ReferenceCal
 	}
 }
 
+func schema_podstasisdev_stasis_api_v1alpha1_PreviousCheckpoint(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "PreviousCheckpoint names a checkpoint in a store.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"checkpointID": {
+						SchemaProps: spec.SchemaProps{
+							Description: "checkpointID names it in the store.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"name": {
+						SchemaProps: spec.SchemaProps{
+							Description: "name of its PodCheckpoint. Empty if it is of another cluster, or was deleted meanwhile.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"podName": {
+						SchemaProps: spec.SchemaProps{
+							Description: "podName is the Pod's that was captured.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+				},
+				Required: []string{"checkpointID"},
+			},
+		},
+	}
+}
+
 func schema_podstasisdev_stasis_api_v1alpha1_StoredCheckpoint(ref common.ReferenceCallback) common.OpenAPIDefinition {
 	return common.OpenAPIDefinition{
 		Schema: spec.Schema{
@@ -4556,8 +4600,74 @@ func schema_podstasisdev_stasis_api_v1alpha1_StoredCheckpoint(ref common.Referen
 							Format:      "int64",
 						},
 					},
+					"previous": {
+						SchemaProps: spec.SchemaProps{
+							Description: "previous is what it was compared with when it was stored: the latest checkpoint that the store then had of a Pod of that name, or else of Pods of the same images, in the same namespace. None if there was none.",
+							Ref:         ref(apiv1alpha1.PreviousCheckpoint{}.OpenAPIModelName()),
+						},
+					},
+					"memory": {
+						SchemaProps: spec.SchemaProps{
+							Description: "memory says what of the captured memory the store had when it was stored.",
+							Ref:         ref(apiv1alpha1.StoredShare{}.OpenAPIModelName()),
+						},
+					},
+					"files": {
+						SchemaProps: spec.SchemaProps{
+							Description: "files say it of everything else: changed files, volumes, the engine's other images.",
+							Ref:         ref(apiv1alpha1.StoredShare{}.OpenAPIModelName()),
+						},
+					},
 				},
 				Required: []string{"name", "storeID", "checkpointID", "newBytes"},
+			},
+		},
+		Dependencies: []string{
+			apiv1alpha1.PreviousCheckpoint{}.OpenAPIModelName(), apiv1alpha1.StoredShare{}.OpenAPIModelName()},
+	}
+}
+
+func schema_podstasisdev_stasis_api_v1alpha1_StoredShare(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "StoredShare says, in bytes before compression, what of some files a store had when their checkpoint was stored. What is left was written, once if it comes several times.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"bytes": {
+						SchemaProps: spec.SchemaProps{
+							Description: "bytes are all.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+					"zeroBytes": {
+						SchemaProps: spec.SchemaProps{
+							Description: "zeroBytes are zeros, which take nothing.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+					"presentBytes": {
+						SchemaProps: spec.SchemaProps{
+							Description: "presentBytes were in the store, and were not written again.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+					"previousBytes": {
+						SchemaProps: spec.SchemaProps{
+							Description: "previousBytes are those of presentBytes that the previous checkpoint consists of, too: kept once for both.",
+							Default:     0,
+							Type:        []string{"integer"},
+							Format:      "int64",
+						},
+					},
+				},
+				Required: []string{"bytes", "zeroBytes", "presentBytes", "previousBytes"},
 			},
 		},
 	}

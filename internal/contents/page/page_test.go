@@ -25,6 +25,10 @@ func specimen(t *testing.T) *api.CheckpointContents {
 	must(t, err)
 	var c api.CheckpointContents
 	must(t, json.Unmarshal(data, &c))
+	c.Store = &checkpointv1alpha1.StoredCheckpoint{
+		Name: "shared", NewBytes: 3 << 20, Previous: &checkpointv1alpha1.PreviousCheckpoint{Name: "the-one-before"},
+		Memory: &checkpointv1alpha1.StoredShare{Bytes: 8 << 20, PresentBytes: 6 << 20, PreviousBytes: 4 << 20}, Files: &checkpointv1alpha1.StoredShare{},
+	}
 	return &c
 }
 
@@ -47,12 +51,17 @@ func TestThePageShowsWhatIsInside(t *testing.T) {
 	data := written(t, c)
 	saysNothing(t, data)
 	m := browse(t, data)
-	for _, want := range []string{"How it was taken", "Phases", "Facts", "web", "log", "Processes", "Memory", "Sockets", "Changes of the root file system", "Inside each process", "Mounts"} {
+	for _, want := range []string{"How it was taken", "Phases", "Facts", "In the store", "web", "log", "Processes", "Memory", "Sockets", "Changes of the root file system", "Inside each process", "Mounts"} {
 		if !slices.Contains(m.Sections, want) {
 			t.Errorf("there is no section %q: %v", want, m.Sections)
 		}
 	}
-	rows := map[string]int{}
+	rows := map[string]int{"stored": 2}
+	for _, want := range []string{"the-one-before", "6.0 MiB (75%)", "4.0 MiB (50%)", "shared, which grew by 3.0 MiB"} {
+		if !bytes.Contains(data, []byte(want)) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
 	for _, container := range c.Containers {
 		rows["processes"] += len(container.Processes)
 		rows["sockets"] += len(container.Sockets)

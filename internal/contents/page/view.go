@@ -20,11 +20,19 @@ type view struct {
 	Timeline   *timeline
 	Containers []containerView
 	Volumes    []pair
+	Stored     *storedView
 	Truncated  []string
 	Made       string
 }
 
 type pair struct{ Name, Value string }
+
+// storedView is what the checkpoint shares in its store.
+type storedView struct {
+	Name, Grown string
+	Heading     []string
+	Rows        [][]string
+}
 
 // show makes text of what may be hostile.
 func show(s string) string { return contents.Printable(s) }
@@ -46,6 +54,9 @@ func newView(c *api.CheckpointContents, o Options) *view {
 	for _, volume := range c.Volumes {
 		v.Volumes = append(v.Volumes, pair{show(volume.Name), fmt.Sprintf("%s, %s", count(volume.Files, "entry", "entries"), contents.Bytes(volume.Bytes))})
 	}
+	if rows := contents.StoredTable(c.Store); rows != nil {
+		v.Stored = &storedView{show(c.Store.Name), contents.Bytes(c.Store.NewBytes), rows[0], rows[1:]}
+	}
 	for _, path := range c.Truncated {
 		v.Truncated = append(v.Truncated, show(path))
 	}
@@ -65,6 +76,9 @@ func facts(c *api.CheckpointContents) []pair {
 	}
 	if c.CutTime != nil {
 		all = append([]pair{{"State of", c.CutTime.UTC().Format("2 January 2006, 15:04:05.000 UTC")}}, all...)
+	}
+	if c.Store != nil {
+		all = append(all, pair{"Store", fmt.Sprintf("%s, which grew by %s", show(c.Store.Name), contents.Bytes(c.Store.NewBytes))})
 	}
 	var there []pair
 	for _, p := range all {
