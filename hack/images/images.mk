@@ -9,7 +9,7 @@ IMAGE_LDFLAGS = -s -w $(LDFLAGS)
 images: dist/images/stasis-agent.tar dist/images/stasis-controller.tar images-demo ## Build all images, without Docker
 images-demo: dist/images/stasis-demo.tar
 images-e2e: dist/images/stasis-e2e.tar dist/images/stasis-objects.tar
-image-files: dist/bin/stasis-agent dist/bin/stasis-runtime dist/bin/stasis-controller dist/criu/VERSION ## Build what the Dockerfiles copy
+image-files: dist/bin/stasis-agent dist/bin/stasis-runtime dist/bin/stasis-restore dist/bin/stasis-controller dist/criu/VERSION ## Build what the Dockerfiles copy
 
 test-images: ## Test the image builder
 	go -C hack/images vet ./... && go -C hack/images test ./...
@@ -19,7 +19,7 @@ test-images: ## Test the image builder
 .PHONY: FORCE
 FORCE:
 
-dist/bin/stasis-agent dist/bin/stasis-runtime dist/bin/stasis-controller: dist/bin/%: FORCE
+dist/bin/stasis-agent dist/bin/stasis-runtime dist/bin/stasis-restore dist/bin/stasis-controller: dist/bin/%: FORCE
 	@mkdir -p $(@D)
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(IMAGE_LDFLAGS)' -o $@.new ./cmd/$*
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
@@ -51,7 +51,7 @@ dist/criu/VERSION: hack/criu.sh internal/engine/criu/joinshm/joinshm.c
 	$(or $(CC),cc) -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -shared -fPIC -s -o dist/criu/lib/stasis-joinshm.so internal/engine/criu/joinshm/joinshm.c
 	@touch $@
 
-dist/images/stasis-agent.tar: images/Dockerfile.agent dist/bin/images dist/bin/stasis-agent dist/bin/stasis-runtime dist/criu/VERSION $(wildcard images/rootfs/etc/*)
+dist/images/stasis-agent.tar: images/Dockerfile.agent dist/bin/images dist/bin/stasis-agent dist/bin/stasis-runtime dist/bin/stasis-restore dist/criu/VERSION $(wildcard images/rootfs/etc/*)
 	dist/bin/images -f $< -t localhost/stasis-agent:$(IMAGE_TAG) -o $@ .
 
 dist/images/stasis-controller.tar: images/Dockerfile.controller dist/bin/images dist/bin/stasis-controller $(wildcard images/rootfs/etc/*)

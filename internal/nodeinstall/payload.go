@@ -22,8 +22,8 @@ const HostPrefix = "/opt/stasis"
 // links are made in the prefix' bin directory.
 var links = map[string]string{
 	"criu":               "../criu/bin/criu",
-	"stasis-freeze-hook": "stasis-runtime", // the program knows its parts by its name
-	"stasis-guard":       "stasis-runtime",
+	"stasis-freeze-hook": "stasis-runtime", // a program knows its parts by its name
+	"stasis-guard":       "stasis-restore",
 }
 
 // criuVersions is where each CRIU that was installed lies, by its digest; criu

@@ -27,7 +27,7 @@ func (c call) lastLook(ctx context.Context, m *marker) {
 	select {
 	case err := <-looked:
 		if err != nil {
-			logError(c.log, fmt.Errorf("before the end of restored container %s: %w", m.Container, err))
+			logError(c.Log, fmt.Errorf("before the end of restored container %s: %w", m.Container, err))
 		}
 	case <-time.After(lookPatience):
 	}
@@ -35,7 +35,7 @@ func (c call) lastLook(ctx context.Context, m *marker) {
 
 // kill is the real runtime's.
 func (c call) kill(ctx context.Context) error {
-	if m, err := c.marked(c.id); err == nil {
+	if m, err := c.marked(c.ID); err == nil {
 		c.lastLook(ctx, m)
 	}
 	return c.stepAside()
@@ -43,14 +43,14 @@ func (c call) kill(ctx context.Context) error {
 
 // delete lets the agent forget a sandbox that is gone.
 func (c call) delete(ctx context.Context) error {
-	m, err := c.marked(c.id)
+	m, err := c.marked(c.ID)
 	if err != nil {
 		return err
 	}
 	if m == nil {
 		// It may be a container whose restore was interrupted: that must not go on while
 		// the real runtime removes it.
-		if err := criu.EndRestores(c.id); err != nil {
+		if err := criu.EndRestores(c.ID); err != nil {
 			return err
 		}
 		return c.stepAside()
@@ -59,7 +59,7 @@ func (c call) delete(ctx context.Context) error {
 		c.lastLook(ctx, m)
 		return c.stepAside()
 	}
-	if err := c.endAbandoned(ctx, c.id, ""); err != nil {
+	if err := c.endAbandoned(ctx, c.ID, ""); err != nil {
 		return err
 	}
 	if err := c.passOn(ctx); err != nil {
@@ -75,13 +75,13 @@ func (c call) delete(ctx context.Context) error {
 // (containerd: "failed to get task pid: context canceled"). They would stand still for
 // ever. The shim sees them end, as any container.
 func (c call) endAbandoned(ctx context.Context, sandboxID, container string) error {
-	entries, err := os.ReadDir(c.root)
+	entries, err := os.ReadDir(c.Root)
 	if err != nil {
 		return fmt.Errorf("look for containers that were given up: %w", err)
 	}
 	for _, e := range entries {
 		m, err := c.marked(e.Name())
-		if err != nil || !m.waiting() || e.Name() == c.id || m.Sandbox.ID != sandboxID || container != "" && m.Container != container {
+		if err != nil || !m.waiting() || e.Name() == c.ID || m.Sandbox.ID != sandboxID || container != "" && m.Container != container {
 			continue // what cannot be read is of another container
 		}
 		if err := c.passOnAs(ctx, "delete", "--force", e.Name()); err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/ociruntime/aside"
 )
 
 // marker is kept in the real runtime's state directory of a container that
@@ -28,15 +29,13 @@ type marker struct {
 	Arrived  map[string]string `json:"arrived,omitempty"`
 }
 
-const markerName = "stasis.json"
-
 // mark writes the marker of the container or sandbox id.
 func (c call) mark(id string, m marker) error {
 	data, err := json.Marshal(m)
 	if err != nil {
 		return err
 	}
-	if err := checkpoint.WriteFile(filepath.Join(c.root, id, markerName), data, 0o600); err != nil {
+	if err := checkpoint.WriteFile(filepath.Join(c.Root, id, aside.MarkerName), data, 0o600); err != nil {
 		return fmt.Errorf("mark the restored container: %w", err)
 	}
 	return nil
@@ -44,7 +43,7 @@ func (c call) mark(id string, m marker) error {
 
 // marked reads the marker of id; nil when it was created by the real runtime.
 func (c call) marked(id string) (*marker, error) {
-	data, err := os.ReadFile(filepath.Join(c.root, id, markerName))
+	data, err := os.ReadFile(filepath.Join(c.Root, id, aside.MarkerName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
@@ -64,7 +63,7 @@ func (m *marker) waiting() bool { return m != nil && m.Container != "" && !m.Sta
 // lock waits until nobody else works on the container or sandbox id, and keeps it
 // so until the file is closed, by whoever has it open last.
 func (c call) lock(id string) (*os.File, error) {
-	dir, err := os.Open(filepath.Join(c.root, id))
+	dir, err := os.Open(filepath.Join(c.Root, id))
 	if err != nil {
 		return nil, err
 	}
@@ -76,5 +75,5 @@ func (c call) lock(id string) (*os.File, error) {
 
 // note keeps how far the restore of container id has come.
 func (c call) note(id string, m marker, stage nodeapi.ReportStage) error {
-	return nodeapi.WriteProgress(m.WorkDir, nodeapi.Progress{ContainerID: id, Root: c.root, Stage: stage})
+	return nodeapi.WriteProgress(m.WorkDir, nodeapi.Progress{ContainerID: id, Root: c.Root, Stage: stage})
 }

@@ -2,8 +2,8 @@
 // handler "stasis": it hands every command to the real OCI runtime, except that
 // it restores a container instead of creating it when its Pod restores.
 //
-// It is started several times for each container, so it reads as little as it
-// can before it steps aside with exec, and imports nothing of Kubernetes.
+// Package aside comes before it: what is for the real runtime as it is gets there
+// without this package. It imports nothing of Kubernetes.
 package ociruntime
 
 import (
@@ -23,15 +23,16 @@ import (
 	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/layer"
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/ociruntime/aside"
 	"podstasis.dev/stasis/internal/published"
 )
 
 // Names under which the one program plays its other parts, chosen by argv[0].
 const (
 	// FreezeHookName is what CRIU calls at each stage of a restore.
-	FreezeHookName = "stasis-freeze-hook"
+	FreezeHookName = aside.FreezeHook
 	// CompletedName is what a completed init container runs: it exits 0.
-	CompletedName = "stasis-completed"
+	CompletedName = aside.Completed
 )
 
 // Config is read from etc/runtime.json beside the program's bin directory.
@@ -77,15 +78,15 @@ func Main(ctx context.Context, executable string, args []string) error {
 		}
 		return criu.RunGuard(ctx, args[1], os.Stdin, os.Stdout, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	}
-	in := parse(args[1:])
+	in := aside.Parse(args[1:])
 	err := run(ctx, executable, in, args[1:])
 	if err != nil {
-		logError(in.log, err)
+		logError(in.Log, err)
 	}
 	return err
 }
 
-func run(ctx context.Context, executable string, in invocation, args []string) error {
+func run(ctx context.Context, executable string, in aside.Invocation, args []string) error {
 	config, err := ReadConfig(executable)
 	if err != nil {
 		return err
@@ -93,8 +94,8 @@ func run(ctx context.Context, executable string, in invocation, args []string) e
 	if config.Runtime, err = exec.LookPath(config.Runtime); err != nil {
 		return fmt.Errorf("find the real OCI runtime: %w", err)
 	}
-	c := call{Config: config, executable: executable, invocation: in, args: args}
-	switch in.command {
+	c := call{Config: config, executable: executable, Invocation: in, args: args}
+	switch in.Command {
 	case "create":
 		return c.create(ctx)
 	case "start":
@@ -112,7 +113,7 @@ func run(ctx context.Context, executable string, in invocation, args []string) e
 // call is one invocation with what it takes to carry it out.
 type call struct {
 	Config
-	invocation
+	aside.Invocation
 	executable string
 	args       []string
 }
@@ -128,14 +129,14 @@ func (c call) passOn(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, c.Runtime, c.args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s %s: %w", filepath.Base(c.Runtime), c.command, err)
+		return fmt.Errorf("%s %s: %w", filepath.Base(c.Runtime), c.Command, err)
 	}
 	return nil
 }
 
 // passOnAs runs the real runtime with another command.
 func (c call) passOnAs(ctx context.Context, command ...string) error {
-	out, err := exec.CommandContext(ctx, c.Runtime, slices.Concat(c.global, command)...).CombinedOutput()
+	out, err := exec.CommandContext(ctx, c.Runtime, slices.Concat(c.Global, command)...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%s %s: %w: %s", filepath.Base(c.Runtime), command[0], err, out)
 	}
@@ -163,12 +164,12 @@ func (c call) report(ctx context.Context, r nodeapi.Report) {
 	ctx, cancel := context.WithTimeout(ctx, reportPatience)
 	defer cancel()
 	if _, err := c.ask(ctx, nodeapi.Request{Report: &r}); err != nil {
-		logError(c.log, fmt.Errorf("report to the Stasis agent: %w", err))
+		logError(c.Log, fmt.Errorf("report to the Stasis agent: %w", err))
 	}
 }
 
 func (c call) create(ctx context.Context) error {
-	b, err := readBundle(c.bundle)
+	b, err := readBundle(c.Bundle)
 	if err != nil {
 		return err
 	}
@@ -212,7 +213,7 @@ func (c call) createSandbox(ctx context.Context, b *bundle, sandbox nodeapi.Sand
 		c.report(ctx, nodeapi.Report{Sandbox: sandbox, Stage: nodeapi.StageDeleted})
 		return err
 	}
-	return c.mark(c.id, marker{Sandbox: sandbox, Together: response.Together})
+	return c.mark(c.ID, marker{Sandbox: sandbox, Together: response.Together})
 }
 
 func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sandbox) error {
@@ -237,7 +238,7 @@ func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sa
 		return err
 	}
 	response, err := c.ask(ctx, nodeapi.Request{CreateContainer: &nodeapi.CreateContainer{
-		Sandbox: sandbox, ContainerID: c.id, Container: name, Privileges: privileges, Addresses: addresses,
+		Sandbox: sandbox, ContainerID: c.ID, Container: name, Privileges: privileges, Addresses: addresses,
 	}})
 	if err != nil {
 		return err
@@ -273,9 +274,9 @@ func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sa
 		return err
 	}
 	m := marker{Sandbox: sandbox, Container: name, WorkDir: response.Container.WorkDir}
-	if err := errors.Join(c.mark(c.id, m), c.note(c.id, m, nodeapi.StageCreated)); err != nil {
+	if err := errors.Join(c.mark(c.ID, m), c.note(c.ID, m, nodeapi.StageCreated)); err != nil {
 		// Nobody could let it go.
-		return errors.Join(err, c.passOnAs(ctx, "delete", "--force", c.id))
+		return errors.Join(err, c.passOnAs(ctx, "delete", "--force", c.ID))
 	}
 	c.report(ctx, nodeapi.Report{Sandbox: sandbox, Container: name, Stage: nodeapi.StageCreated, Milliseconds: time.Since(began).Milliseconds()})
 	return nil
@@ -296,7 +297,7 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		return fmt.Errorf("write the new identity to /%s: %w", nodeapi.IdentityPath, err)
 	}
 	for _, v := range from.Volumes {
-		owned, err := b.volume(c.id, v.Destination)
+		owned, err := b.volume(c.ID, v.Destination)
 		if err != nil {
 			return err
 		}
@@ -323,7 +324,7 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 	if err != nil {
 		return err
 	}
-	options := filepath.Join(c.bundle, "stasis-criu.conf")
+	options := filepath.Join(c.Bundle, "stasis-criu.conf")
 	if err := criu.WriteRestoreConfig(options, from.FreezeHook); err != nil {
 		return err
 	}
@@ -339,8 +340,8 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		defer remove()
 	}
 	return criu.Restore(ctx, criu.RestoreRequest{
-		Runtime: c.Runtime, Root: c.root, Global: c.others, Sandbox: b.annotations[annotationSandboxID], ID: c.id, Bundle: c.bundle,
-		PIDFile: c.pidFile, ConsoleSocket: c.console,
+		Runtime: c.Runtime, Root: c.Root, Global: c.Others, Sandbox: b.annotations[annotationSandboxID], ID: c.ID, Bundle: c.Bundle,
+		PIDFile: c.PIDFile, ConsoleSocket: c.Console,
 		ImageDir: from.ImageDir, WorkDir: from.WorkDir, RunDir: filepath.Dir(c.Socket),
 		Path:         from.Path,
 		UTSNamespace: namespaces["uts"], NetNamespace: namespaces["network"], IPCNamespace: namespaces["ipc"],

@@ -22,7 +22,7 @@ import (
 // start lets a restored container go, or all that go together when it is the last
 // of them; other containers are the real runtime's.
 func (c call) start(ctx context.Context) error {
-	m, err := c.marked(c.id)
+	m, err := c.marked(c.ID)
 	if err != nil {
 		return err
 	}
@@ -43,11 +43,11 @@ func (c call) start(ctx context.Context) error {
 	for _, id := range ids {
 		m, err := c.letGo(ctx, id)
 		switch {
-		case err != nil && id == c.id:
+		case err != nil && id == c.ID:
 			return fmt.Errorf("let the restored container go: %w", err)
 		case err != nil:
 			// The other one's affair: it may have been killed while it waited.
-			logError(c.log, fmt.Errorf("let the restored container %s go: %w", id, err))
+			logError(c.Log, fmt.Errorf("let the restored container %s go: %w", id, err))
 		case m != nil:
 			gone = append(gone, nodeapi.Report{Sandbox: m.Sandbox, Container: m.Container, Stage: nodeapi.StageStarted})
 		}
@@ -69,12 +69,12 @@ func (c call) arrive(m marker) (ids []string, err error) {
 		return nil, err
 	}
 	if sandbox == nil || !slices.Contains(sandbox.Together, m.Container) {
-		return []string{c.id}, nil
+		return []string{c.ID}, nil
 	}
 	if sandbox.Arrived == nil {
 		sandbox.Arrived = map[string]string{}
 	}
-	sandbox.Arrived[m.Container] = c.id
+	sandbox.Arrived[m.Container] = c.ID
 	if err := c.mark(m.Sandbox.ID, *sandbox); err != nil {
 		return nil, err
 	}
@@ -122,7 +122,7 @@ func (c call) resume(ctx context.Context, lock *os.File, id string, m marker) er
 	if err := c.note(id, m, nodeapi.StageStarting); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, c.Runtime, slices.Concat(c.global, []string{"resume", id})...)
+	cmd := exec.CommandContext(ctx, c.Runtime, slices.Concat(c.Global, []string{"resume", id})...)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdout, os.Stderr, []*os.File{lock}
 	err := cmd.Run()
 	if err == nil {
@@ -148,7 +148,7 @@ func (c call) settle(ctx context.Context, id string, m marker) (nodeapi.ReportSt
 	if p.Stage != nodeapi.StageStarting {
 		return p.Stage, nil
 	}
-	out, err := exec.CommandContext(ctx, c.Runtime, slices.Concat(c.global, []string{"state", id})...).Output()
+	out, err := exec.CommandContext(ctx, c.Runtime, slices.Concat(c.Global, []string{"state", id})...).Output()
 	if err != nil {
 		return "", fmt.Errorf("find out whether the container was let go: %s state: %w", filepath.Base(c.Runtime), err)
 	}
@@ -169,18 +169,18 @@ func (c call) settle(ctx context.Context, id string, m marker) (nodeapi.ReportSt
 
 // look settles whether a container has been let go (nodeapi.LookCommand).
 func (c call) look(ctx context.Context) error {
-	m, err := c.marked(c.id)
+	m, err := c.marked(c.ID)
 	if err != nil {
 		return err
 	}
 	if !m.waiting() {
 		return nil
 	}
-	lock, err := c.lock(c.id)
+	lock, err := c.lock(c.ID)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	_, err = c.settle(ctx, c.id, *m)
+	_, err = c.settle(ctx, c.ID, *m)
 	return err
 }

@@ -40,6 +40,7 @@ var measurements = []struct {
 	{"replicas", replicas},
 	{"speed", speed},
 	{"memory", memory},
+	{"overhead", overhead},
 }
 
 type bench struct {

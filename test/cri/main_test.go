@@ -62,7 +62,7 @@ func newNode() (n *node, err error) {
 	if n.dist = os.Getenv("STASIS_DIST"); n.dist == "" {
 		n.dist = n.root + "/dist"
 	}
-	for _, name := range []string{n.root + "/bin/devcluster", n.dist + "/bin/stasis-agent", n.dist + "/bin/stasis-runtime", n.dist + "/criu/VERSION"} {
+	for _, name := range []string{n.root + "/bin/devcluster", n.dist + "/bin/stasis-agent", n.dist + "/bin/stasis-runtime", n.dist + "/bin/stasis-restore", n.dist + "/criu/VERSION"} {
 		if _, err := os.Stat(name); err != nil {
 			return n, fmt.Errorf("not everything is built: run \"make test-cri\": %w", err)
 		}
@@ -81,6 +81,7 @@ func newNode() (n *node, err error) {
 	}
 	for _, args := range [][]string{
 		{"install", "-D", n.dist + "/bin/stasis-runtime", n.payload + "/bin/stasis-runtime"},
+		{"install", "-D", n.dist + "/bin/stasis-restore", n.payload + "/bin/stasis-restore"},
 		{"cp", "-a", n.dist + "/criu/.", n.payload + "/criu"},
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {

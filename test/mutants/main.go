@@ -190,7 +190,7 @@ func buildImages(root, dir string) error {
 // buildDist makes what test/cri installs and the images hold, from the mutated
 // source.
 func buildDist(root, dir string, overlay []string) error {
-	for _, name := range []string{"stasis-agent", "stasis-runtime", "stasis-controller"} {
+	for _, name := range []string{"stasis-agent", "stasis-runtime", "stasis-restore", "stasis-controller"} {
 		args := append([]string{"build", "-trimpath", "-o", dir + "/bin/" + name}, overlay...)
 		cmd := exec.Command("go", append(args, "./cmd/"+name)...)
 		cmd.Dir = root

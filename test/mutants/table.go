@@ -3,6 +3,12 @@ package main
 // The features, each with the test that is named for it. The list grows with
 // every piece of work.
 var mutants = []mutant{
+	{"a CRIU option file of a user's that passes for ordinary", "internal/ociruntime/aside/aside.go",
+		`	return strings.HasPrefix(annotation, "org.criu.") ||`, `	return`,
+		unit, "internal/ociruntime/aside", "TestABundleThatConcernsStasisIsLeftToTheOtherProgram"},
+	{"a delete that does not look for an interrupted restore", "internal/ociruntime/aside/aside.go",
+		`&& !restoring(config.runDir)`, ``,
+		unit, "internal/ociruntime/aside", "TestWhatIsOrdinaryGoesToTheRealRuntimeAsItIsAndAllElseDoesNot"},
 	// The main job.
 	{"plain runc instead of stasis-runtime", "internal/ociruntime/bundle.go",
 		`	return b.annotations[nodeapi.AnnotationPrefix+"restore-from"] != "" ||

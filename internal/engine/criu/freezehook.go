@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstasis.dev/stasis/internal/hostns"
+	"podstasis.dev/stasis/internal/ociruntime/aside"
 )
 
 // A restored container must not run before it is started. CRIU calls an action
@@ -91,7 +92,7 @@ type hookCall struct {
 // listenForHook makes a socket below runDir. Its path is short: a Unix socket's
 // may have 107 bytes (unix(7)), and the bundle's is longer than that.
 func listenForHook(runDir string, giveUp func() error) (*hookListener, error) {
-	dir, err := os.MkdirTemp(runDir, "freeze-")
+	dir, err := os.MkdirTemp(runDir, aside.RestorePrefix)
 	if err != nil {
 		return nil, fmt.Errorf("wait for the freeze hook: %w", err)
 	}
@@ -121,9 +122,14 @@ func (h *hookListener) close() error {
 }
 
 // removeDeafHooks removes the sockets of restoring processes that were killed:
-// the lock on them went with the process. One that is being made is left alone.
+// the lock on them went with the process. One that is being made is left alone; so
+// are all as long as anything of a restore lives on, for they are what a delete looks
+// at to know whether there may be such.
 func removeDeafHooks(runDir string, now time.Time) error {
-	dirs, err := filepath.Glob(filepath.Join(runDir, "freeze-*"))
+	if marked, err := markedBy(restoreEnv); err != nil || len(marked) > 0 {
+		return err
+	}
+	dirs, err := filepath.Glob(filepath.Join(runDir, aside.RestorePrefix+"*"))
 	if err != nil {
 		return err
 	}

@@ -1,19 +1,19 @@
-package ociruntime
+package aside
 
 import "strings"
 
-// invocation is an OCI runtime's command line, as far as Stasis reads it. What
+// Invocation is an OCI runtime's command line, as far as Stasis reads it. What
 // it does not know it leaves as it is: the real runtime judges that.
-type invocation struct {
-	global  []string // arguments before the command
-	root    string   // --root
-	log     string   // --log
-	others  []string // what is before the command besides --root, --log and --log-format
-	command string   // "create", "start", …; empty if there is none
-	bundle  string   // --bundle of create
-	pidFile string   // --pid-file of create
-	console string   // --console-socket of create
-	id      string   // the last argument
+type Invocation struct {
+	Global  []string // arguments before the command
+	Root    string   // --root
+	Log     string   // --log
+	Others  []string // what is before the command besides --root, --log and --log-format
+	Command string   // "create", "start", …; empty if there is none
+	Bundle  string   // --bundle of create
+	PIDFile string   // --pid-file of create
+	Console string   // --console-socket of create
+	ID      string   // the last argument
 }
 
 // Options that take a value, before the command and after it (runc(8), crun(1)).
@@ -22,38 +22,39 @@ var (
 	commandValues = map[string]bool{"bundle": true, "b": true, "pid-file": true, "console-socket": true, "preserve-fds": true, "process": true, "p": true}
 )
 
-func parse(args []string) invocation {
-	var in invocation
-	in.root = "/run/runc"
+// Parse reads a command line.
+func Parse(args []string) Invocation {
+	var in Invocation
+	in.Root = "/run/runc"
 	i := eachOption(args, globalValues, func(name, value string) {
 		switch name {
 		case "root":
-			in.root = value
+			in.Root = value
 		case "log":
-			in.log = value
+			in.Log = value
 		case "log-format":
 		default:
-			in.others = append(in.others, "--"+name)
+			in.Others = append(in.Others, "--"+name)
 			if value != "" {
-				in.others = append(in.others, value)
+				in.Others = append(in.Others, value)
 			}
 		}
 	})
-	in.global = args[:i]
+	in.Global = args[:i]
 	if i == len(args) {
 		return in
 	}
-	in.command = args[i]
+	in.Command = args[i]
 	rest := args[i+1:]
 	for len(rest) > 0 {
 		n := eachOption(rest, commandValues, func(name, value string) {
 			switch name {
 			case "bundle", "b":
-				in.bundle = value
+				in.Bundle = value
 			case "pid-file":
-				in.pidFile = value
+				in.PIDFile = value
 			case "console-socket":
-				in.console = value
+				in.Console = value
 			}
 		})
 		if n == len(rest) {
@@ -61,8 +62,8 @@ func parse(args []string) invocation {
 		}
 		// The container's ID is the first argument that is no option; kill has a
 		// signal after it, exec a command.
-		if in.id == "" {
-			in.id = rest[n]
+		if in.ID == "" {
+			in.ID = rest[n]
 		}
 		rest = rest[n+1:]
 	}
