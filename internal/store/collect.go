@@ -23,9 +23,10 @@ import (
 // writer that died (lease.go). Roots are written last and removed first: a root that is
 // there has all its packs.
 //
-// Another collector may have taken the mark back meanwhile, for a root that has gone
-// since, and a writer may have found the pack then: the mark has to be the same when the
-// roots have been read.
+// A mark stays as long as its pack, also when a root uses the pack after all. Taken back,
+// it could be by a collector that knows of a root that is gone again, while another is
+// about to remove the pack by that mark: a writer in between would find it. Such a pack
+// is not used by further checkpoints, and goes with those that do.
 
 // condemnation says that a pack was seen without use.
 type condemnation struct {
@@ -91,8 +92,8 @@ func (s *Store) Collect(ctx context.Context, o CollectOptions) (Collection, erro
 		mark, marked := before[id]
 		switch {
 		case used[id]:
-			if marked && !o.DryRun {
-				if err := s.acquit(ctx, id); err != nil {
+			if marked && mark.Noted && !o.DryRun {
+				if err := s.mark(ctx, id, condemnation{At: s.now().UTC()}); err != nil { // its grace begins anew
 					return c, err
 				}
 			}
@@ -100,18 +101,12 @@ func (s *Store) Collect(ctx context.Context, o CollectOptions) (Collection, erro
 		case !marked || !mark.Noted:
 			condemn = append(condemn, id)
 		case s.now().Sub(mark.At) >= o.Grace && !slices.ContainsFunc(mark.Writers, func(w string) bool { return writers[w] }):
-			same, err := s.stillCondemned(ctx, id, mark)
-			if err != nil {
+			if err := s.removePack(ctx, id, o); err != nil {
 				return c, err
 			}
-			if same {
-				if err := s.removePack(ctx, id, o); err != nil {
-					return c, err
-				}
-				c.Removed++
-				c.RemovedBytes += size
-				continue
-			}
+			c.Removed++
+			c.RemovedBytes += size
+			continue
 		}
 		c.Condemned++
 		c.CondemnedBytes += size
@@ -121,7 +116,7 @@ func (s *Store) Collect(ctx context.Context, o CollectOptions) (Collection, erro
 	}
 	for id := range before {
 		if _, there := packs[id]; !there {
-			if err := s.acquit(ctx, id); err != nil { // it was removed, and its mark not
+			if err := s.unmark(ctx, id); err != nil { // it was removed, and its mark not
 				return c, err
 			}
 		}
@@ -142,7 +137,7 @@ func (s *Store) removePack(ctx context.Context, id ID, o CollectOptions) error {
 	if err := s.backend.Delete(ctx, name); err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)
 	}
-	if err := s.acquit(ctx, id); err != nil {
+	if err := s.unmark(ctx, id); err != nil {
 		return err
 	}
 	select {
@@ -153,15 +148,6 @@ func (s *Store) removePack(ctx context.Context, id ID, o CollectOptions) error {
 	}
 }
 
-func (s *Store) stillCondemned(ctx context.Context, id ID, mark condemnation) (bool, error) {
-	var now condemnation
-	err := s.readJSON(ctx, prefixCondemned, prefixCondemned+id.String(), &now)
-	if fault(err) {
-		return false, nil
-	}
-	return err == nil && now.Noted && now.At.Equal(mark.At) && slices.Equal(now.Writers, mark.Writers), err
-}
-
 // condemn marks packs, and then again with the writers that were alive when the marks
 // had been made.
 func (s *Store) condemn(ctx context.Context, packs []ID) error {
@@ -170,14 +156,9 @@ func (s *Store) condemn(ctx context.Context, packs []ID) error {
 	}
 	mark := condemnation{At: s.now().UTC()}
 	for range 2 {
-		data, err := json.Marshal(mark)
-		if err != nil {
-			return err
-		}
 		for _, id := range packs {
-			name := prefixCondemned + id.String()
-			if err := s.backend.Put(ctx, name, s.keys.sealObject(prefixCondemned, data), nil); err != nil {
-				return fmt.Errorf("write %s: %w", name, err)
+			if err := s.mark(ctx, id, mark); err != nil {
+				return err
 			}
 		}
 		if mark.Noted {
@@ -192,7 +173,20 @@ func (s *Store) condemn(ctx context.Context, packs []ID) error {
 	return nil
 }
 
-func (s *Store) acquit(ctx context.Context, id ID) error {
+func (s *Store) mark(ctx context.Context, id ID, mark condemnation) error {
+	data, err := json.Marshal(mark)
+	if err != nil {
+		return err
+	}
+	name := prefixCondemned + id.String()
+	if err := s.backend.Put(ctx, name, s.keys.sealObject(prefixCondemned, data), nil); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return nil
+}
+
+// unmark takes back the mark of a pack that is not there any more.
+func (s *Store) unmark(ctx context.Context, id ID) error {
 	name := prefixCondemned + id.String()
 	if err := s.backend.Delete(ctx, name); err != nil {
 		return fmt.Errorf("remove %s: %w", name, err)

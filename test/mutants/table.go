@@ -833,9 +833,9 @@ var mutants = []mutant{
 	{"leases of killed writers never run out", "internal/store/lease.go",
 		`> leaseTime+leaseTime/4:`, `> 1000*leaseTime:`,
 		unit, "test/store", "TestWhoeverIsKilledNoCheckpointIsLostAndNothingStaysForGood"},
-	{"a pack removed whose mark another collector took back", "internal/store/collect.go",
-		`			if same {`, `			if same || err == nil {`,
-		unit, "internal/store", "TestAPackThatAnotherCollectorAcquittedMeanwhileStays"},
+	{"the mark of a pack that is used after all taken back", "internal/store/collect.go",
+		`				if err := s.mark(ctx, id, condemnation{At: s.now().UTC()}); err != nil {`, `				if err := s.unmark(ctx, id); err != nil {`,
+		unit, "internal/store", "TestAPackThatOneCollectorIsAboutToRemoveIsNotFoundWhateverAnotherDoes"},
 	{"connections on which nothing moves kept", "internal/store/backend/web/web.go",
 		`	if err := c.SetReadDeadline(time.Now().Add(c.silence)); err != nil {
 		return 0, err
