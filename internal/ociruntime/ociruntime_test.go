@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"podstasis.dev/stasis/internal/nodeapi"
 	"podstasis.dev/stasis/internal/ociruntime"
@@ -108,10 +107,14 @@ func (b *bench) run(args ...string) error {
 	cmd := exec.Command(self, append([]string{"--root", b.root, "--log", b.log, "--log-format", "json"}, args...)...)
 	cmd.Args[0] = "/opt/stasis/bin/stasis-runtime"
 	cmd.Env = append(os.Environ(), "STASIS_RUNTIME_UNDER_TEST="+b.executable)
-	cmd.WaitDelay = 20 * time.Millisecond // if it is killed, what it has started goes on
-	out, err := cmd.CombinedOutput()
-	if len(out) > 0 {
-		b.t.Logf("%s", out)
+	// A file: if it is killed, what it has started goes on and would keep a pipe open.
+	out, err := os.CreateTemp(b.dir, "out-")
+	b.must(err)
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, out
+	err = cmd.Run()
+	if said, _ := os.ReadFile(out.Name()); len(said) > 0 {
+		b.t.Logf("%s", said)
 	}
 	return err
 }
