@@ -26,6 +26,7 @@ const (
 	Kubernetes = "v1.37.0"
 	Containerd = "v2.4.2"
 	Runc       = "v1.5.2"
+	GVisor     = "v0.0.0-20260905035102-160fafc42237"
 )
 
 // Builder makes things from the sources of a checkout.
@@ -48,10 +49,13 @@ type Binaries struct {
 	Images []string
 	// Prlimit is the library for machines that withhold CAP_SYS_RESOURCE.
 	Prlimit string
+	// GVisor is the directory of runsc, containerd-shim-runsc-v1 and, for machines that
+	// withhold CAP_SYS_RESOURCE, shim-launch; empty where it is not wanted.
+	GVisor string
 }
 
-// All builds what is not in the cache. kubernetes says whether Kubernetes is wanted.
-func (b Builder) All(ctx context.Context, kubernetes bool) (Binaries, error) {
+// All builds what is not in the cache. kubernetes and gvisor say whether those are wanted.
+func (b Builder) All(ctx context.Context, kubernetes, gvisor bool) (Binaries, error) {
 	var out Binaries
 	var err error
 	if out.Runtime, err = b.runtime(ctx); err != nil {
@@ -72,6 +76,11 @@ func (b Builder) All(ctx context.Context, kubernetes bool) (Binaries, error) {
 			return out, err
 		}
 		out.Kube = filepath.Join(dir, "kube")
+	}
+	if gvisor {
+		if out.GVisor, err = b.gvisor(ctx); err != nil {
+			return out, err
+		}
 	}
 	return out, nil
 }
@@ -114,6 +123,24 @@ func (b Builder) runtime(ctx context.Context) (string, error) {
 			{"runc", "1", "seccomp urfave_cli_no_docs", "-s -w -X main.gitCommit=" + Runc, "github.com/opencontainers/runc"},
 		} {
 			if err := b.goBuild(ctx, b.source("containerd"), program.cgo, program.tags, program.ldflags, filepath.Join(dir, program.name), program.pkg); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// gvisor builds runsc and its shim. runsc starts itself again in other namespaces, which
+// only a static program can; without a version it takes images of any.
+func (b Builder) gvisor(ctx context.Context) (string, error) {
+	const p = "gvisor.dev/gvisor"
+	ldflags := "-s -w -X " + p + "/runsc/version.version=" + GVisor
+	return b.once(ctx, "gvisor", "gVisor "+GVisor, "2 minutes on 2 cores", keyOf{
+		files: []string{b.source("gvisor", "go.mod"), b.source("gvisor", "go.sum"), b.source("gvisor", "shim-launch", "main.go")},
+		words: []string{ldflags},
+	}, func(dir string) error {
+		for name, pkg := range map[string]string{"runsc": p + "/runsc", "containerd-shim-runsc-v1": p + "/shim", "shim-launch": "./shim-launch"} {
+			if err := b.goBuild(ctx, b.source("gvisor"), "0", "", ldflags, filepath.Join(dir, name), pkg); err != nil {
 				return err
 			}
 		}

@@ -107,6 +107,7 @@ func TestVersionsAreThoseOfTheModules(t *testing.T) {
 	for module, want := range map[string]map[string]string{
 		"kube":       {"k8s.io/kubernetes": Kubernetes},
 		"containerd": {"github.com/containerd/containerd/v2": Containerd, "github.com/opencontainers/runc": Runc},
+		"gvisor":     {"gvisor.dev/gvisor": GVisor},
 	} {
 		text, err := os.ReadFile(b.source(module, "go.mod"))
 		if err != nil {

@@ -11,7 +11,8 @@ import (
 
 // buildCommand builds what a cluster is made of, without a cluster.
 func buildCommand() *cobra.Command {
-	return &cobra.Command{
+	var gvisor bool
+	cmd := &cobra.Command{
 		Use: "build", Short: "Build what a cluster is made of and print where the Kubernetes programs are", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			root, err := project.Root()
@@ -23,7 +24,7 @@ func buildCommand() *cobra.Command {
 				return err
 			}
 			say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
-			binaries, err := build.Builder{Root: root, Cache: cache, Say: say}.All(cmd.Context(), true)
+			binaries, err := build.Builder{Root: root, Cache: cache, Say: say}.All(cmd.Context(), true, gvisor)
 			if err != nil {
 				return err
 			}
@@ -31,4 +32,6 @@ func buildCommand() *cobra.Command {
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&gvisor, "gvisor", false, "build gVisor too")
+	return cmd
 }

@@ -68,7 +68,7 @@ func New() *cobra.Command {
 
 func upCommand(state *stateDir) *cobra.Command {
 	var nodes int
-	var bare bool
+	var bare, gvisor bool
 	cmd := &cobra.Command{
 		Use: "up", Short: "Bring the cluster up, or complete and repair the one that is there", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -76,15 +76,16 @@ func upCommand(state *stateDir) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return bringUp(cmd, dir, nodes, !bare)
+			return bringUp(cmd, dir, nodes, !bare, gvisor)
 		},
 	}
 	cmd.Flags().IntVar(&nodes, "nodes", 1, "number of nodes")
 	cmd.Flags().BoolVar(&bare, "no-kubernetes", false, "nodes with a container runtime only")
+	cmd.Flags().BoolVar(&gvisor, "gvisor", false, "nodes that have gVisor too, as the runtime handler runsc")
 	return cmd
 }
 
-func bringUp(cmd *cobra.Command, dir string, nodes int, kubernetes bool) error {
+func bringUp(cmd *cobra.Command, dir string, nodes int, kubernetes, gvisor bool) error {
 	root, err := project.Root()
 	if err != nil {
 		return err
@@ -94,7 +95,7 @@ func bringUp(cmd *cobra.Command, dir string, nodes int, kubernetes bool) error {
 		return err
 	}
 	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
-	running, err := cluster.Up(cmd.Context(), cluster.Options{Root: root, Cache: cache, Dir: dir, Nodes: nodes, Kubernetes: kubernetes, Say: say})
+	running, err := cluster.Up(cmd.Context(), cluster.Options{Root: root, Cache: cache, Dir: dir, Nodes: nodes, Kubernetes: kubernetes, GVisor: gvisor, Say: say})
 	if err != nil {
 		return err
 	}
@@ -252,7 +253,7 @@ func powerOn(cmd *cobra.Command, running cluster.Running, name string) error {
 	if !slices.Contains(running.NodeNames(), name) {
 		return fmt.Errorf("no node %q; there are: %s", name, strings.Join(running.NodeNames(), ", "))
 	}
-	return bringUp(cmd, running.Dir, running.Nodes, running.Kubernetes)
+	return bringUp(cmd, running.Dir, running.Nodes, running.Kubernetes, running.GVisor)
 }
 
 func stopCommand(state *stateDir) *cobra.Command {

@@ -38,6 +38,8 @@ type Options struct {
 	Nodes int
 	// Kubernetes says whether the nodes form a Kubernetes cluster, or only have a container runtime.
 	Kubernetes bool
+	// GVisor says whether the nodes have gVisor beside runc.
+	GVisor bool
 	// Say tells the user what goes on.
 	Say func(format string, args ...any)
 }
@@ -74,7 +76,7 @@ func Up(ctx context.Context, o Options) (Running, error) {
 		return u.Running, err
 	}
 	builder := build.Builder{Root: o.Root, Cache: o.Cache, Say: u.say}
-	if u.binaries, err = builder.All(ctx, o.Kubernetes); err != nil {
+	if u.binaries, err = builder.All(ctx, o.Kubernetes, o.GVisor); err != nil {
 		return u.Running, err
 	}
 	if err := host.CheckCRIU(ctx, u.binaries.CRIU); err != nil {
@@ -99,6 +101,9 @@ func (u *up) claim() error {
 		if old.Kubernetes != u.Options.Kubernetes {
 			return fmt.Errorf("the cluster in %s is of the other kind (with or without Kubernetes): run devcluster down first", u.Dir)
 		}
+		if old.GVisor != u.Options.GVisor {
+			return fmt.Errorf("the cluster in %s is of the other kind (with or without gVisor): run devcluster down first", u.Dir)
+		}
 		if old.Nodes > u.Options.Nodes {
 			u.say("the cluster has %d nodes already: they stay", old.Nodes)
 		}
@@ -113,7 +118,7 @@ func (u *up) claim() error {
 			return fmt.Errorf("clearing away what an earlier run has left: %w", err)
 		}
 	}
-	u.Cluster = plan.Cluster{ID: plan.ID(u.Dir), Nodes: u.Options.Nodes, Kubernetes: u.Options.Kubernetes, Dir: u.Dir}
+	u.Cluster = plan.Cluster{ID: plan.ID(u.Dir), Nodes: u.Options.Nodes, Kubernetes: u.Options.Kubernetes, GVisor: u.Options.GVisor, Dir: u.Dir}
 	u.RuntimeGroup = !u.groups.Exists(plan.RuntimeCgroup)
 	if err := os.RemoveAll(filepath.Join(u.Dir, "log")); err != nil {
 		return fmt.Errorf("removing logs of an earlier cluster: %w", err)
@@ -447,6 +452,11 @@ func (u *up) createNode(i int) error {
 	}
 	if u.limited {
 		spec.Preload = u.binaries.Prlimit
+	}
+	if u.Cluster.GVisor {
+		for _, program := range []string{"runsc", "containerd-shim-runsc-v1", "shim-launch"} {
+			spec.Programs[program] = filepath.Join(u.binaries.GVisor, program)
+		}
 	}
 	if u.Cluster.Kubernetes {
 		u.addKube(&spec, []string{"kubelet", "kube-proxy", "kubectl"})

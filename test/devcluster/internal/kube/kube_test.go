@@ -100,6 +100,25 @@ func TestOnlyALimitedMachineChangesTheRuntimeConfiguration(t *testing.T) {
 	}
 }
 
+func TestNodesHaveGVisorWhereItIsAskedFor(t *testing.T) {
+	c, _ := testCluster(t)
+	const handler = "runtime_type = 'io.containerd.runsc.v1'"
+	if files := RuntimeFiles(c, 1, false); strings.Contains(files["/etc/containerd/config.toml"], handler) || files["/etc/containerd/runsc.toml"] != "" {
+		t.Error("they have it without")
+	}
+	c.GVisor = true
+	for _, limited := range []bool{false, true} {
+		files := RuntimeFiles(c, 1, limited)
+		config := files["/etc/containerd/config.toml"]
+		if !strings.Contains(config, handler) || files["/etc/containerd/runsc.toml"] == "" {
+			t.Errorf("they have none:\n%s", config)
+		}
+		if launched := strings.Contains(config, "shim-launch"); launched != limited {
+			t.Errorf("on a limited machine (%v) its shim is launched: %v", limited, launched)
+		}
+	}
+}
+
 func TestKnownFailuresGetAdvice(t *testing.T) {
 	if advice := Explain("listen tcp 10.0.0.1:6443: bind: address already in use"); !strings.Contains(advice, "port") {
 		t.Error(advice)

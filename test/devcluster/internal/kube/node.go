@@ -37,13 +37,37 @@ func RuntimeFiles(c plan.Cluster, i int, limited bool) map[string]string {
 	if limited {
 		extra = "\n# This machine has no CAP_SYS_RESOURCE: no container may get a lower oom_score_adj than containerd's.\n[plugins.'io.containerd.cri.v1.runtime']\n  restrict_oom_score_adj = true\n"
 	}
-	return map[string]string{
-		"/etc/containerd/config.toml":           containerdConfig + extra,
+	files := map[string]string{
 		"/etc/containerd/conf.d/README":         "Files *.toml in this directory are read after ../config.toml.\n",
 		"/etc/cni/net.d/10-devcluster.conflist": cniConfig(c, i),
 		"/etc/crictl.yaml":                      "runtime-endpoint: unix://" + ContainerdSocket + "\nimage-endpoint: unix://" + ContainerdSocket + "\n",
 	}
+	if c.GVisor {
+		launch := ""
+		if limited {
+			launch = "  runtime_path = '/usr/local/bin/shim-launch'\n"
+		}
+		extra += fmt.Sprintf(gvisorHandler, launch)
+		files["/etc/containerd/runsc.toml"] = runscConfig
+	}
+	files["/etc/containerd/config.toml"] = containerdConfig + extra
+	return files
 }
+
+// gvisorHandler is as gVisor's own documentation has it.
+const gvisorHandler = `
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runsc]
+  runtime_type = 'io.containerd.runsc.v1'
+%s
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runsc.options]
+  TypeUrl = 'io.containerd.runsc.v1.options'
+  ConfigPath = '/etc/containerd/runsc.toml'
+`
+
+const runscConfig = `[runsc_config]
+  platform = "systrap"
+  network = "sandbox"
+`
 
 const containerdConfig = `version = 3
 imports = ['/etc/containerd/conf.d/*.toml']

@@ -37,6 +37,8 @@ type Cluster struct {
 	Nodes int `json:"nodes"`
 	// Kubernetes says whether there is more than a container runtime on the nodes.
 	Kubernetes bool `json:"kubernetes"`
+	// GVisor says whether the nodes have gVisor beside runc.
+	GVisor bool `json:"gvisor,omitempty"`
 	// RuntimeGroup says that this cluster's container runtimes may have made the control group
 	// /k8s.io, where containers go that nobody placed elsewhere.
 	RuntimeGroup bool `json:"runtimeGroup"`
