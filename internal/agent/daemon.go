@@ -27,10 +27,13 @@ import (
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/criservice"
+	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/engine/criu/adapt"
 	"podstasis.dev/stasis/internal/engine/criu/privileges"
+	"podstasis.dev/stasis/internal/engine/gvisor"
 	"podstasis.dev/stasis/internal/hostns"
 	"podstasis.dev/stasis/internal/nodeapi"
 	"podstasis.dev/stasis/internal/nodeinstall"
@@ -77,6 +80,7 @@ type daemon struct {
 	runtime  runtimeapi.RuntimeServiceClient // the container runtime's
 	host     *hostns.Host
 	engine   *criu.Engine
+	engines  engine.Engines // all, that one among them
 	store    *store
 	metrics  *Metrics
 	calls    *Calls
@@ -163,8 +167,13 @@ var errGuardEnded = errors.New("the guard has ended: without it this agent's dea
 // left frozen, and only then looks at whether the node is fit.
 func (d *daemon) prepareEngine(ctx context.Context) error {
 	d.engine = criu.New(criu.Config{Host: d.host, RunDir: d.RunDir, Log: d.Log, Stage: d.stages.report, CheckConnections: adapt.CheckConnections})
-	if err := d.engine.ThawLeftovers(ctx); err != nil {
-		d.Log.Error("a Pod that an earlier agent froze could not be thawed", "error", err)
+	d.engines = engine.Engines{d.engine, gvisor.New(gvisor.Config{
+		Host: d.host, RunDir: d.RunDir, Runsc: filepath.Join(nodeinstall.HostPrefix, "bin", nodeapi.RunscName), Log: d.Log, Stage: d.stages.report,
+	})}
+	for _, e := range d.engines {
+		if err := e.ThawLeftovers(ctx); err != nil {
+			d.Log.Error("a Pod that an earlier agent froze could not be thawed", "engine", e.Name(), "error", err)
+		}
 	}
 	var unfit []error
 	for _, f := range preflight(ctx, d.host, d.engine) {
@@ -183,6 +192,15 @@ func (d *daemon) prepareEngine(ctx context.Context) error {
 	described, err := d.engine.Describe(ctx)
 	if err != nil {
 		return fmt.Errorf("find out what this node can restore: %w", err)
+	}
+	for _, e := range d.engines[1:] {
+		program, err := e.Identify(ctx)
+		if err != nil {
+			d.Log.Info("this node does not have an engine", "engine", e.Name(), "because", err)
+			continue
+		}
+		d.Log.Info("this node has another engine", "engine", e.Name(), "version", program.Version)
+		described.More = append(described.More, program)
 	}
 	d.platform = described.Without(d.LacksFeatures)
 	return nil
@@ -205,7 +223,7 @@ func (d *daemon) run(ctx context.Context) error {
 		NodeName:      d.NodeName,
 		Resolver:      d,
 		Observer:      d.observer,
-		Compatibility: compatibility{d.engine},
+		Compatibility: compatibility{d.engines},
 		Node:          &restoresNode{runtime: d.runtime, host: d.host},
 		Now:           time.Now,
 		Log:           d.Log,
@@ -218,7 +236,24 @@ func (d *daemon) run(ctx context.Context) error {
 
 // compatibility says whether checkpoints can be restored here. What reads images is
 // apart from the engine, a half of which stasis-runtime is made of.
-type compatibility struct{ *criu.Engine }
+type compatibility struct{ engines engine.Engines }
+
+// CheckRestore implements restoring.Compatibility.
+func (c compatibility) CheckRestore(ctx context.Context, m *checkpoint.Manifest) error {
+	e, err := c.engines.Named(m.Engine.Name)
+	if err != nil {
+		return err
+	}
+	return e.CheckRestore(ctx, m)
+}
+
+// Whole implements restoring.Compatibility.
+func (compatibility) Whole(m *checkpoint.Manifest) bool { return m.Engine.Name == gvisor.Name }
+
+// AdaptWhole implements restoring.Compatibility.
+func (compatibility) AdaptWhole(_ context.Context, _ *checkpoint.Manifest, from string, to nodeapi.CreateSandbox, dir string) error {
+	return gvisor.Adapt(from, to.EngineAnnotations, dir)
+}
 
 // CheckPrivileges implements restoring.Compatibility.
 func (compatibility) CheckPrivileges(ctx context.Context, imageDir string, allowed *nodeapi.Privileges) error {
@@ -250,9 +285,9 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	server := grpc.NewServer(grpc.UnaryInterceptor(d.calls.Intercept))
 	d.cri = criservice.New(criservice.Config{
-		Runtime: d.runtime, Engine: d.engine, Tickets: d.sessions, Host: d.host,
-		Room:    d.room,
-		Handler: nodeinstall.HandlerName, Log: d.Log,
+		Runtime: d.runtime, Engines: d.engines, Tickets: d.sessions, Host: d.host,
+		Room:     d.room,
+		Handlers: map[string]string{criu.Name: nodeinstall.HandlerName, gvisor.Name: nodeinstall.GVisorHandlerName}, Log: d.Log,
 	})
 	runtimeapi.RegisterRuntimeServiceServer(server, d.cri)
 

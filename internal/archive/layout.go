@@ -17,6 +17,7 @@ const (
 	containersDir = "containers"
 	volumesDir    = "volumes"
 	imagesDir     = "criu"
+	sandboxDir    = "sandbox"
 	specFile      = "config.json"
 	rootfsFile    = "rootfs.tar"
 	dumpLogFile   = "dump.log"
@@ -54,6 +55,8 @@ func checkPath(path string, containers map[string]bool) error {
 	}
 	switch {
 	case len(parts) == 2 && parts[0] == volumesDir && strings.HasSuffix(parts[1], ".tar"):
+		return nil
+	case len(parts) == 2 && parts[0] == sandboxDir: // of an engine that captures a sandbox as a whole
 		return nil
 	case len(parts) == 3 && parts[0] == containersDir && containers[parts[1]]:
 		switch parts[2] {

@@ -67,6 +67,7 @@ type reader struct {
 	manifest *checkpoint.Manifest
 	sizes    map[string]int64            // of the manifest's files
 	images   map[string]map[string]int64 // sizes of the engine's images, by container
+	whole    bool                        // the engine's images are of the sandbox
 	show     bool
 	*bounds
 	at string // JSON path of what is being filled in
@@ -78,6 +79,7 @@ func (r *reader) list() {
 	for _, f := range r.manifest.Files {
 		r.sizes[f.Path] = f.Size
 		parts := strings.Split(f.Path, "/")
+		r.whole = r.whole || parts[0] == "sandbox"
 		if len(parts) != 4 || parts[0] != "containers" || parts[2] != "criu" {
 			continue
 		}
@@ -133,7 +135,9 @@ func (r *reader) container(ctx context.Context, m *checkpoint.Container) (*api.C
 	for _, size := range names {
 		c.ImageBytes += size
 	}
-	if sub, err := fs.Sub(r.dir, "containers/"+m.Name+"/criu"); err != nil {
+	if r.whole {
+		n.add("processes, memory and open files are in the image of the whole sandbox, which the engine %s alone can read", r.clean(r.manifest.Engine.Name))
+	} else if sub, err := fs.Sub(r.dir, "containers/"+m.Name+"/criu"); err != nil {
 		n.add("the engine's images cannot be read: %v", err)
 	} else {
 		p := newProcesses(r, n, sub, names)

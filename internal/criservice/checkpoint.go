@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -28,7 +29,10 @@ func (s *Service) CheckpointPod(ctx context.Context, in *runtimeapi.CheckpointPo
 	if err := s.checkRequest(ctx, in); err != nil {
 		return nil, rpcError(ctx, err)
 	}
-	sandbox, err := s.sandbox(ctx, in.PodSandboxId, in.ContainerIds)
+	sandbox, by, err := s.captured(ctx, in.PodSandboxId, in.ContainerIds)
+	if err == nil {
+		err = by.CheckOptions(in.Options)
+	}
 	if err != nil {
 		return nil, rpcError(ctx, err)
 	}
@@ -37,7 +41,7 @@ func (s *Service) CheckpointPod(ctx context.Context, in *runtimeapi.CheckpointPo
 		return nil, status.Errorf(codes.Aborted, "another operation on sandbox %s is under way", sandbox.ID)
 	}
 	defer release()
-	if err := s.write(ctx, sandbox, in); err != nil {
+	if err := s.write(ctx, by, sandbox, in); err != nil {
 		cleanErr := s.host.Do(func() error { return clear(in.OutputPath) })
 		if cleanErr != nil {
 			err = errors.Join(err, fmt.Errorf("remove partial files from %s: %w", in.OutputPath, cleanErr))
@@ -48,13 +52,13 @@ func (s *Service) CheckpointPod(ctx context.Context, in *runtimeapi.CheckpointPo
 }
 
 // write captures into the output directory and seals it.
-func (s *Service) write(ctx context.Context, sandbox engine.Sandbox, in *runtimeapi.CheckpointPodRequest) error {
-	release, err := s.admit(ctx, sandbox, in)
+func (s *Service) write(ctx context.Context, by engine.Engine, sandbox engine.Sandbox, in *runtimeapi.CheckpointPodRequest) error {
+	release, err := s.admit(ctx, by, sandbox, in)
 	if err != nil {
 		return err
 	}
 	defer release()
-	m, err := s.engine.Checkpoint(ctx, sandbox, in.OutputPath, in.Options)
+	m, err := by.Checkpoint(ctx, sandbox, in.OutputPath, in.Options)
 	if err != nil {
 		return err
 	}
@@ -75,18 +79,18 @@ type Examined struct {
 // nothing. What it would be refused for is among the problems. The CRI has no such call.
 func (s *Service) Examine(ctx context.Context, in *runtimeapi.CheckpointPodRequest) (Examined, error) {
 	var x Examined
-	sandbox, err := s.sandbox(ctx, in.PodSandboxId, in.ContainerIds)
+	sandbox, by, err := s.captured(ctx, in.PodSandboxId, in.ContainerIds)
 	if err != nil {
 		return x, err
 	}
-	if x.Examination, err = s.engine.Examine(ctx, sandbox); err != nil {
+	if x.Examination, err = by.Examine(ctx, sandbox); err != nil {
 		return x, err
 	}
-	if err := s.engine.CheckOptions(in.Options); err != nil {
+	if err := by.CheckOptions(in.Options); err != nil {
 		x.Problems = append(x.Problems, err.Error())
 		return x, nil
 	}
-	if x.Estimate, err = s.engine.Estimate(ctx, sandbox); err != nil {
+	if x.Estimate, err = by.Estimate(ctx, sandbox); err != nil {
 		return x, err
 	}
 	release, err := s.fits(x.Estimate, in)
@@ -103,17 +107,17 @@ func (s *Service) Examine(ctx context.Context, in *runtimeapi.CheckpointPodReque
 
 // Look says what is in containers that bears on a checkpoint of them.
 func (s *Service) Look(ctx context.Context, sandboxID string, containerIDs []string) (engine.Examination, error) {
-	sandbox, err := s.sandbox(ctx, sandboxID, containerIDs)
+	sandbox, by, err := s.captured(ctx, sandboxID, containerIDs)
 	if err != nil {
 		return engine.Examination{}, err
 	}
-	return s.engine.Examine(ctx, sandbox)
+	return by.Examine(ctx, sandbox)
 }
 
 // admit refuses, before anything is frozen, a checkpoint that would keep the Pod
 // frozen for longer than its budget (P14), or for which there is no room (P32).
-func (s *Service) admit(ctx context.Context, sandbox engine.Sandbox, in *runtimeapi.CheckpointPodRequest) (release func(), err error) {
-	expected, err := s.engine.Estimate(ctx, sandbox)
+func (s *Service) admit(ctx context.Context, by engine.Engine, sandbox engine.Sandbox, in *runtimeapi.CheckpointPodRequest) (release func(), err error) {
+	expected, err := by.Estimate(ctx, sandbox)
 	if err != nil {
 		return nil, err
 	}
@@ -157,10 +161,20 @@ func (s *Service) checkRequest(ctx context.Context, in *runtimeapi.CheckpointPod
 		}
 		seen[id] = true
 	}
-	if err := s.engine.CheckOptions(in.Options); err != nil {
-		return err
-	}
 	return s.emptyDirectory(in.OutputPath)
+}
+
+// captured is a sandbox with the named containers, and the engine that captures it.
+func (s *Service) captured(ctx context.Context, id string, containerIDs []string) (engine.Sandbox, engine.Engine, error) {
+	sandbox, err := s.sandbox(ctx, id, containerIDs)
+	if err != nil {
+		return sandbox, nil, err
+	}
+	if len(sandbox.Containers) == 0 {
+		return sandbox, nil, invalid("no containers of sandbox %s are named", id)
+	}
+	by, err := s.engines.Capturing(sandbox.Containers[0].Runtime)
+	return sandbox, by, err
 }
 
 // sandbox joins what the runtime knows of a sandbox and of the named containers.
@@ -198,10 +212,30 @@ type verboseInfo struct {
 	SandboxID      string      `json:"sandboxID"`
 	PID            int         `json:"pid"`
 	RuntimeSpec    *specs.Spec `json:"runtimeSpec"`
+	RuntimeType    string      `json:"runtimeType"`
 	RuntimeOptions struct {
 		BinaryName string `json:"binary_name"`
 		Root       string `json:"root"`
+		ConfigPath string `json:"config_path"`
 	} `json:"runtimeOptions"`
+}
+
+// runtime is a container's OCI runtime, as its engine is to find it.
+func (i verboseInfo) runtime() engine.Runtime {
+	r := engine.Runtime{
+		Type: i.RuntimeType, Binary: i.RuntimeOptions.BinaryName, Root: i.RuntimeOptions.Root, ConfigPath: i.RuntimeOptions.ConfigPath,
+	}
+	if r.Type != "" && !strings.HasPrefix(r.Type, "io.containerd.runc.") {
+		return r // whose defaults its engine knows
+	}
+	if r.Binary == "" {
+		r.Binary = "runc"
+	}
+	if r.Root == "" {
+		r.Root = defaultRuncRoot
+	}
+	r.Root += "/" + criNamespace
+	return r
 }
 
 func (s *Service) container(ctx context.Context, sandboxID, id string) (engine.Container, error) {
@@ -228,14 +262,7 @@ func (s *Service) container(ctx context.Context, sandboxID, id string) (engine.C
 		ID: st.GetId(), Name: name, Image: st.GetImage().GetImage(), ImageID: st.GetImageRef(),
 		Created: time.Unix(0, st.GetCreatedAt()).UTC(),
 		PID:     info.PID, Spec: info.RuntimeSpec,
-		Runtime: engine.Runtime{Binary: info.RuntimeOptions.BinaryName, Root: info.RuntimeOptions.Root},
+		Runtime: info.runtime(),
 	}
-	if c.Runtime.Binary == "" {
-		c.Runtime.Binary = "runc"
-	}
-	if c.Runtime.Root == "" {
-		c.Runtime.Root = defaultRuncRoot
-	}
-	c.Runtime.Root += "/" + criNamespace
 	return c, nil
 }

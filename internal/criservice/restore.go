@@ -24,19 +24,19 @@ const undoTimeout = 60 * time.Second
 // runtime for a sandbox and for containers as any caller would; a ticket in the
 // sandbox's annotations makes stasis-runtime restore them when they are started.
 func (s *Service) RestorePod(ctx context.Context, in *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
-	m, err := s.checkRestoreRequest(ctx, in)
+	m, handler, err := s.checkRestoreRequest(ctx, in)
 	if err != nil {
 		return nil, rpcError(ctx, err)
 	}
 	s.log.InfoContext(ctx, "restoring a Pod", "checkpoint", in.CheckpointPath, "source", m.Sandbox.Name, "containers", len(m.Containers))
-	response, err := s.restore(ctx, in)
+	response, err := s.restore(ctx, in, handler)
 	if err != nil {
 		return nil, rpcError(ctx, err)
 	}
 	return response, nil
 }
 
-func (s *Service) restore(ctx context.Context, in *runtimeapi.RestorePodRequest) (response *runtimeapi.RestorePodResponse, err error) {
+func (s *Service) restore(ctx context.Context, in *runtimeapi.RestorePodRequest, handler string) (response *runtimeapi.RestorePodResponse, err error) {
 	ticket := s.tickets.Issue(in.CheckpointPath)
 	defer s.tickets.Revoke(ticket)
 	config := proto.Clone(in.Config).(*runtimeapi.PodSandboxConfig)
@@ -45,7 +45,7 @@ func (s *Service) restore(ctx context.Context, in *runtimeapi.RestorePodRequest)
 	}
 	config.Annotations[nodeapi.AnnotationPrefix+"restore-ticket"] = ticket
 
-	sandbox, err := s.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: s.handler})
+	sandbox, err := s.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	if err != nil {
 		return nil, fmt.Errorf("make the sandbox: %w", err)
 	}
@@ -81,25 +81,19 @@ func (s *Service) undo(ctx context.Context, sandboxID string) error {
 	return nil
 }
 
-func (s *Service) checkRestoreRequest(ctx context.Context, in *runtimeapi.RestorePodRequest) (*checkpoint.Manifest, error) {
+// checkRestoreRequest also returns the handler that restores the checkpoint.
+func (s *Service) checkRestoreRequest(ctx context.Context, in *runtimeapi.RestorePodRequest) (*checkpoint.Manifest, string, error) {
 	if err := needDeadline(ctx); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if !filepath.IsAbs(in.CheckpointPath) || filepath.Clean(in.CheckpointPath) != in.CheckpointPath {
-		return nil, invalid("checkpoint_path %q is not a clean absolute path", in.CheckpointPath)
+		return nil, "", invalid("checkpoint_path %q is not a clean absolute path", in.CheckpointPath)
 	}
 	if in.Config.GetMetadata() == nil {
-		return nil, invalid("config has no metadata")
-	}
-	// The service restores by one handler, which is therefore its default.
-	if in.RuntimeHandler != "" && in.RuntimeHandler != s.handler {
-		return nil, invalid("runtime_handler %q cannot restore this checkpoint; %q can", in.RuntimeHandler, s.handler)
-	}
-	if err := s.engine.CheckOptions(in.Options); err != nil {
-		return nil, err
+		return nil, "", invalid("config has no metadata")
 	}
 	if len(in.ContainerConfigs) == 0 {
-		return nil, invalid("container_configs is empty")
+		return nil, "", invalid("container_configs is empty")
 	}
 	var m *checkpoint.Manifest
 	err := s.host.Do(func() (err error) {
@@ -107,12 +101,24 @@ func (s *Service) checkRestoreRequest(ctx context.Context, in *runtimeapi.Restor
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	if err := s.engine.CheckRestore(ctx, m); err != nil {
-		return nil, err
+	by, err := s.engines.Named(m.Engine.Name)
+	if err != nil {
+		return nil, "", err
 	}
-	return m, matchContainers(m, in.ContainerConfigs)
+	// An engine restores by one handler, which is therefore its default.
+	handler := s.handlers[by.Name()]
+	if in.RuntimeHandler != "" && in.RuntimeHandler != handler {
+		return nil, "", invalid("runtime_handler %q cannot restore this checkpoint; %q can", in.RuntimeHandler, handler)
+	}
+	if err := by.CheckOptions(in.Options); err != nil {
+		return nil, "", err
+	}
+	if err := by.CheckRestore(ctx, m); err != nil {
+		return nil, "", err
+	}
+	return m, handler, matchContainers(m, in.ContainerConfigs)
 }
 
 // matchContainers checks that the configurations are those of exactly the

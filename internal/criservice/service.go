@@ -48,28 +48,28 @@ type Room interface {
 // Config is what the service is made of.
 type Config struct {
 	Runtime runtimeapi.RuntimeServiceClient
-	Engine  engine.Engine
+	Engines engine.Engines
 	Tickets Tickets
 	// Host is the container runtime's mount namespace: the paths in requests are
 	// its.
 	Host *hostns.Host
 	// Room is asked before a checkpoint is taken; nil is room for everything.
 	Room Room
-	// Handler is the runtime handler that restores this engine's checkpoints.
-	Handler string
-	Log     *slog.Logger
+	// Handlers are the runtime handlers that restore checkpoints, by the engine's name.
+	Handlers map[string]string
+	Log      *slog.Logger
 }
 
 // Service serves CheckpointPod, RestorePod and Version.
 type Service struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
-	runtime runtimeapi.RuntimeServiceClient
-	engine  engine.Engine
-	tickets Tickets
-	host    *hostns.Host
-	room    Room
-	handler string
-	log     *slog.Logger
+	runtime  runtimeapi.RuntimeServiceClient
+	engines  engine.Engines
+	tickets  Tickets
+	host     *hostns.Host
+	room     Room
+	handlers map[string]string
+	log      *slog.Logger
 
 	mu   sync.Mutex
 	busy map[string]bool // sandboxes with an operation under way
@@ -80,8 +80,8 @@ var _ runtimeapi.RuntimeServiceServer = (*Service)(nil)
 // New makes the service.
 func New(c Config) *Service {
 	return &Service{
-		runtime: c.Runtime, engine: c.Engine, tickets: c.Tickets, host: c.Host, room: c.Room,
-		handler: c.Handler, log: c.Log, busy: map[string]bool{},
+		runtime: c.Runtime, engines: c.Engines, tickets: c.Tickets, host: c.Host, room: c.Room,
+		handlers: c.Handlers, log: c.Log, busy: map[string]bool{},
 	}
 }
 

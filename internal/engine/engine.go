@@ -74,14 +74,26 @@ type Container struct {
 
 // Runtime is an OCI runtime as the container runtime calls it.
 type Runtime struct {
+	// Type is the container runtime's name of the kind, such as io.containerd.runc.v2;
+	// empty where it has none.
+	Type   string `json:"type,omitempty"`
 	Binary string `json:"binary"` // path or name
 	Root   string `json:"root"`   // its state directory (--root)
+	// ConfigPath is the file of settings that the container runtime hands to its kind;
+	// empty if there is none. Where a setting there names binary or root, those are empty.
+	ConfigPath string `json:"configPath,omitempty"`
 }
 
 // Engine captures sandboxes and says what it can restore. Its restoring half
 // works inside the OCI runtime that the container runtime calls, and is reached
 // through package nodeapi.
 type Engine interface {
+	// Name is the engine's, in manifests and objects.
+	Name() string
+
+	// Captures says whether sandboxes of an OCI runtime are this engine's to capture.
+	Captures(r Runtime) bool
+
 	// Identify names the engine and gives its version; an error says what is
 	// missing on this node and what to do.
 	Identify(ctx context.Context) (checkpoint.Program, error)

@@ -12,6 +12,9 @@ import "net/netip"
 // namespace sees it.
 const SocketPath = "/run/stasis/agent.sock"
 
+// RunscName is the name under which stasis-restore stands in for gVisor's runsc.
+const RunscName = "stasis-runsc"
+
 // AnnotationPrefix is the prefix of the Pod annotations that the restoring
 // runtime handler passes to the OCI runtime.
 const AnnotationPrefix = "checkpoint.podstasis.dev/"
@@ -38,6 +41,10 @@ type Request struct {
 // restored. The answer's Action is ActionRestore or ActionOrdinary.
 type CreateSandbox struct {
 	Sandbox Sandbox `json:"sandbox"`
+	// Engine is what the asking program can restore checkpoints of; empty means CRIU.
+	Engine string `json:"engine,omitempty"`
+	// EngineAnnotations are those of the sandbox's OCI spec that are its engine's.
+	EngineAnnotations map[string]string `json:"engineAnnotations,omitempty"`
 }
 
 // CreateContainer asks, at the OCI create of a container, what to make of it.
@@ -115,15 +122,28 @@ type Response struct {
 	// ActionRestore of a sandbox.
 	Together []string `json:"together,omitempty"`
 
+	// Whole says how to restore the sandbox, for ActionRestore of one that its engine
+	// restores as a whole.
+	Whole *SandboxRestore `json:"whole,omitempty"`
+
 	// Container says how to restore, for ActionRestore of a container.
 	Container *ContainerRestore `json:"container,omitempty"`
+}
+
+// SandboxRestore says what a sandbox is restored from as a whole.
+type SandboxRestore struct {
+	// ImageDir holds the engine's images: an absolute path in the container runtime's
+	// mount namespace.
+	ImageDir string `json:"imageDir"`
+	// Containers names those that are in it. None runs before all have been started.
+	Containers []string `json:"containers"`
 }
 
 // ContainerRestore says where a container's captured state is. Paths are
 // absolute, in the container runtime's mount namespace.
 type ContainerRestore struct {
-	// ImageDir holds the engine's images.
-	ImageDir string `json:"imageDir"`
+	// ImageDir holds the engine's images; empty where the sandbox is restored as a whole.
+	ImageDir string `json:"imageDir,omitempty"`
 	// WorkDir is where the engine may write logs, and stasis-runtime keeps its
 	// Progress.
 	WorkDir string `json:"workDir"`

@@ -47,17 +47,17 @@ func importPattern(mainPath string) string {
 	return filepath.Join(filepath.Dir(mainPath), "conf.d", "stasis*.toml")
 }
 
-// withHandler returns the files as they have to be for containerd to know our
-// handler. major is containerd's major version. All other bytes of the main file
-// stay as they are, and withoutHandler takes out exactly what was put in.
-func withHandler(now configFiles, mainPath string, major int, h handler) (configFiles, error) {
-	clean := withoutHandler(now, mainPath)
+// withHandlers returns the files as they have to be for containerd to know our
+// handlers. major is containerd's major version. All other bytes of the main file
+// stay as they are, and withoutHandlers takes out exactly what was put in.
+func withHandlers(now configFiles, mainPath string, major int, ours handlers) (configFiles, error) {
+	clean := withoutHandlers(now, mainPath)
 	head, err := readHead(clean.main)
 	if err != nil {
 		return configFiles{}, fmt.Errorf("read %s: %w", mainPath, err)
 	}
 	if major < 2 {
-		return withBlock(clean, mainPath, head, h)
+		return withBlock(clean, mainPath, head, ours)
 	}
 	version, plugin := 3, pluginV3
 	if head.Version == 2 {
@@ -66,7 +66,7 @@ func withHandler(now configFiles, mainPath string, major int, h handler) (config
 		// settings from that.
 		version, plugin = 2, pluginV2
 	}
-	tables, err := h.tables(plugin + ".containerd.runtimes." + HandlerName)
+	tables, err := ours.tables(plugin + ".containerd.runtimes")
 	if err != nil {
 		return configFiles{}, err
 	}
@@ -82,11 +82,11 @@ func withHandler(now configFiles, mainPath string, major int, h handler) (config
 
 // withBlock is for containerd 1.x, where a plugin's section in an imported file
 // replaces the whole section of the main file: our tables go into the main file.
-func withBlock(clean configFiles, mainPath string, head configHead, h handler) (configFiles, error) {
+func withBlock(clean configFiles, mainPath string, head configHead, ours handlers) (configFiles, error) {
 	if head.Version != 2 && clean.main != nil {
 		return configFiles{}, fmt.Errorf("%s is of version %d: migrate it first (containerd config migrate)", mainPath, max(head.Version, 1))
 	}
-	tables, err := h.tables(pluginV2 + ".containerd.runtimes." + HandlerName)
+	tables, err := ours.tables(pluginV2 + ".containerd.runtimes")
 	if err != nil {
 		return configFiles{}, err
 	}
@@ -97,8 +97,8 @@ func withBlock(clean configFiles, mainPath string, head configHead, h handler) (
 	return configFiles{main: concat(main, []byte(beginBlock), tables, []byte(endBlock))}, nil
 }
 
-// withoutHandler returns the files without what withHandler puts there.
-func withoutHandler(now configFiles, mainPath string) configFiles {
+// withoutHandlers returns the files without what withHandlers puts there.
+func withoutHandlers(now configFiles, mainPath string) configFiles {
 	main := now.main
 	if i := bytes.Index(main, []byte(beginBlock)); i >= 0 {
 		if j := bytes.Index(main[i:], []byte(endBlock)); j >= 0 {

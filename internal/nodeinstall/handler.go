@@ -18,6 +18,9 @@ import (
 const (
 	// HandlerName is the runtime handler, and the RuntimeClass, of restoring Pods.
 	HandlerName = "stasis"
+	// GVisorHandlerName is that of Pods that are restored with gVisor. Nodes have it whose
+	// containerd has a handler for gVisor.
+	GVisorHandlerName = "stasis-gvisor"
 	// runtimeBinary is where the handler finds the OCI runtime on the host.
 	runtimeBinary = HostPrefix + "/bin/stasis-runtime"
 	// podAnnotations is which annotations of Pods the handler passes on: exactly ours.
@@ -25,6 +28,28 @@ const (
 
 	runcShim = "io.containerd.runc.v2"
 )
+
+// ourNames are the handlers that are put into containerd's configuration.
+var ourNames = []string{HandlerName, GVisorHandlerName}
+
+// handlers are those that are to be there, by name.
+type handlers map[string]handler
+
+// tables writes the TOML tables of all below a path.
+func (all handlers) tables(path string) ([]byte, error) {
+	var out []byte
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		tables, err := all[name].tables(path + "." + name)
+		if err != nil {
+			return nil, err
+		}
+		if len(out) > 0 {
+			out = append(out, '\n')
+		}
+		out = append(out, tables...)
+	}
+	return out, nil
+}
 
 // handler is a runtime handler of containerd's CRI plugin, as its Status tells
 // it. Field names in TOML are those of the configuration file.

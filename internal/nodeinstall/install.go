@@ -107,16 +107,29 @@ func (i *Installer) Install(ctx context.Context) error {
 	if err := i.writeRuntimeConfig(p, h, base); err != nil {
 		return err
 	}
-	want := derive(base)
+	want, bases := handlers{HandlerName: derive(base)}, map[string]string{HandlerName: baseName}
+	if gvisor, name, ok := now.gvisorBase(); ok {
+		if err := i.writeRunscConfig(p, h, gvisor); err != nil {
+			return err
+		}
+		want[GVisorHandlerName], bases[GVisorHandlerName] = deriveGVisor(gvisor), name
+	} else if err := i.removeRunscConfig(); err != nil {
+		return err
+	}
 	return i.configure(ctx, p, h, now, func(files configFiles, mainPath string) (configFiles, error) {
-		return withHandler(files, mainPath, major, want)
+		return withHandlers(files, mainPath, major, want)
 	}, func(e effective) error {
-		has, ok := e.handlers[HandlerName]
-		switch {
-		case !ok:
-			return fmt.Errorf("containerd does not know the runtime handler %s", HandlerName)
-		case !has.equal(want):
-			return fmt.Errorf("containerd's runtime handler %s is not what was configured: it differs from handler %s in more than its binary", HandlerName, baseName)
+		for _, name := range ourNames {
+			has, ok := e.handlers[name]
+			wanted, wantedToo := want[name]
+			switch {
+			case !wantedToo && ok:
+				return fmt.Errorf("containerd still knows the runtime handler %s, and has none of gVisor any more", name)
+			case wantedToo && !ok:
+				return fmt.Errorf("containerd does not know the runtime handler %s", name)
+			case wantedToo && !has.equal(wanted):
+				return fmt.Errorf("containerd's runtime handler %s is not what was configured: it differs from handler %s in more than its binary", name, bases[name])
+			}
 		}
 		return nil
 	})
@@ -293,7 +306,7 @@ func dump(ctx context.Context, h host, p process, mainPath string) (map[string]a
 	return config, nil
 }
 
-// onlyHandlerDiffers makes sure that nothing but our handler, and the list of
+// onlyHandlerDiffers makes sure that nothing but our handlers, and the list of
 // imports, differs between two configurations.
 func onlyHandlerDiffers(was, is map[string]any) error {
 	for _, config := range []map[string]any{was, is} {
@@ -303,7 +316,9 @@ func onlyHandlerDiffers(was, is map[string]any) error {
 			plugin, _ := plugins[name].(map[string]any)
 			containerd, _ := plugin["containerd"].(map[string]any)
 			runtimes, _ := containerd["runtimes"].(map[string]any)
-			delete(runtimes, HandlerName)
+			for _, ours := range ourNames {
+				delete(runtimes, ours)
+			}
 		}
 	}
 	if where := difference("", was, is); where != "" {

@@ -599,15 +599,15 @@ func FuzzAddingAndTakingOutTheImportLeavesTheFileAsItWas(f *testing.F) {
 	for _, seed := range []string{configV3, configV2, configImports, configCovered, "imports=[]", "\"imports\" = ['x']", "a = 1 # imports = [", "", "\n", "[t]\nimports = ['y']\n"} {
 		f.Add(seed)
 	}
-	h := derive(handler{RuntimeType: runcShim, Options: map[string]any{"SystemdCgroup": true}})
+	h := handlers{HandlerName: derive(handler{RuntimeType: runcShim, Options: map[string]any{"SystemdCgroup": true}}), GVisorHandlerName: deriveGVisor(handler{RuntimeType: runscShim})}
 	f.Fuzz(func(t *testing.T, config string) {
 		const path = "/etc/containerd/config.toml"
 		before := configFiles{main: []byte(config)}
-		if !withoutHandler(before, path).equal(before) {
+		if !withoutHandlers(before, path).equal(before) {
 			t.Skip("it holds our marks already")
 		}
 		for _, major := range []int{1, 2} {
-			after, err := withHandler(before, path, major, h)
+			after, err := withHandlers(before, path, major, h)
 			if err != nil {
 				continue
 			}
@@ -616,10 +616,10 @@ func FuzzAddingAndTakingOutTheImportLeavesTheFileAsItWas(f *testing.F) {
 			} else if major == 2 && !head.imports(path) {
 				t.Fatalf("the drop-in is not imported:\n%s", after.main)
 			}
-			if again, err := withHandler(after, path, major, h); err != nil || !again.equal(after) {
+			if again, err := withHandlers(after, path, major, h); err != nil || !again.equal(after) {
 				t.Fatalf("done again it changes: %v\n%s", err, again.main)
 			}
-			if back := withoutHandler(after, path); !back.equal(before) {
+			if back := withoutHandlers(after, path); !back.equal(before) {
 				t.Fatalf("taken out it leaves:\n%q\nwant\n%q", back.main, config)
 			}
 		}

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/nodeapi"
 )
 
 // HostPrefix is where Stasis' programs are on the host.
@@ -24,6 +25,7 @@ var links = map[string]string{
 	"criu":               "../criu/bin/criu",
 	"stasis-freeze-hook": "stasis-runtime", // a program knows its parts by its name
 	"stasis-guard":       "stasis-restore",
+	nodeapi.RunscName:    "stasis-restore",
 }
 
 // criuVersions is where each CRIU that was installed lies, by its digest; criu

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,7 +50,7 @@ func (i *Installer) Uninstall(ctx context.Context, r Removal) error {
 	// reason: no Pod uses it, and a restart fails what is asked of containerd at that
 	// moment for ordinary Pods.
 	_, _, _, err = i.rewrite(ctx, p, h, func(files configFiles, mainPath string) (configFiles, error) {
-		return withoutHandler(files, mainPath), nil
+		return withoutHandlers(files, mainPath), nil
 	})
 	if err != nil {
 		return err
@@ -109,16 +110,16 @@ func agentRuns(socket string) error {
 	return fmt.Errorf("%w: its agent runs; delete the agent's DaemonSet first", ErrInUse)
 }
 
-// unused fails while a sandbox of the handler exists, ready or not: containerd
+// unused fails while a sandbox of our handlers exists, ready or not: containerd
 // needs the runtime to remove it.
 func (i *Installer) unused(ctx context.Context) error {
 	list, err := i.daemon.cri().ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
-		return fmt.Errorf("look for Pods of the handler %s: %w", HandlerName, err)
+		return fmt.Errorf("look for Pods of the handlers %s: %w", strings.Join(ourNames, " and "), err)
 	}
 	var names []string
 	for _, s := range list.GetItems() {
-		if s.RuntimeHandler == HandlerName {
+		if slices.Contains(ourNames, s.RuntimeHandler) {
 			names = append(names, s.GetMetadata().GetNamespace()+"/"+s.GetMetadata().GetName())
 		}
 	}

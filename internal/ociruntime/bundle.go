@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/nodeapi"
 )
@@ -102,6 +104,13 @@ func (b *bundle) dropEngineAnnotations() (changed bool) {
 	return changed
 }
 
+// annotationsBelow are those whose names begin with a prefix.
+func (b *bundle) annotationsBelow(prefix string) map[string]string {
+	found := maps.Clone(b.annotations)
+	maps.DeleteFunc(found, func(name, _ string) bool { return !strings.HasPrefix(name, prefix) })
+	return found
+}
+
 func (b *bundle) sandbox() (nodeapi.Sandbox, error) {
 	s := nodeapi.Sandbox{
 		ID: b.annotations[annotationSandboxID], Namespace: b.annotations[annotationNamespace],
@@ -148,22 +157,22 @@ type mount struct {
 // volume finds the new Pod's volume that the container of an ID has
 // at a destination. It is one that belongs to the Pod: whatever a checkpoint says,
 // nothing is written to what is the node's or somebody else's.
-func (b *bundle) volume(containerID, destination string) (criu.Owned, error) {
+func (b *bundle) volume(containerID, destination string) (engine.Owned, error) {
 	var mounts []mount
 	if err := b.field("mounts", &mounts); err != nil {
-		return criu.Owned{}, err
+		return engine.Owned{}, err
 	}
 	for _, m := range mounts {
 		if m.Destination != destination || m.Type != "bind" {
 			continue
 		}
-		owned := criu.OwnedBy(containerID, specs.Mount{Destination: m.Destination, Type: m.Type, Source: m.Source})
+		owned := engine.OwnedBy(containerID, specs.Mount{Destination: m.Destination, Type: m.Type, Source: m.Source})
 		if owned.Root == "" {
-			return criu.Owned{}, fmt.Errorf("the checkpoint has contents for the volume at %s, which does not belong to the new Pod alone (%s): only emptyDir volumes, /dev/shm and volumes of images are filled", destination, m.Source)
+			return engine.Owned{}, fmt.Errorf("the checkpoint has contents for the volume at %s, which does not belong to the new Pod alone (%s): only emptyDir volumes, /dev/shm and volumes of images are filled", destination, m.Source)
 		}
 		return owned, nil
 	}
-	return criu.Owned{}, fmt.Errorf("the checkpoint has a volume at %s, the new container mounts none there", destination)
+	return engine.Owned{}, fmt.Errorf("the checkpoint has a volume at %s, the new container mounts none there", destination)
 }
 
 // mountSource finds what the new Pod mounts at a destination.

@@ -27,6 +27,9 @@ type marker struct {
 	// that have been asked to start, by name.
 	Together []string          `json:"together,omitempty"`
 	Arrived  map[string]string `json:"arrived,omitempty"`
+
+	// Runsc is set where the marker is of a sandbox of gVisor, or of a container in one.
+	Runsc *runscMarker `json:"runsc,omitempty"`
 }
 
 // mark writes the marker of the container or sandbox id.

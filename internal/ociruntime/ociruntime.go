@@ -46,10 +46,19 @@ type Config struct {
 // ReadConfig reads the configuration that belongs to a program installed as
 // PREFIX/bin/stasis-runtime. Without one the real runtime is runc.
 func ReadConfig(executable string) (Config, error) {
-	c := Config{Runtime: "runc", Socket: nodeapi.SocketPath}
-	file := filepath.Join(filepath.Dir(filepath.Dir(executable)), "etc", "runtime.json")
+	return readConfig(executable, "runtime.json", "runc")
+}
+
+// readConfig reads a file of that kind; runtime is the default, without which the file has
+// to be there.
+func readConfig(executable, name, runtime string) (Config, error) {
+	c := Config{Runtime: runtime, Socket: nodeapi.SocketPath}
+	file := filepath.Join(filepath.Dir(filepath.Dir(executable)), "etc", name)
 	data, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
+		if runtime == "" {
+			return c, fmt.Errorf("%w: stasis-agent install writes it on nodes whose containerd has a handler for gVisor", err)
+		}
 		return c, nil
 	} else if err != nil {
 		return c, err
@@ -76,9 +85,13 @@ func Main(ctx context.Context, executable string, args []string) error {
 		if len(args) != 2 {
 			return fmt.Errorf("%s is started by the Stasis agent, with its run directory", criu.GuardName)
 		}
-		return criu.RunGuard(ctx, args[1], os.Stdin, os.Stdout, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		return criu.RunGuard(ctx, args[1], os.Stdin, os.Stdout, slog.New(slog.NewTextHandler(os.Stderr, nil)), thawGVisor)
 	}
 	in := aside.Parse(args[1:])
+	run := run
+	if filepath.Base(args[0]) == nodeapi.RunscName {
+		run = runRunsc
+	}
 	err := run(ctx, executable, in, args[1:])
 	if err != nil {
 		logError(in.Log, err)

@@ -176,6 +176,9 @@ func (c call) look(ctx context.Context) error {
 	if !m.waiting() {
 		return nil
 	}
+	if m.Runsc != nil {
+		return c.lookRunsc(ctx, *m)
+	}
 	lock, err := c.lock(c.ID)
 	if err != nil {
 		return err

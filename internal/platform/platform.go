@@ -25,6 +25,8 @@ type Description struct {
 	CPU *checkpoint.CPU `json:"cpu"`
 	// Engine captured the processes, or would recreate them.
 	Engine checkpoint.Program `json:"engine"`
+	// More are other engines that a node has; none in what a checkpoint needs.
+	More []checkpoint.Program `json:"moreEngines,omitempty"`
 	// FormatVersion is that of the checkpoint, or the one that the node reads.
 	FormatVersion int `json:"formatVersion"`
 }
@@ -34,6 +36,7 @@ const (
 	maxFeatures = 512
 	maxWord     = 128
 	maxXSave    = 1 << 20 // bytes
+	maxEngines  = 8
 	// MaxBytes bounds a description as JSON.
 	MaxBytes = 16 << 10
 )
@@ -53,6 +56,14 @@ func (d Description) Check() error {
 	for what, word := range map[string]string{"os": d.OS, "architecture": d.Architecture, "kernel": d.Kernel, "engine": d.Engine.Name, "engine version": d.Engine.Version} {
 		if err := checkWord(word); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	if len(d.More) > maxEngines {
+		return fmt.Errorf("more engines: they are %d, more than %d", len(d.More), maxEngines)
+	}
+	for _, e := range d.More {
+		if err := errors.Join(checkWord(e.Name), checkWord(e.Version)); err != nil {
+			return fmt.Errorf("more engines: %w", err)
 		}
 	}
 	if d.CPU == nil {
@@ -123,7 +134,11 @@ func (d Description) Class() string {
 	features := slices.Clone(d.CPU.Features)
 	slices.Sort(features)
 	h := sha256.New()
-	fmt.Fprintf(h, "%s %s\n%s %s %s\n%d\n%d %d\n", d.OS, d.Architecture, shortVersion(d.Kernel), d.Engine.Name, shortVersion(d.Engine.Version),
+	kernel := shortVersion(d.Kernel)
+	if ownKernel[d.Engine.Name] {
+		kernel = "own"
+	}
+	fmt.Fprintf(h, "%s %s\n%s %s %s\n%d\n%d %d\n", d.OS, d.Architecture, kernel, d.Engine.Name, shortVersion(d.Engine.Version),
 		d.FormatVersion, d.CPU.XSaveFeatures, d.CPU.XSaveBytes)
 	for _, f := range slices.Compact(features) {
 		fmt.Fprintln(h, f)
@@ -150,19 +165,45 @@ func Obstacles(from, on Description) []string {
 	} else if from.CPU.XSaveBytes > on.CPU.XSaveBytes {
 		why = append(why, fmt.Sprintf("has room for %d bytes of CPU registers (xsave) and %d are needed", on.CPU.XSaveBytes, from.CPU.XSaveBytes))
 	}
-	if older(on.Kernel, from.Kernel) {
+	own := ownKernel[from.Engine.Name]
+	if !own && older(on.Kernel, from.Kernel) {
 		why = append(why, fmt.Sprintf("runs kernel %s, older than %s", on.Kernel, from.Kernel))
 	}
+	engine, has := on.engine(from.Engine.Name)
 	switch {
-	case from.Engine.Name != on.Engine.Name:
-		why = append(why, fmt.Sprintf("restores with %s and the checkpoint is of %s", on.Engine.Name, from.Engine.Name))
-	case older(on.Engine.Version, from.Engine.Version):
-		why = append(why, fmt.Sprintf("has %s %s, older than %s", on.Engine.Name, on.Engine.Version, from.Engine.Version))
+	case !has:
+		why = append(why, fmt.Sprintf("restores with %s and the checkpoint is of %s", on.engines(), from.Engine.Name))
+	case own && engine.Version != from.Engine.Version:
+		why = append(why, fmt.Sprintf("has %s %s and the checkpoint is of %s: %s restores what the same version has saved", engine.Name, engine.Version, from.Engine.Version, engine.Name))
+	case older(engine.Version, from.Engine.Version):
+		why = append(why, fmt.Sprintf("has %s %s, older than %s", engine.Name, engine.Version, from.Engine.Version))
 	}
 	if from.FormatVersion != on.FormatVersion {
 		why = append(why, fmt.Sprintf("reads checkpoints of format %d and this is of format %d", on.FormatVersion, from.FormatVersion))
 	}
 	return why
+}
+
+// ownKernel are engines whose processes run on a kernel that is part of the engine: the
+// node's is nothing that they see, and what the engine saves is as it is inside.
+var ownKernel = map[string]bool{"gvisor": true}
+
+// engine is the node's of a name.
+func (d Description) engine(name string) (checkpoint.Program, bool) {
+	for _, e := range append([]checkpoint.Program{d.Engine}, d.More...) {
+		if e.Name == name {
+			return e, true
+		}
+	}
+	return checkpoint.Program{}, false
+}
+
+func (d Description) engines() string {
+	names := d.Engine.Name
+	for _, e := range d.More {
+		names += " and " + e.Name
+	}
+	return names
 }
 
 // lacking lists what is in the first and not in the second, sorted.

@@ -96,6 +96,11 @@ func (s *Sessions) reconcile(ctx context.Context, before record, up map[string]b
 	if err := s.dropImages(id, rec.Created...); err != nil {
 		return err
 	}
+	if rec.Whole && rec.whole() {
+		if err := s.dropImages(id, wholeImages); err != nil {
+			return err
+		}
+	}
 	if up[id] && !rec.Seen {
 		if rec, err = s.update(id, func(rec *record) { rec.Seen = true }); err != nil {
 			return ifKept(err)

@@ -26,6 +26,8 @@ type record struct {
 	Dir      string          `json:"dir,omitempty"`
 	// Containers names those of the checkpoint.
 	Containers []string `json:"containers,omitempty"`
+	// Whole says that the engine restores the sandbox as a whole.
+	Whole bool `json:"whole,omitempty"`
 	// CompletedInit names the init containers that are not run again.
 	CompletedInit []string `json:"completedInit,omitempty"`
 	// Together names the containers that are let go together.

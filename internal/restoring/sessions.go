@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,9 +35,18 @@ const (
 	reasonBusy    = "RestoreInProgress"
 )
 
+// defaultEngine is that of a program that asks and names none.
+const defaultEngine = "criu"
+
 // Compatibility says whether a checkpoint can be restored on this node.
 type Compatibility interface {
 	CheckRestore(ctx context.Context, m *checkpoint.Manifest) error
+	// Whole says whether the checkpoint's engine restores sandboxes as a whole. Of one
+	// that does AdaptWhole is called, of another the methods after it.
+	Whole(m *checkpoint.Manifest) bool
+	// AdaptWhole writes the images of a sandbox, of the checkpoint in a directory, to
+	// another as they are to be in the Pod's new sandbox.
+	AdaptWhole(ctx context.Context, m *checkpoint.Manifest, checkpointDir string, to nodeapi.CreateSandbox, dir string) error
 	// CheckPrivileges refuses images that would give processes more than their
 	// container may have.
 	CheckPrivileges(ctx context.Context, imageDir string, allowed *nodeapi.Privileges) error
@@ -140,7 +150,7 @@ func (s *Sessions) Handle(ctx context.Context, request nodeapi.Request) nodeapi.
 	var err error
 	switch {
 	case request.CreateSandbox != nil:
-		response, err = s.createSandbox(ctx, request.CreateSandbox.Sandbox)
+		response, err = s.createSandbox(ctx, *request.CreateSandbox)
 	case request.CreateContainer != nil:
 		response, err = s.createContainer(ctx, *request.CreateContainer)
 	case request.Report != nil:
@@ -163,8 +173,9 @@ func refusalOf(err error) *nodeapi.Error {
 	return &nodeapi.Error{Reason: reasonFailed, Message: err.Error()}
 }
 
-func (s *Sessions) createSandbox(ctx context.Context, sandbox nodeapi.Sandbox) (nodeapi.Response, error) {
-	rec, err := s.inTurn(ctx, sandbox)
+func (s *Sessions) createSandbox(ctx context.Context, in nodeapi.CreateSandbox) (nodeapi.Response, error) {
+	sandbox := in.Sandbox
+	rec, err := s.inTurn(ctx, in)
 	if err != nil {
 		refusal := refusalOf(err)
 		s.Observer.Refused(ctx, sandbox, refusal)
@@ -174,17 +185,30 @@ func (s *Sessions) createSandbox(ctx context.Context, sandbox nodeapi.Sandbox) (
 		s.endTurn(sandbox.ID)
 		return nodeapi.Response{}, err
 	}
+	if rec.Whole {
+		if err := s.adaptWhole(ctx, rec, in); err != nil {
+			s.endTurn(sandbox.ID)
+			refusal := refusalOf(err)
+			s.Observer.Refused(ctx, sandbox, refusal)
+			return nodeapi.Response{}, errors.Join(refusal, s.forget(sandbox.ID))
+		}
+	}
 	if rec.Ordinary {
 		return nodeapi.Response{Action: nodeapi.ActionOrdinary}, nil
 	}
 	s.Observer.Began(ctx, sandbox)
-	return nodeapi.Response{Action: nodeapi.ActionRestore, Together: rec.Together}, nil
+	response := nodeapi.Response{Action: nodeapi.ActionRestore, Together: rec.Together}
+	if rec.Whole {
+		response.Whole = &nodeapi.SandboxRestore{ImageDir: s.images(sandbox.ID, wholeImages), Containers: rec.Containers}
+	}
+	return response, nil
 }
 
 // inTurn admits a sandbox unless a restore of another Pod of its name is under way.
-func (s *Sessions) inTurn(ctx context.Context, sandbox nodeapi.Sandbox) (record, error) {
+func (s *Sessions) inTurn(ctx context.Context, in nodeapi.CreateSandbox) (record, error) {
+	sandbox := in.Sandbox
 	if sandbox.Annotations[annotationTicket] != "" {
-		return s.admit(ctx, sandbox) // RestorePod: its caller knows what it does at a time
+		return s.admit(ctx, in) // RestorePod: its caller knows what it does at a time
 	}
 	name := podName{sandbox.Namespace, sandbox.Name}
 	s.mu.Lock()
@@ -201,7 +225,7 @@ func (s *Sessions) inTurn(ctx context.Context, sandbox nodeapi.Sandbox) (record,
 	err := s.rememberEarlier(ctx, sandbox)
 	var rec record
 	if err == nil {
-		rec, err = s.admit(ctx, sandbox)
+		rec, err = s.admit(ctx, in)
 	}
 	if err != nil || rec.Ordinary {
 		s.endTurn(sandbox.ID)
@@ -217,7 +241,8 @@ func (s *Sessions) endTurn(sandboxID string) {
 }
 
 // admit finds the checkpoint and checks all of it before anything is started.
-func (s *Sessions) admit(ctx context.Context, sandbox nodeapi.Sandbox) (record, error) {
+func (s *Sessions) admit(ctx context.Context, in nodeapi.CreateSandbox) (record, error) {
+	sandbox := in.Sandbox
 	source, err := s.source(ctx, sandbox)
 	if err != nil {
 		return record{}, err
@@ -235,8 +260,19 @@ func (s *Sessions) admit(ctx context.Context, sandbox nodeapi.Sandbox) (record, 
 	case err != nil:
 		return record{}, err
 	}
+	by := in.Engine
+	if by == "" {
+		by = defaultEngine
+	}
+	if m.Engine.Name != by {
+		return record{}, fmt.Errorf("the checkpoint is of the engine %s, and the Pod's runtime handler restores with %s: a Pod that names no RuntimeClass gets the right one", m.Engine.Name, by)
+	}
 	if err := s.Compatibility.CheckRestore(ctx, m); err != nil {
 		return record{}, err
+	}
+	if rec.Whole = s.Compatibility.Whole(m); rec.Whole && len(source.CompletedInit) > 0 {
+		// Nothing can run in the sandbox before all that was saved does.
+		return record{}, fmt.Errorf("the Pod has init containers (%s), and the engine %s restores Pods without", strings.Join(source.CompletedInit, ", "), m.Engine.Name)
 	}
 	for _, c := range m.Containers {
 		rec.Containers = append(rec.Containers, c.Name)
@@ -276,7 +312,7 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 			return nodeapi.Response{}, err
 		}
 	}
-	if slices.Contains(rec.Started, in.Container) {
+	if slices.Contains(rec.Started, in.Container) && !rec.Whole {
 		if rec, err = s.again(ctx, rec, in.Container); err != nil {
 			return nodeapi.Response{}, err
 		}
@@ -307,6 +343,9 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 	if err := errors.Join(os.MkdirAll(workDir, 0o700), nodeapi.ForgetProgress(workDir)); err != nil {
 		return nodeapi.Response{}, fmt.Errorf("make the engine's work directory: %w", err)
 	}
+	if rec.Whole {
+		return s.ofWhole(rec, m, i, workDir, in), nil
+	}
 	images := imagesOf(rec.Dir, in.Container)
 	if err := s.Compatibility.CheckPrivileges(ctx, images, in.Privileges); err != nil {
 		refusal := &nodeapi.Error{Reason: reasonFailed, Message: fmt.Sprintf("container %s is not restored: %v", in.Container, err)}
@@ -320,16 +359,46 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 		s.Observer.Failed(ctx, in.Sandbox, in.Container, err.Error())
 		return nodeapi.Response{}, err
 	}
-	answer.Identity = s.identity(in, m)
-	answer.ImageDir, answer.WorkDir, answer.FreezeHook, answer.Path = adapted, workDir, s.FreezeHook, s.Path
-	answer.Volumes = rec.fill(m, in.Container)
-	for _, p := range m.Containers[i].Published {
-		answer.Published = append(answer.Published, nodeapi.Published(p))
-	}
+	answer.ImageDir, answer.FreezeHook, answer.Path = adapted, s.FreezeHook, s.Path
+	s.addFiles(answer, rec, m, i, workDir, in)
 	if archive := m.Containers[i].Rootfs; archive != "" {
 		answer.RootfsArchive = filepath.Join(rec.Dir, filepath.FromSlash(archive))
 	}
 	return nodeapi.Response{Action: nodeapi.ActionRestore, Container: answer}, nil
+}
+
+// addFiles adds to an answer what is put in place for a container whatever the engine.
+func (s *Sessions) addFiles(answer *nodeapi.ContainerRestore, rec record, m *checkpoint.Manifest, i int, workDir string, in nodeapi.CreateContainer) {
+	answer.WorkDir = workDir
+	answer.Identity = s.identity(in, m)
+	answer.Volumes = rec.fill(m, in.Container)
+	for _, p := range m.Containers[i].Published {
+		answer.Published = append(answer.Published, nodeapi.Published(p))
+	}
+}
+
+// wholeImages is where the adapted images of a whole sandbox are; no container's name
+// begins so.
+const wholeImages = ".sandbox"
+
+func (s *Sessions) adaptWhole(ctx context.Context, rec record, in nodeapi.CreateSandbox) error {
+	m, _, err := checkpoint.ReadManifest(rec.Dir)
+	if err == nil {
+		err = s.Compatibility.AdaptWhole(ctx, m, rec.Dir, in, s.images(in.Sandbox.ID, wholeImages))
+	}
+	if err != nil {
+		return fmt.Errorf("adapt the checkpoint's images to the new sandbox: %w", err)
+	}
+	return nil
+}
+
+// ofWhole is the answer for a container of a sandbox that is restored as a whole. That its
+// processes get no more than its configuration gives is the engine's own affair: they are
+// nowhere but inside its sandbox, whose walls are the new Pod's.
+func (s *Sessions) ofWhole(rec record, m *checkpoint.Manifest, i int, workDir string, in nodeapi.CreateContainer) nodeapi.Response {
+	answer := &nodeapi.ContainerRestore{}
+	s.addFiles(answer, rec, m, i, workDir, in)
+	return nodeapi.Response{Action: nodeapi.ActionRestore, Container: answer}
 }
 
 // imagesOf is where a checkpoint keeps the engine's images of a container.
@@ -393,6 +462,9 @@ func (s *Sessions) report(ctx context.Context, in nodeapi.Report) error {
 		return s.deleted(ctx, in.Sandbox.ID)
 	case nodeapi.StageFailed:
 		s.Observer.Failed(ctx, in.Sandbox, in.Container, in.Message)
+		if in.Container == "" {
+			return nil // a sandbox as a whole
+		}
 		return s.dropImages(in.Sandbox.ID, in.Container)
 	}
 	rec, err := s.advance(in)

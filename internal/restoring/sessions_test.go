@@ -39,6 +39,8 @@ type fakes struct {
 	adapted     []restoring.Adaptation
 	unadaptable error
 
+	adaptedWhole []string
+
 	startFailed  []string // containers
 	startUnknown error
 }
@@ -49,6 +51,11 @@ func (f *fakes) Resolve(_ context.Context, s nodeapi.Sandbox) (restoring.Source,
 }
 func (f *fakes) CheckRestore(context.Context, *checkpoint.Manifest) error { return f.incompat }
 
+func (f *fakes) Whole(m *checkpoint.Manifest) bool { return m.Engine.Name == "whole" }
+func (f *fakes) AdaptWhole(_ context.Context, _ *checkpoint.Manifest, from string, to nodeapi.CreateSandbox, dir string) error {
+	f.adaptedWhole = append(f.adaptedWhole, from+" "+to.EngineAnnotations["a"])
+	return errors.Join(f.unadaptable, os.MkdirAll(dir, 0o700))
+}
 func (f *fakes) CheckPrivileges(context.Context, string, *nodeapi.Privileges) error {
 	return f.exceeded
 }
@@ -106,7 +113,9 @@ func newSessions(t *testing.T, f *fakes, state string) *restoring.Sessions {
 }
 
 // data is a checkpoint of containers a and b that share a volume.
-func data(t *testing.T) restoring.Source {
+func data(t *testing.T) restoring.Source { return dataOf(t, "criu") }
+
+func dataOf(t *testing.T, engine string) restoring.Source {
 	t.Helper()
 	dir := t.TempDir()
 	for _, name := range []string{"containers/a/rootfs.tar", "containers/b/rootfs.tar", "volumes/v.tar"} {
@@ -118,6 +127,7 @@ func data(t *testing.T) restoring.Source {
 		}
 	}
 	digest, err := checkpoint.Seal(context.Background(), dir, &checkpoint.Manifest{
+		Engine:     checkpoint.Program{Name: engine, Version: "1"},
 		Sandbox:    checkpoint.Sandbox{Name: "source"},
 		Containers: []checkpoint.Container{{Name: "a", Rootfs: "containers/a/rootfs.tar"}, {Name: "b", Rootfs: "containers/b/rootfs.tar"}},
 		Volumes:    []checkpoint.Volume{{Name: "v", Archive: "volumes/v.tar", Mounts: []checkpoint.VolumeMount{{Container: "a", Destination: "/va"}, {Container: "b", Destination: "/vb"}}}},

@@ -154,6 +154,12 @@ func (n *node) restore(t *testing.T, dir string, configs ...*runtimeapi.Containe
 // prepareRestore leaves the containers CREATED.
 func (n *node) prepareRestore(t *testing.T, dir string, configs ...*runtimeapi.ContainerConfig) *pod {
 	t.Helper()
+	return n.prepareRestoreBy(t, handler, dir, configs...)
+}
+
+// prepareRestoreBy restores by a runtime handler; empty is the one of the engine.
+func (n *node) prepareRestoreBy(t *testing.T, handler, dir string, configs ...*runtimeapi.ContainerConfig) *pod {
+	t.Helper()
 	name := podName()
 	p := &pod{node: n, name: name, config: sandboxConfig(name), configs: configs, containers: map[string]string{}}
 	answer, err := n.stasis.RestorePod(testContext(t), &runtimeapi.RestorePodRequest{

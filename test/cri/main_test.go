@@ -73,7 +73,7 @@ func newNode() (n *node, err error) {
 	if err := n.devcluster("down"); err != nil {
 		return n, err
 	}
-	if err := n.devcluster("up", "--no-kubernetes"); err != nil {
+	if err := n.devcluster("up", "--no-kubernetes", "--gvisor"); err != nil {
 		return n, err
 	}
 	if n.payload, err = os.MkdirTemp(n.dist, "payload-"); err != nil {

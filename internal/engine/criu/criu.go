@@ -77,6 +77,15 @@ func New(c Config) *Engine {
 	}
 }
 
+// Name implements engine.Engine.
+func (e *Engine) Name() string { return Name }
+
+// Captures implements engine.Engine: runtimes that call CRIU themselves, which are all
+// that share runc's command line.
+func (e *Engine) Captures(r engine.Runtime) bool {
+	return r.Type == "" || strings.HasPrefix(r.Type, "io.containerd.runc.")
+}
+
 // Identify asks CRIU for its version.
 func (e *Engine) Identify(ctx context.Context) (checkpoint.Program, error) {
 	out, err := e.host.Run(ctx, hostns.Command{Name: "criu", Args: []string{"--version"}})

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -82,9 +83,13 @@ func (g *Guard) Close() error {
 	return errors.Join(err, g.pipe.Close())
 }
 
+// Thaw lets go of what another engine's journal below a run directory names. It is called
+// again when it fails.
+type Thaw func(ctx context.Context, host *hostns.Host, runDir string, log *slog.Logger) error
+
 // RunGuard is the guard's side. in and ready are the ends of the pipes that it was
-// started with; runDir is the agent's run directory.
-func RunGuard(ctx context.Context, runDir string, in io.Reader, ready io.WriteCloser, log *slog.Logger) error {
+// started with; runDir is the agent's run directory. It is the guard of others, too.
+func RunGuard(ctx context.Context, runDir string, in io.Reader, ready io.WriteCloser, log *slog.Logger, others ...Thaw) error {
 	// Who reads the agent's log may be gone with it: that must not end the guard.
 	signal.Ignore(unix.SIGPIPE)
 	host, err := hostns.FromPID(os.Getpid())
@@ -107,32 +112,46 @@ func RunGuard(ctx context.Context, runDir string, in io.Reader, ready io.WriteCl
 		return nil
 	}
 	log.Warn("the agent is gone, thawing what it left frozen")
-	entries, err := e.journal.entries()
-	if err != nil {
-		return err
+	errs := make([]error, len(others))
+	var wg sync.WaitGroup
+	for i, thaw := range others {
+		wg.Go(func() {
+			errs[i] = untilDone(ctx, log, func(ctx context.Context) error { return thaw(ctx, host, runDir, log) })
+		})
 	}
-	return e.thawAll(ctx, entries)
+	entries, err := e.journal.entries()
+	if err == nil {
+		err = e.thawAll(ctx, entries)
+	}
+	wg.Wait()
+	return errors.Join(append(errs, err)...)
 }
 
-// thawAll thaws what an earlier agent left, and tries again what does not work at
-// first: the container runtime may be being restarted.
+// thawAll thaws what an earlier agent left.
 func (e *Engine) thawAll(ctx context.Context, entries []frozen) error {
+	return untilDone(ctx, e.log, func(ctx context.Context) error {
+		var errs []error
+		for _, entry := range entries {
+			errs = append(errs, e.thawLeftover(ctx, entry))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// untilDone tries again what does not work at first: the container runtime may be being
+// restarted.
+func untilDone(ctx context.Context, log *slog.Logger, thaw func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, guardPatience)
 	defer cancel()
 	for {
-		var errs []error
-		for _, entry := range entries {
-			if err := e.thawLeftover(ctx, entry); err != nil {
-				errs = append(errs, err)
-			}
-		}
-		if len(errs) == 0 {
+		err := thaw(ctx)
+		if err == nil {
 			return nil
 		}
-		e.log.Error("a Pod could not be thawed, trying again", "err", errors.Join(errs...))
+		log.Error("a Pod could not be thawed, trying again", "err", err)
 		select {
 		case <-ctx.Done():
-			return errors.Join(errs...)
+			return err
 		case <-time.After(time.Second):
 		}
 	}

@@ -19,7 +19,7 @@ type Invocation struct {
 // Options that take a value, before the command and after it (runc(8), crun(1)).
 var (
 	globalValues  = map[string]bool{"root": true, "log": true, "log-format": true, "criu": true, "rootless": true, "cgroup-manager": true}
-	commandValues = map[string]bool{"bundle": true, "b": true, "pid-file": true, "console-socket": true, "preserve-fds": true, "process": true, "p": true}
+	commandValues = map[string]bool{"bundle": true, "b": true, "pid-file": true, "console-socket": true, "preserve-fds": true, "process": true, "p": true, "user-log": true}
 )
 
 // Parse reads a command line.
