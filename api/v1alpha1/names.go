@@ -48,6 +48,8 @@ const (
 	// RuntimeClassStasis is the RuntimeClass, and the runtime handler, of Pods
 	// restored by the CRIU engine.
 	RuntimeClassStasis = "stasis"
+	// RuntimeClassGVisor is that of Pods restored by the gVisor engine.
+	RuntimeClassGVisor = "stasis-gvisor"
 	// VerbRestore is the RBAC verb on a named PodCheckpoint that lets its holder
 	// restore it.
 	VerbRestore = "restore"

@@ -162,6 +162,29 @@ func TestTheSourcesRuntimeClassIsReplacedWithItsOverhead(t *testing.T) {
 	}
 }
 
+func TestAPodFromACheckpointOfGVisorGetsItsClass(t *testing.T) {
+	class := "runsc"
+	c := ready()
+	c.Status.Engine = &checkpointv1alpha1.EngineStatus{Name: "gvisor", Version: "1"}
+	c.Status.CheckpointedPodTemplate.Spec.RuntimeClassName = &class
+	pod := restoring()
+	pod.Spec.RuntimeClassName = &class
+	var placed corev1.Pod
+	raw := ask(t, pod).Object.Raw
+	if err := json.Unmarshal(apply(t, raw, placerWith(t, c).Handle(t.Context(), ask(t, raw))), &placed); err != nil {
+		t.Fatal(err)
+	}
+	if *placed.Spec.RuntimeClassName != "stasis-gvisor" {
+		t.Errorf("class %s", *placed.Spec.RuntimeClassName)
+	}
+	other := checkpointv1alpha1.RuntimeClassStasis
+	pod.Spec.RuntimeClassName = &other
+	authorizer := authorizerWith(t, func(r *authorizationv1.SubjectAccessReview) error { r.Status.Allowed = true; return nil }, c)
+	if r := authorizer.Handle(t.Context(), ask(t, pod)); r.Allowed || !strings.Contains(r.Result.Message, `is restored by "stasis-gvisor"`) {
+		t.Errorf("by CRIU's class: %+v", r)
+	}
+}
+
 // authorizerWith reviews by a function.
 func authorizerWith(t *testing.T, review func(*authorizationv1.SubjectAccessReview) error, objects ...client.Object) *authorizer {
 	s := scheme(t)

@@ -165,13 +165,13 @@ func checkShape(pod *corev1.Pod) *admission.Response {
 	if err := checkHooks(pod); err != nil {
 		return refuse("it asks for hooks that cannot be run: %v", err)
 	}
-	if class := pod.Spec.RuntimeClassName; class == nil || *class != checkpointv1alpha1.RuntimeClassStasis {
+	if class := pod.Spec.RuntimeClassName; class == nil || !placement.IsClass(*class) {
 		has := "none"
 		if class != nil {
 			has = fmt.Sprintf("%q", *class)
 		}
-		return refuse("spec.runtimeClassName is %s, but a checkpoint is restored by %q; leave it out or name the source's",
-			has, checkpointv1alpha1.RuntimeClassStasis)
+		return refuse("spec.runtimeClassName is %s, but a checkpoint is restored by %q, or %q if gVisor has captured it; leave it out or name the source's",
+			has, checkpointv1alpha1.RuntimeClassStasis, checkpointv1alpha1.RuntimeClassGVisor)
 	}
 	return nil
 }

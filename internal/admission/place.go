@@ -70,16 +70,16 @@ func (p *placer) Handle(ctx context.Context, req admission.Request) admission.Re
 // the one of its source. Another one was asked for on purpose and is left for the
 // authorizer to refuse. The overhead goes with the class that brought it: the
 // RuntimeClass admission plugin runs again and sets the new one's.
+//
+// Of a checkpoint that is not Ready the engine is not known, and a Pod's RuntimeClass
+// cannot be changed later: it is CRIU's unless the Pod names another of Stasis'.
 func setRuntimeClass(pod *corev1.Pod, checkpoint *checkpointv1alpha1.PodCheckpoint) {
 	class := pod.Spec.RuntimeClassName
-	if class != nil && *class == checkpointv1alpha1.RuntimeClassStasis {
+	if class != nil && (placement.IsClass(*class) || !isClassOfSource(*class, checkpoint)) {
 		return
 	}
-	if class != nil && !isClassOfSource(*class, checkpoint) {
-		return
-	}
-	stasis := checkpointv1alpha1.RuntimeClassStasis
-	pod.Spec.RuntimeClassName = &stasis
+	restores := placement.ClassOf(checkpoint)
+	pod.Spec.RuntimeClassName = &restores
 	pod.Spec.Overhead = nil
 }
 

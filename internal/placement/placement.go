@@ -164,6 +164,9 @@ type nodes interface {
 // checkpoint; empty if it can. A node that does not exist is judged by its name only:
 // the Pod waits for it, as any Pod does.
 func Conflict(ctx context.Context, pod *corev1.Pod, checkpoint *checkpointv1alpha1.PodCheckpoint, where Where, reader nodes) (string, error) {
+	if why := wrongClass(pod, checkpoint); why != "" {
+		return why, nil
+	}
 	wanted := cmp.Or(pod.Spec.NodeName, where.Holder)
 	if why := where.Obstacle(wanted); why != "" {
 		return fmt.Sprintf("spec.nodeName is %q, and PodCheckpoint %q cannot be restored there: %s", wanted, checkpoint.Name, why), nil

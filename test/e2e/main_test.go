@@ -66,7 +66,7 @@ func run(m *testing.M) (code int, err error) {
 		}
 		return m.Run(), nil
 	}
-	shared, err = cluster.Up(ctx, root, filepath.Join(root, ".devcluster-e2e"), 2)
+	shared, err = cluster.Up(ctx, root, filepath.Join(root, ".devcluster-e2e"), 2, "--gvisor")
 	defer func() { err = errors.Join(err, shared.Down(context.Background())) }()
 	if err != nil {
 		return 1, err

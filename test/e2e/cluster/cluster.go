@@ -18,6 +18,7 @@ import (
 	"github.com/go-logr/logr"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
@@ -83,7 +84,7 @@ func Attach(root, state string) (*Cluster, error) {
 
 func connect(config *rest.Config) (client.WithWatch, error) {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{batchv1.AddToScheme, corev1.AddToScheme, rbacv1.AddToScheme, checkpointv1alpha1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{batchv1.AddToScheme, corev1.AddToScheme, nodev1.AddToScheme, rbacv1.AddToScheme, checkpointv1alpha1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			return nil, err
 		}
@@ -91,11 +92,11 @@ func connect(config *rest.Config) (client.WithWatch, error) {
 	return client.NewWithWatch(config, client.Options{Scheme: scheme})
 }
 
-// Up starts a devcluster. The Cluster is there, to be taken down, also after an
-// error.
-func Up(ctx context.Context, root, state string, nodes int) (*Cluster, error) {
+// Up starts a devcluster; flags are more of its command "up". The Cluster is there, to
+// be taken down, also after an error.
+func Up(ctx context.Context, root, state string, nodes int, flags ...string) (*Cluster, error) {
 	c := &Cluster{root: root, state: state}
-	if out, err := c.Devcluster(ctx, "up", "--nodes", fmt.Sprint(nodes)); err != nil {
+	if out, err := c.Devcluster(ctx, append([]string{"up", "--nodes", fmt.Sprint(nodes)}, flags...)...); err != nil {
 		return c, fmt.Errorf("%w\n%s", err, out)
 	}
 	attached, err := Attach(root, state)
