@@ -46,7 +46,7 @@ func deriveGVisor(base handler) handler {
 	return ours
 }
 
-// writeRunscConfig tells our handler's shim to call stasis-runtime, and that which runsc the
+// writeRunscConfig tells our handler's shim to call stasis-restore, and that which runsc the
 // node's own handler has.
 func (i *Installer) writeRunscConfig(p process, h host, base handler) error {
 	settings := map[string]any{}
@@ -98,7 +98,7 @@ func (i *Installer) writeRunscConfig(p process, h host, base handler) error {
 		if err := checkpoint.WriteFile(name, data, 0o644); err != nil {
 			return fmt.Errorf("write %s: %w", name, err)
 		}
-		i.Log.Info("gVisor's shim of our handler calls stasis-runtime", "file", name, "runsc", binary)
+		i.Log.Info("gVisor's shim of our handler calls stasis-restore", "file", name, "runsc", binary)
 	}
 	return nil
 }

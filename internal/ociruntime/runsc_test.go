@@ -7,7 +7,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"podstasis.dev/stasis/internal/nodeapi"
 	"podstasis.dev/stasis/internal/ociruntime"
@@ -68,6 +70,16 @@ func (b *runscBench) process() *exec.Cmd {
 	b.t.Cleanup(func() { p.Process.Kill(); p.Wait() })
 	b.must(os.WriteFile(b.dir+"/pid", []byte(strconv.Itoa(p.Process.Pid)), 0o644))
 	return p
+}
+
+// killed checks that a process has been.
+func (b *runscBench) killed(p *exec.Cmd) {
+	b.t.Helper()
+	alive := time.AfterFunc(10*time.Second, func() { p.Process.Signal(syscall.SIGTERM) })
+	defer alive.Stop()
+	if err := p.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		b.t.Errorf("the sandbox's process was not killed: %v", err)
+	}
 }
 
 func (b *runscBench) answers(a nodeapi.Response) {
@@ -166,9 +178,7 @@ func TestASandboxOfGVisorWhoseRestoreFailsIsEnded(t *testing.T) {
 	if err := b.run("start", "s1"); err == nil {
 		t.Error("no error")
 	}
-	if err := p.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
-		t.Errorf("its process: %v", err)
-	}
+	b.killed(p)
 	if got := b.stages(); !slices.Equal(got, []nodeapi.ReportStage{nodeapi.StageFailed}) {
 		t.Errorf("reported %q", got)
 	}
@@ -183,9 +193,7 @@ func TestASandboxOfGVisorWhoseContainerFailsIsEndedToo(t *testing.T) {
 	if err := b.run("start", "c1"); err == nil {
 		t.Error("no error")
 	}
-	if err := p.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
-		t.Errorf("its process: %v", err)
-	}
+	b.killed(p)
 	if progress, err := nodeapi.ReadProgress(b.dir + "/work-c1"); err != nil || progress.Stage != nodeapi.StageCreated {
 		t.Errorf("its progress is %+v, %v", progress, err)
 	}
