@@ -29,7 +29,7 @@ func (s *Service) CheckpointPod(ctx context.Context, in *runtimeapi.CheckpointPo
 	if err := s.checkRequest(ctx, in); err != nil {
 		return nil, rpcError(ctx, err)
 	}
-	sandbox, by, err := s.captured(ctx, in.PodSandboxId, in.ContainerIds)
+	sandbox, by, err := s.Captured(ctx, in.PodSandboxId, in.ContainerIds)
 	if err == nil {
 		err = by.CheckOptions(in.Options)
 	}
@@ -79,7 +79,7 @@ type Examined struct {
 // nothing. What it would be refused for is among the problems. The CRI has no such call.
 func (s *Service) Examine(ctx context.Context, in *runtimeapi.CheckpointPodRequest) (Examined, error) {
 	var x Examined
-	sandbox, by, err := s.captured(ctx, in.PodSandboxId, in.ContainerIds)
+	sandbox, by, err := s.Captured(ctx, in.PodSandboxId, in.ContainerIds)
 	if err != nil {
 		return x, err
 	}
@@ -107,7 +107,7 @@ func (s *Service) Examine(ctx context.Context, in *runtimeapi.CheckpointPodReque
 
 // Look says what is in containers that bears on a checkpoint of them.
 func (s *Service) Look(ctx context.Context, sandboxID string, containerIDs []string) (engine.Examination, error) {
-	sandbox, by, err := s.captured(ctx, sandboxID, containerIDs)
+	sandbox, by, err := s.Captured(ctx, sandboxID, containerIDs)
 	if err != nil {
 		return engine.Examination{}, err
 	}
@@ -164,8 +164,8 @@ func (s *Service) checkRequest(ctx context.Context, in *runtimeapi.CheckpointPod
 	return s.emptyDirectory(in.OutputPath)
 }
 
-// captured is a sandbox with the named containers, and the engine that captures it.
-func (s *Service) captured(ctx context.Context, id string, containerIDs []string) (engine.Sandbox, engine.Engine, error) {
+// Captured is a sandbox with the named containers, and the engine that captures it.
+func (s *Service) Captured(ctx context.Context, id string, containerIDs []string) (engine.Sandbox, engine.Engine, error) {
 	sandbox, err := s.sandbox(ctx, id, containerIDs)
 	if err != nil {
 		return sandbox, nil, err
