@@ -61,7 +61,7 @@ func run(pattern *regexp.Regexp) error {
 		return err
 	}
 	killed, total := 0, 0
-	for _, m := range slices.Concat(mutants, aggregated, crossNode, stores) {
+	for _, m := range slices.Concat(mutants, aggregated, gvisor, crossNode, stores) {
 		if !pattern.MatchString(m.name) {
 			continue
 		}

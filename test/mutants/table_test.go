@@ -13,7 +13,7 @@ import (
 func TestEveryMutantChangesTheSourceAndNamesATestThatExists(t *testing.T) {
 	root := filepath.Join("..", "..")
 	names := map[string]bool{}
-	for _, m := range slices.Concat(mutants, aggregated, crossNode, stores) {
+	for _, m := range slices.Concat(mutants, aggregated, gvisor, crossNode, stores) {
 		if names[m.name] {
 			t.Errorf("two mutants are called %q", m.name)
 		}
