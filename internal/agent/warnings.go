@@ -68,10 +68,36 @@ func warningsOf(pod *corev1.Pod, containers []string, x engine.Examination, apiS
 			warn("container %s calls the Kubernetes API by a token of its service account: one that it keeps in memory is the source Pod's, and is refused once that Pod is gone; a restored Pod has its own in the same file", c.Name)
 		}
 	}
+	if x.Whole {
+		for _, why := range holdsUpWhole(pod) {
+			warn("%s, and nothing of a Pod of this engine runs before its last container has been started: it cannot be restored", why)
+		}
+	}
 	if pod.Annotations[v1alpha1.AnnotationPreCheckpoint] != "" && pod.Annotations[v1alpha1.AnnotationPostCheckpoint] == "" {
 		warn("the Pod has a pre-checkpoint hook and no post-checkpoint hook: what the one stops in the source Pod nothing lets go on")
 	}
 	return warnings[:min(len(warnings), maxWarnings)]
+}
+
+// holdsUpWhole says why the kubelet would wait for something to run in a Pod before it
+// starts the last of its containers.
+func holdsUpWhole(pod *corev1.Pod) (why []string) {
+	for _, c := range pod.Spec.InitContainers {
+		switch {
+		case c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways:
+			why = append(why, "the Pod has the init container "+c.Name)
+		case c.StartupProbe != nil:
+			why = append(why, "the sidecar "+c.Name+" has a startup probe")
+		case c.Lifecycle != nil && c.Lifecycle.PostStart != nil:
+			why = append(why, "the sidecar "+c.Name+" has a postStart hook")
+		}
+	}
+	for i, c := range pod.Spec.Containers {
+		if i < len(pod.Spec.Containers)-1 && c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
+			why = append(why, "container "+c.Name+" has a postStart hook")
+		}
+	}
+	return why
 }
 
 func counted(n int, what string) string { return fmt.Sprintf("%d %s%s", n, what, oneOr(n, "", "s")) }

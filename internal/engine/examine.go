@@ -6,6 +6,9 @@ package engine
 type Examination struct {
 	// Problems say why the sandbox cannot be captured. Each is enough.
 	Problems []string
+	// Whole says that the engine restores the sandbox as a whole: nothing can run in it
+	// before the last container has been started.
+	Whole bool
 	// Outside are the established TCP connections whose other end is not in the sandbox.
 	Outside []Connection
 }

@@ -16,7 +16,7 @@ import (
 // Examine implements engine.Engine. Connections to elsewhere are the sandbox's own network
 // stack's and not to be seen from outside.
 func (e *Engine) Examine(ctx context.Context, s engine.Sandbox) (engine.Examination, error) {
-	var x engine.Examination
+	x := engine.Examination{Whole: true}
 	r, err := e.runscOf(s.Containers[0].Runtime)
 	if err != nil {
 		return x, err
