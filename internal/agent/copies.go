@@ -553,18 +553,29 @@ func (c *copies) removeHalves() error {
 	return errors.Join(failures...)
 }
 
+// readCopyRecord returns nil where it is not known whose a copy is.
+func (s *store) readCopyRecord(uid types.UID) (*copyRecord, error) {
+	text, err := os.ReadFile(s.copyRecordPath(uid))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("read whose copy it is: %w", err)
+	}
+	var record copyRecord
+	if err := json.Unmarshal(text, &record); err != nil || record.UID != uid {
+		return nil, nil
+	}
+	return &record, nil
+}
+
 // objectGone says whether the PodCheckpoint of a copy does not exist any more. One
 // that is being deleted is not restored from any more either.
 func (c *copies) objectGone(ctx context.Context, uid types.UID) (bool, error) {
-	text, err := os.ReadFile(c.store.copyRecordPath(uid))
-	var record copyRecord
-	if errors.Is(err, fs.ErrNotExist) {
+	record, err := c.store.readCopyRecord(uid)
+	if err != nil {
+		return false, err
+	} else if record == nil {
 		return true, nil // whose it is is not known: it can be fetched again
-	} else if err != nil {
-		return false, fmt.Errorf("read whose copy it is: %w", err)
-	}
-	if err := json.Unmarshal(text, &record); err != nil || record.UID != uid {
-		return true, nil
 	}
 	var pcp v1alpha1.PodCheckpoint
 	err = c.live.Get(ctx, types.NamespacedName{Namespace: record.Namespace, Name: record.Name}, &pcp)

@@ -98,7 +98,7 @@ func (s *Store) Collect(ctx context.Context, o CollectOptions) (Collection, erro
 				}
 			}
 			continue
-		case !marked || !mark.Noted:
+		case !marked || !mark.Noted || mark.At.IsZero():
 			condemn = append(condemn, id)
 		case s.now().Sub(mark.At) >= o.Grace && !slices.ContainsFunc(mark.Writers, func(w string) bool { return writers[w] }):
 			if err := s.removePack(ctx, id, o); err != nil {

@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/json"
+	"errors"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -109,4 +113,81 @@ func FuzzObject(f *testing.F) {
 		var w wrapped
 		_ = readPlainJSON("x", data, &w)
 	})
+}
+
+// FuzzNotes: leases, marks and hints, whatever they say.
+func FuzzNotes(f *testing.F) {
+	f.Add([]byte(`{"shown":"2026-11-27T00:00:00Z"}`))
+	f.Add([]byte(`{"at":"2026-11-27T00:00:00Z","noted":true,"writers":["writers/a"]}`))
+	f.Add([]byte(`{"checkpoints":["` + strings.Repeat(ID{1}.String()+`","`, 20) + `x"]}`))
+	f.Add([]byte(`{"noted":true}`))
+	pack := ID{5}
+	s := bare(f)
+	s.at(time.Date(2026, 11, 27, 0, 0, 0, 0, time.UTC))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m := newMemory()
+		s.backend = m
+		m.objects[prefixPacks+pack.String()] = []byte("of no checkpoint")
+		for name, prefix := range map[string]string{prefixLeases + "a": prefixLeases, prefixCondemned + pack.String(): prefixCondemned, s.hintName("pod"): prefixHints} {
+			m.objects[name] = s.keys.sealObject(prefix, data)
+		}
+		ids, err := s.alike(t.Context(), []string{"pod"})
+		if err != nil || len(ids) > maxHints {
+			t.Errorf("%d checkpoints are alike, %v", len(ids), err)
+		}
+		_, err = s.Collect(t.Context(), CollectOptions{})
+		var mark condemnation
+		_, there := m.objects[prefixPacks+pack.String()]
+		if !there && (json.Unmarshal(data, &mark) != nil || !mark.Noted || mark.At.IsZero()) {
+			t.Errorf("a pack was removed for a mark that says nothing: %v", err)
+		}
+	})
+}
+
+// FuzzPrevious: what a writer takes the checkpoint before to consist of.
+func FuzzPrevious(f *testing.F) {
+	f.Add(appendFile(nil, &file{path: "a", size: 5, extents: []extent{{0, 0, 1}}}), 1)
+	f.Add(appendFile(nil, &file{path: "a", size: 1 << 30, extents: []extent{{-1, 0, 1 << 30}, {0, maxPackBlocks, 1 << 30}}}), 1)
+	s := bare(f)
+	f.Fuzz(func(t *testing.T, list []byte, packs int) {
+		if len(list) == 0 || len(list) > frameSize {
+			return
+		}
+		m := newMemory()
+		s.backend = m
+		b := newPackBuilder(nil, nil)
+		b.add(0, list, []int{len(list)}, []ID{s.keys.id(list)})
+		object := b.finish()
+		of := Pack{b.index.id, int64(len(object))}
+		m.objects[of.name()] = object
+		r := &root{Map: [][3]int{{0, 0, 1}}, MapBytes: int64(len(list))}
+		for range min(max(packs, 1), 4) {
+			r.Packs, r.PackSizes = append(r.Packs, of.ID[:]...), append(r.PackSizes, of.Size)
+		}
+		consists, err := s.consists(t.Context(), r)
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Error(err)
+			}
+			return
+		}
+		for id, blocks := range consists {
+			if id != of.ID || len(blocks)*64 > maxPackBlocks+64 {
+				t.Errorf("of pack %s %d blocks are used", id, len(blocks)*64)
+			}
+		}
+	})
+}
+
+// bare is a store without anything, to be given one backend after the other.
+func bare(f *testing.F) *Store {
+	m := newMemory()
+	if err := Create(f.Context(), m, nil); err != nil {
+		f.Fatal(err)
+	}
+	s, err := Open(f.Context(), m, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	return s
 }

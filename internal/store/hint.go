@@ -45,6 +45,7 @@ func (s *Store) readHints(ctx context.Context, of string) (hints, error) {
 	if errors.Is(err, ErrMissing) || errors.Is(err, ErrCorrupt) {
 		return hints{}, nil
 	}
+	h.Checkpoints = h.Checkpoints[:min(len(h.Checkpoints), maxHints)]
 	return h, err
 }
 

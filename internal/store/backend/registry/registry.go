@@ -313,20 +313,29 @@ func (r *registry) manifest(ctx context.Context, name string) (digest.Digest, *o
 	if len(data) > maxManifest {
 		return "", nil, fmt.Errorf("its manifest has more than %d bytes", maxManifest)
 	}
+	manifest, err := decodeManifest(name, data)
+	if err != nil {
+		return "", nil, err
+	}
+	return digest.FromBytes(data), manifest, nil
+}
+
+// decodeManifest makes sure that a manifest is of an object of that name.
+func decodeManifest(name string, data []byte) (*ocispec.Manifest, error) {
 	var manifest ocispec.Manifest
 	if err := json.Unmarshal(data, &manifest); err != nil {
-		return "", nil, fmt.Errorf("its manifest: %w", err)
+		return nil, fmt.Errorf("its manifest: %w", err)
 	}
 	switch {
 	case manifest.ArtifactType != ArtifactType || manifest.Annotations[ocispec.AnnotationTitle] != name:
-		return "", nil, fmt.Errorf("%w: the tag %s is of the type %q and the title %q: not this store's", backend.ErrNotFound, tag(name), manifest.ArtifactType, manifest.Annotations[ocispec.AnnotationTitle])
+		return nil, fmt.Errorf("%w: the tag %s is of the type %q and the title %q: not this store's", backend.ErrNotFound, tag(name), manifest.ArtifactType, manifest.Annotations[ocispec.AnnotationTitle])
 	case len(manifest.Layers) == 0 || manifest.Layers[0].MediaType != ObjectType || manifest.Layers[0].Size < 0:
-		return "", nil, fmt.Errorf("the manifest %s has no object", tag(name))
+		return nil, fmt.Errorf("the manifest %s has no object", tag(name))
 	}
 	if err := manifest.Layers[0].Digest.Validate(); err != nil || manifest.Layers[0].Digest.Algorithm() != digest.SHA256 {
-		return "", nil, fmt.Errorf("the manifest %s has the digest %q", tag(name), manifest.Layers[0].Digest)
+		return nil, fmt.Errorf("the manifest %s has the digest %q", tag(name), manifest.Layers[0].Digest)
 	}
-	return digest.FromBytes(data), &manifest, nil
+	return &manifest, nil
 }
 
 // List asks for the manifest of each tag, which knows the size.
