@@ -37,7 +37,7 @@ const (
 // A tree that overlayfs keeps in a form that cannot be copied by itself
 // (redirect_dir, metacopy) is an error.
 func Write(ctx context.Context, w io.Writer, dir string) error {
-	t := &writer{tar: tar.NewWriter(w), out: w, links: map[inode]string{}, ended: func() error { return context.Cause(ctx) }}
+	t := newWriter(ctx, w)
 	err := filepath.WalkDir(dir, func(full string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -69,6 +69,10 @@ type writer struct {
 	ended func() error     // why to stop
 }
 
+func newWriter(ctx context.Context, w io.Writer) *writer {
+	return &writer{tar: tar.NewWriter(w), out: w, links: map[inode]string{}, ended: func() error { return context.Cause(ctx) }}
+}
+
 // untilEnded reads on until there is a reason to stop: a Pod may stand still for
 // as long as one large file takes.
 type untilEnded struct {
@@ -83,28 +87,47 @@ func (r untilEnded) Read(p []byte) (int, error) {
 	return r.Reader.Read(p)
 }
 
-func (t *writer) add(full, rel string) error {
-	info, err := os.Lstat(full)
-	if err != nil {
-		return err
-	}
+// entry is what the tree has under a name, without a file's content.
+type entry struct {
+	full, rel string
+	header    *tar.Header // nil of what the archive leaves out
+	removed   bool        // it stands for a removed file
+	opaque    bool        // a directory that shows nothing of what is below
+	id        inode
+	links     uint64
+	ctime     syscall.Timespec
+	// origin says that overlayfs brought the file from a layer below: it may be known to
+	// processes by that one's inode.
+	origin bool
+}
+
+// regular says whether the entry has content of its own.
+func (e *entry) regular() bool {
+	return e.header != nil && e.header.Typeflag == tar.TypeReg && !e.removed
+}
+
+func describe(full, rel string, info fs.FileInfo) (*entry, error) {
+	st := info.Sys().(*syscall.Stat_t)
+	e := &entry{full: full, rel: rel, id: inode{uint64(st.Dev), st.Ino}, links: uint64(st.Nlink), ctime: st.Ctim}
 	if info.Mode()&fs.ModeSocket != 0 {
-		return nil
+		return e, nil
 	}
 	link := ""
 	if info.Mode()&fs.ModeSymlink != 0 {
+		var err error
 		if link, err = os.Readlink(full); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	h, err := tar.FileInfoHeader(info, link)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	st := info.Sys().(*syscall.Stat_t)
+	e.header = h
 	if info.Mode()&fs.ModeCharDevice != 0 && st.Rdev == 0 {
 		// All removed files of an overlay may share one inode: this comes before links.
-		return t.addWhiteout(rel, info.ModTime())
+		e.removed = true
+		return e, nil
 	}
 	h.Format = tar.FormatPAX
 	h.Name = rel
@@ -114,53 +137,114 @@ func (t *writer) add(full, rel string) error {
 	h.Uname, h.Gname = "", "" // names belong to the container, numbers are kept
 	h.ModTime = info.ModTime()
 	h.AccessTime, h.ChangeTime = h.AccessTime.Truncate(0), h.ChangeTime.Truncate(0)
-	attributes, opaque, err := xattrs(full)
+	attributes, of, err := xattrs(full)
+	if err != nil {
+		return nil, err
+	}
+	h.PAXRecords = literal(rel, attributes)
+	e.opaque, e.origin = info.IsDir() && of.opaque, of.origin
+	return e, nil
+}
+
+func (t *writer) add(full, rel string) error {
+	info, err := os.Lstat(full)
 	if err != nil {
 		return err
 	}
-	h.PAXRecords = literal(rel, attributes)
-	if info.IsDir() && opaque {
+	e, err := describe(full, rel, info)
+	if err != nil {
+		return err
+	}
+	if !e.regular() || t.seen(e) {
+		return t.write(e, content{})
+	}
+	f, err := openContent(full)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	extents, err := extentsOf(f, e.header.Size)
+	if err != nil {
+		return fmt.Errorf("find the holes of %s: %w", full, err)
+	}
+	return t.write(e, content{from: f, extents: extents, inPlace: true})
+}
+
+func openContent(full string) (*os.File, error) {
+	return os.OpenFile(full, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NOATIME, 0)
+}
+
+// content is where a regular file's data are: in the file itself, each extent in its
+// place, or somewhere else, one after the other from an offset on.
+type content struct {
+	from    io.ReaderAt
+	extents []extent
+	inPlace bool
+	at      int64
+}
+
+// read calls fn with each extent and a reader of its data.
+func (c content) read(fn func(extent, io.Reader) error) error {
+	at := c.at
+	for _, e := range c.extents {
+		if c.inPlace {
+			at = e.offset
+		}
+		if err := fn(e, io.NewSectionReader(c.from, at, e.length)); err != nil {
+			return err
+		}
+		at += e.length
+	}
+	return nil
+}
+
+// seen says whether an entry is another name of a file that has been written.
+func (t *writer) seen(e *entry) bool {
+	_, seen := t.links[e.id]
+	return seen && e.links > 1
+}
+
+// write writes an entry; content is a regular file's.
+func (t *writer) write(e *entry, c content) error {
+	switch {
+	case e.header == nil:
+		return nil
+	case e.removed:
+		return t.addWhiteout(e.rel, e.header.ModTime)
+	}
+	h := e.header
+	directory := h.Typeflag == tar.TypeDir
+	if e.opaque {
 		if err := t.tar.WriteHeader(h); err != nil {
 			return err
 		}
-		return t.addOpaque(rel, info.ModTime())
+		return t.addOpaque(e.rel, h.ModTime)
 	}
-	if !info.IsDir() && st.Nlink > 1 {
-		id := inode{uint64(st.Dev), st.Ino}
-		if first, seen := t.links[id]; seen {
+	if !directory && e.links > 1 {
+		if first, seen := t.links[e.id]; seen {
 			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
-			h.PAXRecords = literal(rel, nil)
+			h.PAXRecords = literal(e.rel, nil)
 		} else {
-			t.links[id] = rel
+			t.links[e.id] = e.rel
 		}
 	}
 	if h.Typeflag != tar.TypeReg {
 		return t.tar.WriteHeader(h)
 	}
-	f, err := os.OpenFile(full, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NOATIME, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	extents, err := extentsOf(f, h.Size)
-	if err != nil {
-		return fmt.Errorf("find the holes of %s: %w", full, err)
-	}
-	if !whole(extents, h.Size) {
-		return wrap(t.addSparse(h, f, extents), full)
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil { // looking for holes moved it
-		return err
+	if !whole(c.extents, h.Size) {
+		return wrap(t.addSparse(h, c), e.full)
 	}
 	if err := t.tar.WriteHeader(h); err != nil {
 		return err
 	}
 	// The tree stands still while it is read. Were it to grow all the same, the
 	// size in the header bounds what is taken; were it to shrink, CopyN fails.
-	if _, err := io.CopyN(t.tar, untilEnded{f, t.ended}, h.Size); err != nil {
-		return fmt.Errorf("read %s: %w", full, err)
-	}
-	return nil
+	return wrap(c.read(func(x extent, r io.Reader) error {
+		if _, err := io.CopyN(t.tar, untilEnded{r, t.ended}, x.length); err != nil {
+			return fmt.Errorf("read %d bytes at %d: %w", x.length, x.offset, err)
+		}
+		return nil
+	}), e.full)
 }
 
 func wrap(err error, name string) error {
@@ -170,29 +254,35 @@ func wrap(err error, name string) error {
 	return fmt.Errorf("%s: %w", name, err)
 }
 
-// xattrs returns a file's extended attributes as records, and whether overlayfs
-// keeps it as a directory that shows nothing of what is below.
-func xattrs(full string) (records map[string]string, opaque bool, err error) {
+// ofOverlay is what overlayfs keeps of a file in its attributes: that it is a directory
+// which shows nothing of what is below, that it came from there.
+type ofOverlay struct{ opaque, origin bool }
+
+// xattrs returns a file's extended attributes as records, without those of overlayfs.
+func xattrs(full string) (records map[string]string, of ofOverlay, err error) {
 	names, err := listXattr(full)
 	if err != nil {
-		return nil, false, fmt.Errorf("extended attributes of %s: %w", full, err)
+		return nil, of, fmt.Errorf("extended attributes of %s: %w", full, err)
 	}
 	for _, name := range names {
 		value, err := getXattr(full, name)
 		if errors.Is(err, unix.ENODATA) {
 			continue
 		} else if err != nil {
-			return nil, false, fmt.Errorf("extended attribute %s of %s: %w", name, full, err)
+			return nil, of, fmt.Errorf("extended attribute %s of %s: %w", name, full, err)
 		}
 		if kind, ok := strings.CutPrefix(name, overlayPrefix); ok {
 			switch kind {
 			case "opaque":
-				opaque = opaque || string(value) == "y"
+				of.opaque = of.opaque || string(value) == "y"
 				continue
-			case "origin", "impure", "nlink", "uuid", "upper":
+			case "origin":
+				of.origin = true
+				continue
+			case "impure", "nlink", "uuid", "upper":
 				continue // book-keeping of the mount that is gone
 			default:
-				return nil, false, fmt.Errorf("%s has %s: the overlay is mounted with redirect_dir or metacopy, whose writable layers cannot be captured by themselves; mount it without", full, name)
+				return nil, of, fmt.Errorf("%s has %s: the overlay is mounted with redirect_dir or metacopy, whose writable layers cannot be captured by themselves; mount it without", full, name)
 			}
 		}
 		if records == nil {
@@ -200,7 +290,7 @@ func xattrs(full string) (records map[string]string, opaque bool, err error) {
 		}
 		records[paxXattr+name] = string(value)
 	}
-	return records, opaque, nil
+	return records, of, nil
 }
 
 func listXattr(full string) ([]string, error) {

@@ -100,12 +100,13 @@ func whole(extents []extent, size int64) bool {
 }
 
 // addSparse writes a regular file with holes.
-func (t *writer) addSparse(h *tar.Header, f *os.File, extents []extent) error {
+func (t *writer) addSparse(h *tar.Header, c content) error {
 	if h.Size > MaxSparse {
 		return fmt.Errorf("%w: it claims %d bytes", ErrTooSparse, h.Size)
 	}
+	extents := c.extents
 	if n := len(extents); n == 0 || extents[n-1].offset+extents[n-1].length < h.Size {
-		extents = append(extents, extent{h.Size, 0}) // GNU tar takes the size from the last
+		extents = append(slices.Clip(extents), extent{h.Size, 0}) // GNU tar takes the size from the last
 	}
 	var where bytes.Buffer
 	fmt.Fprintf(&where, "%d\n", len(extents))
@@ -142,12 +143,16 @@ func (t *writer) addSparse(h *tar.Header, f *os.File, extents []extent) error {
 	if _, err := t.out.Write(append(head.Bytes(), where.Bytes()...)); err != nil {
 		return err
 	}
-	for _, e := range extents {
-		if _, err := io.CopyN(t.out, untilEnded{io.NewSectionReader(f, e.offset, e.length), t.ended}, e.length); err != nil {
+	err := c.read(func(e extent, r io.Reader) error {
+		if _, err := io.CopyN(t.out, untilEnded{r, t.ended}, e.length); err != nil {
 			return fmt.Errorf("read %d bytes at %d: %w", e.length, e.offset, err)
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	_, err := t.out.Write(make([]byte, -stored&(block-1)))
+	_, err = t.out.Write(make([]byte, -stored&(block-1)))
 	return err
 }
 

@@ -19,7 +19,6 @@ import (
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine"
-	"podstasis.dev/stasis/internal/layer"
 	"podstasis.dev/stasis/internal/platform/thisnode"
 	"podstasis.dev/stasis/internal/published"
 )
@@ -77,6 +76,10 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 	}
 	defer e.removeWork(s.ID)
 	w := window{sandbox: s, dir: dir, budget: budget, targets: targets, volumes: volumes}
+	if w.trees, err = e.beginTrees(ctx, w); err != nil {
+		return nil, err
+	}
+	defer closeTrees(w.trees)
 	for attempt := 1; ; attempt++ {
 		if err := e.layOut(w); err != nil {
 			return nil, err
@@ -98,6 +101,10 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 		e.log.InfoContext(ctx, "a capture came to nothing, trying again", "sandbox", s.ID, "because", err)
 		clock.done = nil
 	}
+	if err := e.writeTrees(ctx, w); err != nil {
+		return nil, err
+	}
+	clock.end("archive")
 	m.Phases = clock.done
 	err = e.host.Do(func() error {
 		for _, t := range targets {
@@ -142,6 +149,7 @@ type window struct {
 	budget  time.Duration // 0: none
 	targets []target
 	volumes []volume
+	trees   []*tree
 }
 
 // prepare does everything that can be done while the Pod runs.
@@ -409,18 +417,10 @@ func (e *Engine) captureFrozen(ctx context.Context, w window) (going <-chan erro
 	inner, cancel := context.WithCancelCause(ctx)
 	var jobs []func() error
 	for _, t := range w.targets {
-		jobs = append(jobs,
-			func() error { return e.dump(inner, w.sandbox.ID, t) },
-			func() error {
-				err := e.archive(inner, t.upperDir, filepath.Join(t.dir, rootfsArchive))
-				return wrap(err, "capture the writable layer of container "+t.Name)
-			})
+		jobs = append(jobs, func() error { return e.dump(inner, w.sandbox.ID, t) })
 	}
-	for _, v := range w.volumes {
-		jobs = append(jobs, func() error {
-			err := e.archive(inner, v.source, filepath.Join(w.dir, filepath.FromSlash(v.archive())))
-			return wrap(err, "capture volume "+v.name)
-		})
+	for _, t := range w.trees {
+		jobs = append(jobs, func() error { return e.takeTree(inner, t) })
 	}
 	done := make(chan error, 1)
 	go func() {
@@ -508,17 +508,6 @@ func diskError(reason string) error {
 		}
 	}
 	return nil
-}
-
-// archive writes a directory of the host as a tar into a file of the host.
-func (e *Engine) archive(ctx context.Context, from, to string) error {
-	return e.host.Do(func() error {
-		f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		return errors.Join(layer.Write(ctx, f, from), f.Close())
-	})
 }
 
 // thaw undoes a freeze, as far as it was done, and closes its journal entry. An
