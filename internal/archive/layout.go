@@ -54,6 +54,8 @@ func checkPath(path string, containers map[string]bool) error {
 		}
 	}
 	switch {
+	case path == checkpoint.BlocksName:
+		return nil
 	case len(parts) == 2 && parts[0] == volumesDir && strings.HasSuffix(parts[1], ".tar"):
 		return nil
 	case len(parts) == 2 && parts[0] == sandboxDir: // of an engine that captures a sandbox as a whole

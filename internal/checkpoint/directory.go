@@ -41,6 +41,9 @@ func Seal(ctx context.Context, dir string, m *Manifest) (string, error) {
 		return "", fmt.Errorf("seal checkpoint: %w", err)
 	}
 	defer root.Close()
+	sums := map[string][]byte{}
+	hasher := newBlockHasher()
+	defer hasher.close()
 	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -48,17 +51,26 @@ func Seal(ctx context.Context, dir string, m *Manifest) (string, error) {
 		if d.IsDir() {
 			return syncPath(root, name)
 		}
-		f, err := sealFile(ctx, root, name)
+		if name == BlocksName {
+			return nil // of an earlier seal: it is written anew
+		}
+		f, err := sealFile(ctx, root, name, hasher)
 		if err != nil {
 			return err
 		}
 		m.Files = append(m.Files, f)
+		if f.listed() {
+			sums[f.Path] = hasher.sums
+		}
 		return nil
 	})
 	if err != nil {
 		return "", fmt.Errorf("seal checkpoint in %s: %w", dir, err)
 	}
 	slices.SortFunc(m.Files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
+	if err := writeBlocks(dir, m, sums); err != nil {
+		return "", fmt.Errorf("seal checkpoint in %s: %w", dir, err)
+	}
 	data, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return "", fmt.Errorf("encode manifest: %w", err)
@@ -70,13 +82,14 @@ func Seal(ctx context.Context, dir string, m *Manifest) (string, error) {
 	return digestOf(data), nil
 }
 
-func sealFile(ctx context.Context, root *os.Root, name string) (File, error) {
+// sealFile leaves the digests of the file's blocks in blocks.
+func sealFile(ctx context.Context, root *os.Root, name string, blocks *blockHasher) (File, error) {
 	f, err := openRegular(root, name)
 	if err != nil {
 		return File{}, err
 	}
 	defer f.Close()
-	digest, size, err := digestReader(ctx, f)
+	digest, size, err := digestReader(ctx, f, blocks)
 	if err != nil {
 		return File{}, fmt.Errorf("read %s: %w", name, err)
 	}
@@ -283,7 +296,7 @@ func verifyFile(ctx context.Context, root *os.Root, want File) error {
 		return err
 	}
 	defer f.Close()
-	digest, size, err := digestReader(ctx, io.LimitReader(f, want.Size+1))
+	digest, size, err := digestReader(ctx, io.LimitReader(f, want.Size+1), nil)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", want.Path, err)
 	}
@@ -332,19 +345,29 @@ func digestOf(data []byte) string {
 	return digestPrefix + hex.EncodeToString(sum[:])
 }
 
-// digestReader reads r to its end, and gives up when ctx ends.
-func digestReader(ctx context.Context, r io.Reader) (string, int64, error) {
+// digestReader reads r to its end, and gives up when ctx ends. blocks, which may be nil,
+// digests its blocks.
+func digestReader(ctx context.Context, r io.Reader, blocks *blockHasher) (string, int64, error) {
 	h := sha256.New()
 	buf := make([]byte, 1<<20)
 	var size int64
+	if blocks != nil {
+		blocks.sums = nil
+	}
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return "", 0, err
 		}
-		n, err := r.Read(buf)
+		n, err := io.ReadFull(r, buf)
+		if blocks != nil && n > 0 {
+			blocks.chunks <- buf[:n]
+		}
 		h.Write(buf[:n])
+		if blocks != nil && n > 0 {
+			<-blocks.done
+		}
 		size += int64(n)
-		if err == io.EOF {
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
 			return digestPrefix + hex.EncodeToString(h.Sum(nil)), size, nil
 		} else if err != nil {
 			return "", 0, err
