@@ -280,10 +280,8 @@ func Verify(ctx context.Context, dir, manifestDigest string) (*Manifest, error) 
 	if err != nil {
 		return nil, err
 	}
-	for _, f := range m.Files {
-		if err := verifyFile(ctx, root, f); err != nil {
-			return nil, err
-		}
+	if err := verifyFiles(ctx, root, m); err != nil {
+		return nil, err
 	}
 	return m, verifyNothingElse(root, m)
 }

@@ -18,6 +18,9 @@ var mutants = []mutant{
 	{"a clock that is set back unnoticed", "internal/layer/early.go",
 		`	if offset < e.offset-settling/2 {`, `	if offset == 0 {`,
 		unit, "internal/layer", "TestIfTheClockIsSetBackNothingPassesForWhatItWas"},
+	{"blocks of large files not verified", "internal/checkpoint/verify.go",
+		`if err := p.of.blocks.Check(block, buffer[:size]); err != nil {`, `if err := ctx.Err(); err != nil {`,
+		unit, "internal/checkpoint", "TestWhateverIsAlteredInALargeFileIsFoundByThoseWhoShareIt"},
 	// The main job.
 	{"plain runc instead of stasis-runtime", "internal/ociruntime/bundle.go",
 		`	return b.annotations[nodeapi.AnnotationPrefix+"restore-from"] != "" ||
