@@ -27,7 +27,7 @@ var mutants = []mutant{
 		b.annotations[nodeapi.AnnotationPrefix+"restore-ticket"] != ""`, `	return false`,
 		node, "test/cri", "TestARestoredPodContinuesWhereItsSourceWasCaptured"},
 	{"no freeze", "internal/engine/criu/checkpoint.go",
-		`if _, err := e.runtimeCapturing(ctx, entry.SandboxID, t.Runtime, "pause", t.ID); err != nil {`, `if err := ctx.Err(); err != nil {`,
+		`			err := e.host.Do(func() error { return f.stop(ctx) })`, `			err := ctx.Err()`,
 		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
 	{"containers frozen and captured one by one", "internal/engine/criu/checkpoint.go",
 		`	out, err := e.runtimeCapturing(ctx, sandboxID, t.Runtime, "checkpoint",`,

@@ -251,7 +251,11 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 	entry := frozen{SandboxID: w.sandbox.ID, Freeze: rand.Text()}
 	err = e.host.Do(func() error {
 		for _, t := range w.targets {
-			entry.Containers = append(entry.Containers, frozenContainer{ID: t.ID, Runtime: t.Runtime})
+			c := frozenContainer{ID: t.ID, Runtime: t.Runtime}
+			if f, ok := freezerOfContainer(t.ID, t.PID); ok {
+				c.Freezer, c.Unified = filepath.Join(f.mount, f.path), f.unified
+			}
+			entry.Containers = append(entry.Containers, c)
 			quotas, err := quotasOf(t.PID)
 			if err != nil {
 				return err
@@ -395,6 +399,14 @@ func (e *Engine) freeze(ctx context.Context, entry frozen, targets []target) err
 		return fmt.Errorf("lift CPU limits for the freeze window: %w", err)
 	}
 	return each(targets, func(t target) error {
+		i := slices.IndexFunc(entry.Containers, func(c frozenContainer) bool { return c.ID == t.ID })
+		if f, ok := entry.Containers[i].freezer(); ok {
+			err := e.host.Do(func() error { return f.stop(ctx) })
+			if err == nil {
+				return nil
+			}
+			e.log.InfoContext(ctx, "a container is left to its OCI runtime to freeze", "container", t.ID, "because", err)
+		}
 		for attempt := 1; ; attempt++ {
 			if _, err := e.runtimeCapturing(ctx, entry.SandboxID, t.Runtime, "pause", t.ID); err != nil {
 				// The runtime gives up, thawed, when processes keep beginning while the v1
@@ -531,6 +543,11 @@ func (e *Engine) thaw(ctx context.Context, entry frozen) error {
 
 // resume lets a container run, if it is there and paused.
 func (e *Engine) resume(ctx context.Context, c frozenContainer) error {
+	if f, ok := c.freezer(); ok {
+		if e.host.Do(f.letRun) == nil {
+			return nil
+		} // else its OCI runtime has more to say of it
+	}
 	_, err := e.runtime(ctx, c.Runtime, "resume", c.ID)
 	if err == nil {
 		return nil

@@ -30,6 +30,10 @@ type frozen struct {
 type frozenContainer struct {
 	ID      string         `json:"id"`
 	Runtime engine.Runtime `json:"runtime"`
+	// Freezer is the directory of the container's freezer cgroup, on the host, and Unified
+	// says of which hierarchy; empty if only the OCI runtime knows it.
+	Freezer string `json:"freezer,omitempty"`
+	Unified bool   `json:"unified,omitempty"`
 }
 
 type liftedQuota struct {
