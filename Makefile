@@ -46,7 +46,7 @@ lint: ## formatting, vet, static analysis
 	go tool -modfile=config/tools/go.mod staticcheck ./...
 
 test-unit: ## tests that need nothing but this checkout
-	go test $$(go list ./... | grep -v '/test/') ./test/mutants ./test/zoo ./test/soak
+	go test $$(go list ./... | grep -v '/test/') ./test/mutants ./test/zoo ./test/soak ./test/bench/...
 
 test-control: deps bin/devcluster ## the control plane against a real API server
 	STASIS_KUBE_BIN=$$(dirname $$(bin/devcluster build)) go test -count=1 ./test/control

@@ -29,6 +29,8 @@ import (
 
 	"podstasis.dev/stasis/internal/store"
 	"podstasis.dev/stasis/internal/store/backend/open"
+	"podstasis.dev/stasis/test/bench/client"
+	"podstasis.dev/stasis/test/bench/freeze"
 )
 
 // measurements run one after the other. Each has a directory to itself, which is empty.
@@ -41,12 +43,17 @@ var measurements = []struct {
 	{"speed", speed},
 	{"memory", memory},
 	{"overhead", overhead},
+	{"freeze", freezes},
+	{"services", services},
 }
 
 type bench struct {
 	criu, apps string
 	dumps      []replica // made by the first that needs them
 	dumpsDir   string    // what is in it is not made again
+	rounds     int
+	shapes     []freeze.Shape
+	update     string
 }
 
 func main() {
@@ -59,10 +66,21 @@ func main() {
 		}
 		return
 	}
+	if len(os.Args) == 3 && os.Args[1] == client.Command {
+		if err := client.Run(ctx, os.Args[2], os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	only := flag.String("only", "", "run the measurements whose `names` match this regular expression")
 	dir := flag.String("dir", "/dev/shm", "`directory` to work in, on a file system in memory with 16 GiB free")
 	dumps := flag.String("dumps", "", "`directory` to keep the processes' images in, and to take those from that are there")
 	profile := flag.String("profile", "", "`file` for a profile of this program's CPU time")
+	var b bench
+	flag.IntVar(&b.rounds, "rounds", 3, "rounds of freeze that `count`, after one that does not")
+	shapes := flag.String("shapes", "", "what freeze checkpoints, as in `64,1024,2x512`: containers and MiB; empty for all")
+	flag.StringVar(&b.update, "update", "", "`file` to write the tables of freeze into, between its markers, and the plot beside it")
 	criu := flag.String("criu", "dist/criu/bin/criu", "the `program` that dumps processes")
 	flag.Parse()
 	if *profile != "" {
@@ -76,13 +94,17 @@ func main() {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	if err := run(ctx, *only, *dir, *dumps, *criu); err != nil {
+	var err error
+	if b.shapes, err = freeze.ParseShapes(*shapes); err == nil {
+		err = b.run(ctx, *only, *dir, *dumps, *criu)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, only, dir, dumps, criu string) (err error) {
+func (b *bench) run(ctx context.Context, only, dir, dumps, criu string) (err error) {
 	match, err := regexp.Compile(only)
 	if err != nil {
 		return err
@@ -92,7 +114,7 @@ func run(ctx context.Context, only, dir, dumps, criu string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	b := &bench{dumpsDir: cmp.Or(dumps, filepath.Join(work, "dumps"))}
+	b.dumpsDir = cmp.Or(dumps, filepath.Join(work, "dumps"))
 	if b.criu, err = filepath.Abs(criu); err != nil {
 		return err
 	}

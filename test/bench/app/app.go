@@ -1,0 +1,153 @@
+// Package app looks at the program "ballast" (test/bench/ballast), wherever it runs on
+// this machine: how long it stood still, by its own clock, and how much of its memory
+// is there.
+package app
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Port is the TCP port on which a ballast answers if it is not told another.
+const Port = 7000
+
+// Process is a ballast, by its number among the machine's processes.
+type Process struct{ PID int }
+
+// Gap is a time in which a process did not run.
+type Gap struct {
+	Length   time.Duration // by its monotonic clock
+	From, To time.Time     // its last moment before and its first one after, by the machine's clock
+}
+
+// Find returns the ballasts in cgroups whose path has a part, such as a Pod's UID.
+func Find(part string) ([]Process, error) {
+	names, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		return nil, err
+	}
+	var found []Process
+	for _, name := range names {
+		// What is not there any more has ended.
+		comm, err := os.ReadFile(name)
+		if err != nil || string(comm) != "ballast\n" {
+			continue
+		}
+		dir := filepath.Dir(name)
+		cgroup, err := os.ReadFile(filepath.Join(dir, "cgroup"))
+		if err != nil || !bytes.Contains(cgroup, []byte(part)) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, Process{pid})
+	}
+	return found, nil
+}
+
+func (p Process) path(name string) string { return filepath.Join("/proc", strconv.Itoa(p.PID), name) }
+
+// threads are those that run once the memory is filled: the first one, the one that
+// answers and the one that looks at the clocks.
+const threads = 3
+
+// Ready says whether the process has filled its memory and answers.
+func (p Process) Ready() (bool, error) {
+	tasks, err := os.ReadDir(p.path("task"))
+	return len(tasks) >= threads, err
+}
+
+// Resident is how much of the process's memory is there, in bytes.
+func (p Process) Resident() (int64, error) {
+	data, err := os.ReadFile(p.path("statm"))
+	if err != nil {
+		return 0, err
+	}
+	var size, resident int64
+	if _, err := fmt.Sscan(string(data), &size, &resident); err != nil {
+		return 0, fmt.Errorf("%s: %w", p.path("statm"), err)
+	}
+	return resident * int64(os.Getpagesize()), nil
+}
+
+// gapsRead bounds what is read of a process's gaps: the last ones.
+const gapsRead = 256 << 10
+
+// Gaps returns the process's last gaps of 5 ms and more, the oldest first.
+func (p Process) Gaps() ([]Gap, error) {
+	f, err := os.Open(p.path("root/gaps"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, min(size, gapsRead))
+	if _, err := f.ReadAt(data, size-int64(len(data))); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if int64(len(data)) < size { // the first line is a part of one
+		data = data[bytes.IndexByte(data, '\n')+1:]
+	}
+	return parseGaps(string(data))
+}
+
+func parseGaps(text string) ([]Gap, error) {
+	var gaps []Gap
+	for line := range strings.Lines(text) {
+		if !strings.HasSuffix(line, "\n") { // it is being written
+			break
+		}
+		var length, from, to int64
+		if _, err := fmt.Sscan(line, &length, &from, &to); err != nil {
+			return nil, fmt.Errorf("a ballast's gaps have a line %q: %w", line, err)
+		}
+		gaps = append(gaps, Gap{time.Duration(length), time.Unix(0, from), time.Unix(0, to)})
+	}
+	return gaps, nil
+}
+
+// Longest returns the longest of the process's gaps that began and ended in between.
+func (p Process) Longest(after, before time.Time) (Gap, error) {
+	gaps, err := p.Gaps()
+	var longest Gap
+	for _, g := range gaps {
+		if !g.From.Before(after) && !g.To.After(before) && g.Length > longest.Length {
+			longest = g
+		}
+	}
+	return longest, err
+}
+
+// Over returns the gap in which a moment lies: a restored process has one that began
+// when it was captured and ended with its first instruction.
+func (p Process) Over(moment time.Time) (Gap, bool, error) {
+	gaps, err := p.Gaps()
+	for _, g := range gaps {
+		if g.From.Before(moment) && g.To.After(moment) {
+			return g, true, err
+		}
+	}
+	return Gap{}, false, err
+}
+
+// Gone says whether an error means that the process has ended.
+func Gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
+}

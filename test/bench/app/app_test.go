@@ -1,0 +1,45 @@
+package app
+
+import (
+	"os"
+	"testing"
+	"time"
+)
+
+func TestGapsAreReadLineByLine(t *testing.T) {
+	gaps, err := parseGaps("5000000 1000000000 1005000000\n7000000 2000000000 9000000000\n6000000 99")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Gap{
+		{5 * time.Millisecond, time.Unix(1, 0), time.Unix(1, 5000000)},
+		{7 * time.Millisecond, time.Unix(2, 0), time.Unix(9, 0)},
+	}
+	if len(gaps) != len(want) || gaps[0] != want[0] || gaps[1] != want[1] {
+		t.Errorf("got %v, want %v: the line that is being written is none yet", gaps, want)
+	}
+	if _, err := parseGaps("5000000 1000000000\n"); err == nil {
+		t.Error("a line with two numbers was taken")
+	}
+}
+
+func TestResidentMemoryIsThisProcessesOwn(t *testing.T) {
+	before, err := Process{os.Getpid()}.Resident()
+	if err != nil {
+		t.Fatal(err)
+	}
+	touched := make([]byte, 64<<20)
+	for i := 0; i < len(touched); i += 4096 {
+		touched[i] = 1
+	}
+	after, err := Process{os.Getpid()}.Resident()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if grown := after - before; grown < 60<<20 || grown > 80<<20 {
+		t.Errorf("64 MiB that were touched show as %d bytes", grown)
+	}
+	if touched[4096] != 1 {
+		t.Error("touched")
+	}
+}

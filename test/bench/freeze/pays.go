@@ -1,0 +1,283 @@
+package freeze
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"time"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"podstasis.dev/stasis/test/bench/app"
+	seenby "podstasis.dev/stasis/test/bench/client"
+)
+
+// Seen is what a client saw that asked every millisecond, over the Pod's network.
+type Seen struct {
+	What, Key     string
+	Longest, P999 []time.Duration
+}
+
+// Throughput is what a program got done between the thaw and a checkpoint that was
+// Ready, as a part of what it got done before.
+type Throughput struct {
+	Contender, Key string
+	Ratio          []float64
+}
+
+// paysShape is what a client talks to and what works.
+var paysShape = gib1
+
+const (
+	before = 2 * time.Second // is looked at before a checkpoint
+	after  = 3 * time.Second // and after it, and after a restore
+)
+
+// pays measures what a program and its client see of checkpoints and restores: once
+// each.
+func (h *hold) pays(ctx context.Context, report *Report) error {
+	if err := h.clients(ctx, report); err != nil {
+		return fmt.Errorf("what clients see: %w", err)
+	}
+	if err := h.throughput(ctx, report); err != nil {
+		return fmt.Errorf("what a program gets done: %w", err)
+	}
+	return nil
+}
+
+// address is where a Pod's first program answers.
+func (s *podSubject) address(ctx context.Context) (string, error) {
+	err := eventually(ctx, "Pod "+s.pod.Name+" has an address", func() (bool, error) {
+		err := s.pods.Get(ctx, client.ObjectKeyFromObject(s.pod), s.pod)
+		return s.pod.Status.PodIP != "", err
+	})
+	return net.JoinHostPort(s.pod.Status.PodIP, strconv.Itoa(app.Port)), err
+}
+
+// clients has a client look on.
+func (h *hold) clients(ctx context.Context, report *Report) (err error) {
+	last := context.WithoutCancel(ctx)
+	from, err := h.pods.pod(ctx, paysShape, nil)
+	if err != nil {
+		return err
+	}
+	running := true
+	end := func() error {
+		if !running {
+			return nil
+		}
+		running = false
+		return from.end(last)
+	}
+	defer func() { err = errors.Join(err, end()) }()
+	if err := settled(ctx, from); err != nil {
+		return err
+	}
+	address, err := from.address(ctx)
+	if err != nil {
+		return err
+	}
+	err = h.sees(ctx, report, "nothing", "undisturbed", address, func() error {
+		time.Sleep(before)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	var checkpoints []taken
+	defer func() {
+		for _, c := range checkpoints {
+			err = errors.Join(err, c.remove(last))
+		}
+	}()
+	all := slices.DeleteFunc(h.contenders(), func(c contender) bool { return c.place != h.pods })
+	for _, c := range all {
+		if err := warm(paysShape); err != nil {
+			return err
+		}
+		err := h.sees(ctx, report, "checkpoint: "+c.name, "checkpoint_"+c.key, address, func() error {
+			time.Sleep(before)
+			t, err := c.checkpoint(ctx, from)
+			if err == nil {
+				checkpoints = append(checkpoints, t)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := end(); err != nil {
+		return err
+	}
+	for i, c := range all {
+		for _, r := range c.restores {
+			if err := h.seesRestore(ctx, report, r, checkpoints[i]); err != nil {
+				return fmt.Errorf("%s: %w", r.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// sees starts a client, lets something happen and some time pass, and notes what it
+// has seen.
+func (h *hold) sees(ctx context.Context, report *Report, what, key, address string, happen func() error) error {
+	c, err := seenby.Start(ctx, address)
+	if err != nil {
+		return err
+	}
+	err = happen()
+	time.Sleep(after)
+	seen, stopErr := c.Stop()
+	if err := errors.Join(err, stopErr); err != nil {
+		return err
+	}
+	h.say("a client, %s: longest gap %.1f ms, 99.9th percentile %.1f ms", what, ms(seen.Longest), ms(seen.P999))
+	i := slices.IndexFunc(report.Seen, func(s *Seen) bool { return s.Key == key })
+	if i < 0 {
+		i = len(report.Seen)
+		report.Seen = append(report.Seen, &Seen{What: what, Key: key})
+	}
+	s := report.Seen[i]
+	s.Longest, s.P999 = append(s.Longest, seen.Longest), append(s.P999, seen.P999)
+	return nil
+}
+
+// seesRestore has a client connect as soon as the restored Pod can be reached.
+func (h *hold) seesRestore(ctx context.Context, report *Report, r restoration, from taken) (err error) {
+	if err := warm(paysShape); err != nil {
+		return err
+	}
+	got, err := r.restore(ctx, from)
+	if got.subject != nil {
+		defer func() { err = errors.Join(err, got.end(context.WithoutCancel(ctx))) }()
+	}
+	if err != nil {
+		return err
+	}
+	address, err := got.subject.(*podSubject).address(ctx)
+	if err != nil {
+		return err
+	}
+	return h.sees(ctx, report, "after a restore: "+r.name, "restore_"+r.key, address, func() error { return nil })
+}
+
+// throughput has a program work on its memory, and counts.
+func (h *hold) throughput(ctx context.Context, report *Report) (err error) {
+	last := context.WithoutCancel(ctx)
+	workers := *h.pods
+	workers.args = []string{"work"}
+	defer func() { h.pods.count = workers.count }()
+	from, err := workers.pod(ctx, paysShape, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, from.end(last)) }()
+	if err := settled(ctx, from); err != nil {
+		return err
+	}
+	address, err := from.address(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range h.contenders() {
+		if c.place != h.pods || c.key == "kubelet" {
+			continue
+		}
+		if err := warm(paysShape); err != nil {
+			return err
+		}
+		ratio, err := throughputOf(ctx, c, from, address)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+		h.say("%s: the program gets %.0f%% done after the thaw, until Ready", c.name, 100*ratio)
+		i := slices.IndexFunc(report.Throughput, func(t *Throughput) bool { return t.Key == c.key })
+		if i < 0 {
+			i = len(report.Throughput)
+			report.Throughput = append(report.Throughput, &Throughput{Contender: c.name, Key: c.key})
+		}
+		report.Throughput[i].Ratio = append(report.Throughput[i].Ratio, ratio)
+	}
+	return nil
+}
+
+// sample is how much a program had got done at a moment.
+type sample struct {
+	at   time.Time
+	done uint64
+}
+
+func throughputOf(ctx context.Context, c contender, from *podSubject, address string) (float64, error) {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	var samples []sample
+	go func() {
+		for {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+			message := []byte("work....")
+			if _, err := conn.Write(message); err != nil {
+				stopped <- err
+				return
+			}
+			if _, err := io.ReadFull(conn, message); err != nil {
+				stopped <- err
+				return
+			}
+			samples = append(samples, sample{time.Now(), binary.LittleEndian.Uint64(message)})
+		}
+	}()
+	time.Sleep(before)
+	begun := time.Now()
+	t, err := c.checkpoint(ctx, from)
+	ready := time.Now()
+	time.Sleep(200 * time.Millisecond)
+	close(stop)
+	if err := errors.Join(err, <-stopped); err != nil {
+		return 0, err
+	}
+	if err := t.remove(ctx); err != nil {
+		return 0, err
+	}
+	gap, err := from.found[0].Longest(begun, ready)
+	if err != nil {
+		return 0, err
+	}
+	usual, err := rate(samples, begun.Add(-before), begun)
+	if err != nil {
+		return 0, err
+	}
+	paying, err := rate(samples, gap.To, ready)
+	return paying / usual, err
+}
+
+// rate is what got done in a second, between the first and the last sample within a
+// time.
+func rate(samples []sample, from, to time.Time) (float64, error) {
+	var within []sample
+	for _, s := range samples {
+		if s.at.After(from) && s.at.Before(to) {
+			within = append(within, s)
+		}
+	}
+	if len(within) < 2 {
+		return 0, fmt.Errorf("the program was asked %d times within %s how far it is", len(within), to.Sub(from).Round(time.Millisecond))
+	}
+	first, last := within[0], within[len(within)-1]
+	return float64(last.done-first.done) / last.at.Sub(first.at).Seconds(), nil
+}

@@ -1,0 +1,201 @@
+package freeze
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"podstasis.dev/stasis/test/e2e/cluster"
+)
+
+// Shapes are measured one after the other.
+var Shapes = []Shape{{1, 64}, {1, 512}, {2, 512}, {4, 512}, {1, 1024}, {1, 4096}}
+
+// Options say what is measured and where.
+type Options struct {
+	Root   string // the checkout
+	Dir    string // an empty directory on a file system in memory
+	CRIU   string // the program
+	Rounds int    // that count, after a first one that does not
+	Shapes []Shape
+	Out    io.Writer // is told what goes on
+}
+
+// hold is what a run has at hand.
+type hold struct {
+	Options
+	runc   *runc
+	podman *podman
+	pods   *pods
+	begun  time.Time
+}
+
+// contenders are measured side by side. Those of one place stand together.
+func (h *hold) contenders() []contender {
+	eager := restoration{"Stasis, eager", "eager", h.pods.restore(nil)}
+	return []contender{
+		{name: "CRIU by runc, to memory", key: "criu", place: h.runc, checkpoint: h.runc.checkpoint,
+			restores: []restoration{{"CRIU by runc, from memory", "criu", h.runc.restore}}},
+		{name: "Stasis", key: "plain", place: h.pods, checkpoint: h.pods.checkpoint(nil), restores: []restoration{eager}},
+		{name: "kubelet's endpoint, containerd", key: "kubelet", place: h.pods, checkpoint: h.pods.checkpointByKubelet, fewer: true},
+		{name: "podman, to memory", key: "podman", place: h.podman, checkpoint: h.podman.checkpoint,
+			restores: []restoration{{"podman, from memory", "podman", h.podman.restore}}},
+	}
+}
+
+// Run measures everything and returns what came of it.
+func Run(ctx context.Context, o Options) (report *Report, err error) {
+	h := &hold{Options: o, begun: time.Now()}
+	last := context.WithoutCancel(ctx)
+	c, err := h.cluster(ctx)
+	if c != nil {
+		defer func() { err = errors.Join(err, c.Down(last)) }()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := h.prepare(ctx, c); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, h.podman.close(last)) }()
+	report = &Report{}
+	for _, s := range o.Shapes {
+		results, err := h.shape(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		report.Results = append(report.Results, results...)
+	}
+	for range o.Rounds {
+		if err := h.pays(ctx, report); err != nil {
+			return nil, err
+		}
+	}
+	report.Took = time.Since(h.begun)
+	return report, nil
+}
+
+// cluster makes a cluster with Stasis in it.
+func (h *hold) cluster(ctx context.Context) (*cluster.Cluster, error) {
+	cluster.Images = []string{"stasis-agent", "stasis-controller", "stasis-ballast"}
+	c, err := cluster.Up(ctx, h.Root, filepath.Join(h.Root, ".devcluster-bench"), 1)
+	if err == nil {
+		err = c.InstallFrom(ctx, "test/bench/config")
+	}
+	if err == nil {
+		_, err = c.OnNode(ctx, node, criuForContainerd)
+	}
+	if err == nil {
+		err = client.IgnoreAlreadyExists(c.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: Namespace}}))
+	}
+	if err == nil {
+		err = eventually(ctx, "Pods can be created", func() (bool, error) {
+			err := c.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: "default"}, &corev1.ServiceAccount{})
+			return err == nil, client.IgnoreNotFound(err)
+		})
+	}
+	return c, err
+}
+
+func (h *hold) prepare(ctx context.Context, c *cluster.Cluster) (err error) {
+	if h.pods, err = newPods(ctx, c); err != nil {
+		return err
+	}
+	program := filepath.Join(h.Dir, "runc")
+	// The cluster's, for who runs containers without it.
+	if err := copyProgram(filepath.Join(h.pods.root, "usr/local/bin/runc"), program); err != nil {
+		return err
+	}
+	criu := filepath.Dir(h.CRIU)
+	h.runc = &runc{program: program, criu: criu, ballast: filepath.Join(h.Root, "dist/bin/ballast"), dir: filepath.Join(h.Dir, "containers")}
+	if err := os.Mkdir(h.runc.dir, 0o711); err != nil {
+		return err
+	}
+	h.podman = &podman{runc: program, criu: criu, archive: filepath.Join(h.Root, "dist/images/stasis-ballast.tar"), dir: filepath.Join(h.Dir, "podman")}
+	if _, err := exec.LookPath("podman"); err != nil {
+		return fmt.Errorf("%w (Debian: apt-get install --no-install-recommends podman)", err)
+	}
+	return nil
+}
+
+// shape measures all contenders, by turns.
+func (h *hold) shape(ctx context.Context, s Shape) ([]*Result, error) {
+	all := h.contenders()
+	var results []*Result
+	for _, c := range all {
+		r := &Result{Contender: c.name, Key: c.key, Shape: s}
+		for _, way := range c.restores {
+			r.Restores = append(r.Restores, RestoreResult{Name: way.name, Key: way.key})
+		}
+		results = append(results, r)
+	}
+	for n := range h.Rounds + 1 {
+		var now []contender
+		var into []*Result
+		for i, c := range all {
+			if !c.fewer || n == 0 || (n-1)%3 == 0 {
+				now, into = append(now, c), append(into, results[i])
+			}
+		}
+		h.say("round %d of %s", n, s)
+		if err := round(ctx, s, into, now, h.say); err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			continue
+		}
+		for _, r := range results { // the first round does not count
+			r.forget()
+		}
+	}
+	return results, nil
+}
+
+func (h *hold) say(format string, args ...any) {
+	fmt.Fprintf(h.Out, "[%6.1fs] %s\n", time.Since(h.begun).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func copyProgram(from, to string) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, data, 0o755)
+}
+
+func unmount(path string) error { return unix.Unmount(path, unix.MNT_DETACH) }
+
+// ParseShapes reads shapes as in "64,1024,2x512"; none are all.
+func ParseShapes(text string) ([]Shape, error) {
+	if text == "" {
+		return Shapes, nil
+	}
+	var shapes []Shape
+	for part := range strings.SplitSeq(text, ",") {
+		s := Shape{Containers: 1}
+		var err error
+		count, mib, several := strings.Cut(part, "x")
+		if !several {
+			mib = count
+		} else if s.Containers, err = strconv.Atoi(count); err != nil || s.Containers < 1 {
+			return nil, fmt.Errorf("shape %q: want MiB, or CONTAINERSxMIB", part)
+		}
+		if s.MiB, err = strconv.Atoi(mib); err != nil || s.MiB < 1 {
+			return nil, fmt.Errorf("shape %q: want MiB, or CONTAINERSxMIB", part)
+		}
+		shapes = append(shapes, s)
+	}
+	return shapes, nil
+}

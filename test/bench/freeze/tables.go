@@ -1,0 +1,212 @@
+package freeze
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"podstasis.dev/stasis/test/bench/chart"
+)
+
+// What is between these lines of a document is written by Update.
+const (
+	beginMark = "<!-- from here to the end mark: written by make bench BENCH=freeze UPDATE=docs/benchmarks.md -->\n"
+	endMark   = "<!-- end of what is written -->\n"
+)
+
+// plots are drawn into this directory beside the document.
+const plots = "images"
+
+// Update writes the tables into a document, between its marks, and the plots beside it.
+func (r *Report) Update(document string) error {
+	text, err := os.ReadFile(document)
+	if err != nil {
+		return err
+	}
+	tables := r.Markdown()
+	for name, c := range map[string]chart.Chart{"freeze.svg": r.freezeChart(), "restore.svg": r.restoreChart()} {
+		var drawing bytes.Buffer
+		if err := c.Write(&drawing); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(filepath.Dir(document), plots, name), drawing.Bytes(), 0o644); err != nil {
+			return err
+		}
+	}
+	updated, err := between(string(text), tables)
+	if err != nil {
+		return fmt.Errorf("%s: %w", document, err)
+	}
+	return os.WriteFile(document, []byte(updated), 0o644)
+}
+
+// between replaces what stands between the marks.
+func between(text, with string) (string, error) {
+	before, rest, begins := strings.Cut(text, beginMark)
+	_, after, ends := strings.Cut(rest, endMark)
+	if !begins || !ends {
+		return "", errors.New("it lacks the marks between which tables are written")
+	}
+	return before + beginMark + with + endMark + after, nil
+}
+
+// Markdown is everything as tables.
+func (r *Report) Markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\nMeasured on %s, %s; medians of %s; %s in all.\n", time.Now().UTC().Format(time.DateOnly), machine(), r.rounds(), r.Took.Round(time.Second))
+	b.WriteString("\n![How long a container stands still, by its memory](images/freeze.svg)\n")
+	b.WriteString("\n| memory | checkpoint by | frozen, ms | it says, ms | until Ready, ms | MiB |\n| --- | --- | ---: | ---: | ---: | ---: |\n")
+	for _, result := range r.Results {
+		if len(result.Freeze) > 0 {
+			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", result.Shape, result.Contender, millis(result.Freeze), millis(result.Reported), millis(result.Ready), mib(result.Bytes))
+		}
+	}
+	b.WriteString("\n![How soon a restored program runs, by its memory](images/restore.svg)\n")
+	b.WriteString("\n| memory | restore by | request to first instruction, ms | container's creation to first instruction, ms | to all memory there, ms |\n| --- | --- | ---: | ---: | ---: |\n")
+	for _, result := range r.Results {
+		for _, way := range result.Restores {
+			if len(way.Asked) > 0 {
+				fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", result.Shape, way.Name, millis(way.Asked), millis(way.First), millis(way.All))
+			}
+		}
+	}
+	if len(r.Seen) > 0 {
+		fmt.Fprintf(&b, "\n| a client of %s that asks every millisecond, and sees | longest gap, ms | 99.9th percentile, ms |\n| --- | ---: | ---: |\n", paysShape)
+		for _, s := range r.Seen {
+			fmt.Fprintf(&b, "| %s | %.1f | %.1f |\n", s.What, ms(median(s.Longest)), ms(median(s.P999)))
+		}
+	}
+	b.WriteString("\n| compared | figure | wanted |\n| --- | ---: | ---: |\n")
+	for _, t := range r.Throughput {
+		fmt.Fprintf(&b, "| `%s_throughput_ratio` | %.2f | %s |\n", t.Key, median(t.Ratio), wanted[t.Key+"_throughput_ratio"])
+	}
+	for _, f := range r.compared() {
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", f.Name, value(f), wanted[f.Name])
+	}
+	b.WriteString(r.profiles())
+	b.WriteString("\n")
+	return b.String()
+}
+
+// wanted are bounds that are set for figures.
+var wanted = map[string]string{
+	"freeze_vs_criu_1gib":                  "≤ 0.33",
+	"freeze_vs_criu_4gib":                  "≤ 0.125",
+	"freeze_vs_kubelet_1gib":               "≤ 0.05",
+	"freeze_growth_ms_per_gib":             "≤ 40 ms",
+	"freeze_plain_vs_criu_1_containers":    "≤ 1.15",
+	"freeze_plain_vs_criu_2_containers":    "≤ 1.15",
+	"freeze_plain_vs_criu_4_containers":    "≤ 1.15 with four cores",
+	"cow_throughput_ratio":                 "≥ 0.70",
+	"lazy_first_instruction_1gib_ms":       "≤ 300 ms",
+	"lazy_first_instruction_4gib_vs_64mib": "≤ 1.3",
+	"lazy_all_vs_eager_1gib":               "≤ 1.5",
+	"eager_vs_criu_restore_bandwidth":      "≥ 0.70",
+}
+
+func value(f Figure) string {
+	if f.Unit == "x" {
+		return fmt.Sprintf("%.3f", f.Value)
+	}
+	return fmt.Sprintf("%.0f %s", f.Value, f.Unit)
+}
+
+func millis(of []time.Duration) string {
+	if len(of) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.0f", ms(median(of)))
+}
+
+func mib(of []int64) string {
+	if len(of) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.0f", float64(median(of))/(1<<20))
+}
+
+// rounds says of how many rounds medians are.
+func (r *Report) rounds() string {
+	var counts []int
+	for _, result := range r.Results {
+		if n := len(result.Freeze); n > 0 && !slices.Contains(counts, n) {
+			counts = append(counts, n)
+		}
+	}
+	slices.Sort(counts)
+	switch {
+	case len(counts) == 0:
+		return "nothing"
+	case counts[0] == counts[len(counts)-1]:
+		return fmt.Sprintf("%d rounds", counts[0])
+	}
+	return fmt.Sprintf("%d rounds, of %d where one takes long", counts[len(counts)-1], counts[0])
+}
+
+// machine is what it was measured on.
+func machine() string {
+	var name unix.Utsname
+	var info unix.Sysinfo_t
+	if unix.Uname(&name) != nil || unix.Sysinfo(&info) != nil {
+		return "an unknown machine"
+	}
+	memory := info.Totalram * uint64(info.Unit) >> 30
+	return fmt.Sprintf("%d cores, %d GiB, Linux %s", runtime.NumCPU(), memory, unix.ByteSliceToString(name.Release[:]))
+}
+
+// single are the shapes of one container, by memory.
+func (r *Report) single() []Shape {
+	var shapes []Shape
+	for _, result := range r.Results {
+		if result.Shape.Containers == 1 && !slices.Contains(shapes, result.Shape) {
+			shapes = append(shapes, result.Shape)
+		}
+	}
+	slices.SortFunc(shapes, func(a, b Shape) int { return a.MiB - b.MiB })
+	return shapes
+}
+
+func (r *Report) freezeChart() chart.Chart {
+	c := chart.Chart{Title: "How long a container stands still", Unit: "ms"}
+	for _, s := range r.single() {
+		g := chart.Group{Name: s.String()}
+		for _, result := range r.Results {
+			if result.Shape == s {
+				g.Values = append(g.Values, ms(median(result.Freeze)))
+				if len(c.Groups) == 0 {
+					c.Names = append(c.Names, result.Contender)
+				}
+			}
+		}
+		c.Groups = append(c.Groups, g)
+	}
+	return c
+}
+
+func (r *Report) restoreChart() chart.Chart {
+	c := chart.Chart{Title: "From the container's creation to its first instruction", Unit: "ms"}
+	for _, s := range r.single() {
+		g := chart.Group{Name: s.String()}
+		for _, result := range r.Results {
+			if result.Shape != s {
+				continue
+			}
+			for _, way := range result.Restores {
+				g.Values = append(g.Values, ms(median(way.First)))
+				if len(c.Groups) == 0 {
+					c.Names = append(c.Names, way.Name)
+				}
+			}
+		}
+		c.Groups = append(c.Groups, g)
+	}
+	return c
+}
