@@ -11,6 +11,8 @@ UPDATE ?=
 bench: programs images dist/images/stasis-ballast.tar dist/images/stasis-zoo.tar bench-tools ## measure freezes, restores and stores next to others' ways, in 25 minutes; BENCH=freeze|increment|…
 	@mkdir -p bin
 	go build -o bin/bench ./test/bench
+	bin/devcluster build >/dev/null
+	RUNC="$${RUNC:-$$(ls -t "$${STASIS_CACHE:-$$HOME/.cache/stasis}"/devcluster/runtime-*/runc | head -n1)}" \
 	bin/bench -only='$(BENCH)' $(if $(filter file default undefined,$(origin ROUNDS)),,-rounds='$(ROUNDS)') -shapes='$(SHAPES)' -update='$(UPDATE)'
 
 dist/bin/ballast: test/bench/ballast/ballast.c

@@ -55,7 +55,7 @@ func overhead(ctx context.Context, _ *bench, dir string) error {
 	}
 	report("runtime_create_runc_ms", without, "ms")
 	report("runtime_create_stasis_ms", with, "ms")
-	report("runtime_create_vs_runc", with/without, "x")
+	report("runtime_create_ratio", with/without, "x")
 
 	nothing, err := exec.LookPath("true")
 	if err != nil {
@@ -73,7 +73,7 @@ func overhead(ctx context.Context, _ *bench, dir string) error {
 	if err != nil {
 		return err
 	}
-	report("runtime_overhead_ms", with-without, "ms")
+	report("runtime_create_overhead_ms", with-without, "ms")
 	return nil
 }
 

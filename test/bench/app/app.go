@@ -29,7 +29,8 @@ type Gap struct {
 	From, To time.Time     // its last moment before and its first one after, by the machine's clock
 }
 
-// Find returns the ballasts in cgroups whose path has a part, such as a Pod's UID.
+// Find returns the ballasts in cgroups whose path has a part, such as a Pod's UID. It
+// looks at all processes; In does less.
 func Find(part string) ([]Process, error) {
 	names, err := filepath.Glob("/proc/[0-9]*/comm")
 	if err != nil {
@@ -37,23 +38,76 @@ func Find(part string) ([]Process, error) {
 	}
 	var found []Process
 	for _, name := range names {
-		// What is not there any more has ended.
-		comm, err := os.ReadFile(name)
-		if err != nil || string(comm) != "ballast\n" {
-			continue
-		}
-		dir := filepath.Dir(name)
-		cgroup, err := os.ReadFile(filepath.Join(dir, "cgroup"))
-		if err != nil || !bytes.Contains(cgroup, []byte(part)) {
-			continue
-		}
-		pid, err := strconv.Atoi(filepath.Base(dir))
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
 		if err != nil {
 			return nil, err
 		}
-		found = append(found, Process{pid})
+		p := Process{pid}
+		if !p.ballast() {
+			continue
+		}
+		// What is not there any more has ended.
+		if cgroup, err := os.ReadFile(p.path("cgroup")); err == nil && bytes.Contains(cgroup, []byte(part)) {
+			found = append(found, p)
+		}
 	}
 	return found, nil
+}
+
+// In returns the ballasts in the cgroups right below a directory.
+func In(dir string) ([]Process, error) {
+	names, err := filepath.Glob(filepath.Join(dir, "*", "cgroup.procs"))
+	if err != nil {
+		return nil, err
+	}
+	var found []Process
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if err != nil && !Gone(err) && !errors.Is(err, syscall.ENODEV) {
+			return nil, err
+		}
+		for _, field := range strings.Fields(string(data)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+			if p := (Process{pid}); p.ballast() {
+				found = append(found, p)
+			}
+		}
+	}
+	return found, nil
+}
+
+// ballast says whether a process runs that program, now.
+func (p Process) ballast() bool {
+	comm, err := os.ReadFile(p.path("comm"))
+	return err == nil && string(comm) == "ballast\n"
+}
+
+// Cgroup is the directory of the process's cgroup: of the hierarchy that counts
+// processes where there are several.
+func (p Process) Cgroup() (string, error) {
+	data, err := os.ReadFile(p.path("cgroup"))
+	if err != nil {
+		return "", err
+	}
+	unified := ""
+	for line := range strings.Lines(string(data)) {
+		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		switch {
+		case len(parts) != 3:
+			return "", fmt.Errorf("%s has a line %q", p.path("cgroup"), line)
+		case parts[1] == "pids":
+			return filepath.Join("/sys/fs/cgroup/pids", parts[2]), nil
+		case parts[0] == "0":
+			unified = filepath.Join("/sys/fs/cgroup", parts[2])
+		}
+	}
+	if unified == "" {
+		return "", fmt.Errorf("%s names no hierarchy that counts processes", p.path("cgroup"))
+	}
+	return unified, nil
 }
 
 func (p Process) path(name string) string { return filepath.Join("/proc", strconv.Itoa(p.PID), name) }

@@ -2,6 +2,8 @@ package app
 
 import (
 	"os"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -41,5 +43,19 @@ func TestResidentMemoryIsThisProcessesOwn(t *testing.T) {
 	}
 	if touched[4096] != 1 {
 		t.Error("touched")
+	}
+}
+
+func TestACgroupIsADirectoryWithThisProcess(t *testing.T) {
+	dir, err := Process{os.Getpid()}.Cgroup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	procs, err := os.ReadFile(dir + "/cgroup.procs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if own := "\n" + strconv.Itoa(os.Getpid()) + "\n"; !strings.Contains("\n"+string(procs), own) {
+		t.Errorf("%s does not list this process", dir)
 	}
 }

@@ -27,12 +27,12 @@ const patience = time.Minute
 
 // Seen is what a client has seen.
 type Seen struct {
-	Requests int
+	Requests int // that were due and answered
 	// Longest is the longest time between two answers.
 	Longest time.Duration
 	// P999 is the 99.9th percentile of the times from when a request was due to its
-	// answer. One that was due while another one was waited for counts from then: it is a
-	// client that was kept waiting, too.
+	// answer. One that was due while another one was waited for counts as if it had been
+	// asked then and answered with the other: it is a client that was kept waiting, too.
 	P999 time.Duration
 }
 
@@ -76,8 +76,10 @@ func Run(ctx context.Context, address string, in io.Reader, out io.Writer) error
 			seen.Longest = max(seen.Longest, now.Sub(last))
 		}
 		last = now
-		took = append(took, now.Sub(due))
-		due = due.Add(every)
+		// What was due meanwhile would have been asked by others, and answered now.
+		for ; !due.After(now); due = due.Add(every) {
+			took = append(took, now.Sub(due))
+		}
 	}
 	seen.Requests, seen.P999 = len(took), percentile(took, 0.999)
 	return json.NewEncoder(out).Encode(seen)

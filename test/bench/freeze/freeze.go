@@ -66,8 +66,11 @@ type contender struct {
 	// checkpoint returns when the checkpoint can be used. The subject runs on.
 	checkpoint func(ctx context.Context, from subject) (taken, error)
 	restores   []restoration
-	// fewer says that one of three rounds is enough: it takes long.
+	// fewer says that one of three rounds is enough where there is much memory: it takes
+	// long.
 	fewer bool
+	// only are the shapes that are enough; none: all.
+	only []Shape
 }
 
 // restoration is one way to restore. The source has ended by then.
@@ -217,7 +220,9 @@ func measureCheckpoint(ctx context.Context, s Shape, to *Result, c contender, fr
 		if err != nil {
 			return t, fmt.Errorf("take its freeze window apart: %w", err)
 		}
-		to.Profiles, to.Stats = append(to.Profiles, p), append(to.Stats, stats)
+		if len(p) > 0 {
+			to.Profiles, to.Stats = append(to.Profiles, p), append(to.Stats, stats)
+		}
 	}
 	say("%s, %s: frozen %d ms, said %d ms, ready %d ms", c.name, s, longest.Milliseconds(), t.reported().Milliseconds(), ready.Sub(begun).Milliseconds())
 	return t, nil
@@ -271,10 +276,19 @@ func measureRestore(ctx context.Context, s Shape, to *RestoreResult, r restorati
 	return nil
 }
 
-// glance is how often it is looked whether something has happened.
-const glance = 5 * time.Millisecond
+// glance is how often it is looked at processes, whether something has happened; asking
+// is how often the API server is asked, which costs more.
+const (
+	glance = 5 * time.Millisecond
+	asking = 50 * time.Millisecond
+)
 
+// eventually looks until it has happened.
 func eventually(ctx context.Context, what string, look func() (bool, error)) error {
+	return every(ctx, glance, what, look)
+}
+
+func every(ctx context.Context, interval time.Duration, what string, look func() (bool, error)) error {
 	for {
 		switch ok, err := look(); {
 		case err != nil:
@@ -285,7 +299,7 @@ func eventually(ctx context.Context, what string, look func() (bool, error)) err
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%s: not in time: %w", what, context.Cause(ctx))
-		case <-time.After(glance):
+		case <-time.After(interval):
 		}
 	}
 }

@@ -50,9 +50,15 @@ func (h *hold) pays(ctx context.Context, report *Report) error {
 	return nil
 }
 
+// paysFor says whether a contender is looked at. The kubelet's endpoint cannot be: containerd
+// fails to checkpoint a container that has a connection.
+func (h *hold) paysFor(c contender) bool {
+	return c.place == h.pods && len(c.only) == 0 && c.key != "kubelet"
+}
+
 // address is where a Pod's first program answers.
 func (s *podSubject) address(ctx context.Context) (string, error) {
-	err := eventually(ctx, "Pod "+s.pod.Name+" has an address", func() (bool, error) {
+	err := every(ctx, asking, "Pod "+s.pod.Name+" has an address", func() (bool, error) {
 		err := s.pods.Get(ctx, client.ObjectKeyFromObject(s.pod), s.pod)
 		return s.pod.Status.PodIP != "", err
 	})
@@ -95,7 +101,7 @@ func (h *hold) clients(ctx context.Context, report *Report) (err error) {
 			err = errors.Join(err, c.remove(last))
 		}
 	}()
-	all := slices.DeleteFunc(h.contenders(), func(c contender) bool { return c.place != h.pods })
+	all := slices.DeleteFunc(h.contenders(), func(c contender) bool { return !h.paysFor(c) })
 	for _, c := range all {
 		if err := warm(paysShape); err != nil {
 			return err
@@ -187,7 +193,7 @@ func (h *hold) throughput(ctx context.Context, report *Report) (err error) {
 		return err
 	}
 	for _, c := range h.contenders() {
-		if c.place != h.pods || c.key == "kubelet" {
+		if !h.paysFor(c) {
 			continue
 		}
 		if err := warm(paysShape); err != nil {

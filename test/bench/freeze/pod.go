@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/store/backend/open"
 	"podstasis.dev/stasis/test/bench/app"
 	"podstasis.dev/stasis/test/e2e/cluster"
 )
@@ -35,6 +36,7 @@ type pods struct {
 	runtime runtimeapi.RuntimeServiceClient
 	root    string   // of the node, as this process sees it
 	args    []string // of the program, after the amount of memory
+	cgroup  string   // the directory in which Pods have theirs, once it is known
 	count   int
 }
 
@@ -96,23 +98,45 @@ func (p *pods) pod(ctx context.Context, s Shape, annotations map[string]string) 
 	if err := p.Create(ctx, from.pod); err != nil {
 		return nil, err
 	}
-	err := eventually(ctx, "the processes of Pod "+from.pod.Name+" exist", func() (_ bool, err error) {
-		from.found, err = app.Find(string(from.pod.UID))
-		if err != nil || len(from.found) == s.Containers {
-			return err == nil, err
-		}
-		if err := p.Get(ctx, client.ObjectKeyFromObject(from.pod), from.pod); err != nil {
-			return false, err
-		}
-		if from.pod.Status.Phase == corev1.PodFailed {
-			return false, fmt.Errorf("it failed: %s", from.pod.Status.Message)
-		}
-		return false, nil
-	})
-	if err != nil {
+	if err := p.find(ctx, from); err != nil {
 		return nil, errors.Join(err, from.describe(ctx), from.end(context.WithoutCancel(ctx)))
 	}
 	return from, nil
+}
+
+// find waits until a Pod's processes exist. It looks often, and so that it costs next to
+// nothing: what is measured goes on meanwhile.
+func (p *pods) find(ctx context.Context, of *podSubject) error {
+	var asked time.Time
+	return eventually(ctx, "the processes of Pod "+of.pod.Name+" exist", func() (_ bool, err error) {
+		if p.cgroup != "" {
+			of.found, err = app.In(filepath.Join(p.cgroup, "pod"+string(of.pod.UID)))
+			if err != nil || len(of.found) == of.shape.Containers {
+				return err == nil, err
+			}
+		}
+		if time.Since(asked) < time.Second {
+			return false, nil
+		}
+		asked = time.Now()
+		if p.cgroup == "" {
+			if of.found, err = app.Find(string(of.pod.UID)); err != nil {
+				return false, err
+			}
+			if len(of.found) > 0 {
+				own, err := of.found[0].Cgroup()
+				p.cgroup = filepath.Dir(filepath.Dir(own))
+				return false, err
+			}
+		}
+		if err := p.Get(ctx, client.ObjectKeyFromObject(of.pod), of.pod); err != nil {
+			return false, err
+		}
+		if of.pod.Status.Phase == corev1.PodFailed {
+			return false, fmt.Errorf("it failed: %s", of.pod.Status.Message)
+		}
+		return false, nil
+	})
 }
 
 // describe is an error that says what happened to a Pod.
@@ -132,7 +156,7 @@ func (s *podSubject) end(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	return eventually(ctx, "Pod "+s.pod.Name+" is gone", func() (bool, error) {
+	return every(ctx, asking, "Pod "+s.pod.Name+" is gone", func() (bool, error) {
 		err := s.pods.Get(ctx, client.ObjectKeyFromObject(s.pod), &corev1.Pod{})
 		return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
 	})
@@ -167,11 +191,12 @@ type podTaken struct {
 func (t *podTaken) bytes() int64            { return t.checkpoint.Status.Size.LogicalBytes }
 func (t *podTaken) reported() time.Duration { return t.checkpoint.Status.FreezeDuration.Duration }
 
-// window reads what the node keeps of the freeze window.
+// window reads what the node keeps of the freeze window; nothing of a checkpoint that is
+// kept elsewhere.
 func (t *podTaken) window() (profile, Stats, error) {
 	location := t.checkpoint.Status.CheckpointLocation
 	if location == nil || location.NodeLocal == nil {
-		return nil, Stats{}, errors.New("the checkpoint is Ready and not on a node")
+		return nil, Stats{}, nil
 	}
 	dir := filepath.Join(t.pods.root, "var/lib/stasis/checkpoints", location.NodeLocal.Path)
 	p, err := readProfile(dir, "c1")
@@ -188,35 +213,26 @@ func (t *podTaken) remove(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	return eventually(ctx, "checkpoint "+t.checkpoint.Name+" is gone", func() (bool, error) {
+	return every(ctx, asking, "checkpoint "+t.checkpoint.Name+" is gone", func() (bool, error) {
 		err := t.pods.Get(ctx, client.ObjectKeyFromObject(t.checkpoint), &checkpointv1alpha1.PodCheckpoint{})
 		return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
 	})
 }
 
-// checkpoint asks for a PodCheckpoint with options.
-func (p *pods) checkpoint(options map[string]string) func(context.Context, subject) (taken, error) {
+// checkpoint asks for a PodCheckpoint with options, in a store if one is named.
+func (p *pods) checkpoint(options map[string]string, store string) func(context.Context, subject) (taken, error) {
 	return func(ctx context.Context, of subject) (taken, error) {
 		from := of.(*podSubject)
 		p.count++
 		c := &checkpointv1alpha1.PodCheckpoint{
 			ObjectMeta: metav1.ObjectMeta{Namespace: Namespace, Name: "bench-" + strconv.Itoa(p.count)},
-			Spec:       checkpointv1alpha1.PodCheckpointSpec{SourcePodName: from.pod.Name, Options: options},
+			Spec:       checkpointv1alpha1.PodCheckpointSpec{SourcePodName: from.pod.Name, Options: options, StoreName: store},
 		}
 		if err := p.Create(ctx, c); err != nil {
 			return nil, err
 		}
 		t := &podTaken{pods: p, checkpoint: c, shape: from.shape}
-		err := eventually(ctx, "checkpoint "+c.Name+" is Ready", func() (bool, error) {
-			if err := p.Get(ctx, client.ObjectKeyFromObject(c), c); err != nil {
-				return false, err
-			}
-			ready := meta.FindStatusCondition(c.Status.Conditions, checkpointv1alpha1.PodCheckpointReady)
-			if ready != nil && ready.Reason == checkpointv1alpha1.ReasonCheckpointFailed {
-				return false, errors.New(ready.Message)
-			}
-			return ready != nil && ready.Status == metav1.ConditionTrue, nil
-		})
+		err := p.ready(ctx, c)
 		if err == nil && (c.Status.FreezeDuration == nil || c.Status.Size == nil) {
 			err = errors.New("the checkpoint is Ready without freezeDuration or size")
 		}
@@ -225,6 +241,33 @@ func (p *pods) checkpoint(options map[string]string) func(context.Context, subje
 		}
 		return t, nil
 	}
+}
+
+// ready waits until a checkpoint is. It is told: to ask often would take time from what
+// is measured.
+func (p *pods) ready(ctx context.Context, c *checkpointv1alpha1.PodCheckpoint) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	w, err := p.Watch(ctx, &checkpointv1alpha1.PodCheckpointList{}, client.InNamespace(c.Namespace), client.MatchingFields{"metadata.name": c.Name})
+	if err != nil {
+		return err
+	}
+	defer w.Stop()
+	for event := range w.ResultChan() {
+		now, is := event.Object.(*checkpointv1alpha1.PodCheckpoint)
+		if !is {
+			return fmt.Errorf("checkpoint %s: watching it came to %v", c.Name, event)
+		}
+		*c = *now
+		switch ready := meta.FindStatusCondition(c.Status.Conditions, checkpointv1alpha1.PodCheckpointReady); {
+		case ready == nil:
+		case ready.Status == metav1.ConditionTrue:
+			return nil
+		case ready.Reason == checkpointv1alpha1.ReasonCheckpointFailed:
+			return errors.New(ready.Message)
+		}
+	}
+	return fmt.Errorf("checkpoint %s is not Ready in time: %w", c.Name, context.Cause(ctx))
 }
 
 // restore makes a Pod of a PodCheckpoint, with further annotations.
@@ -245,6 +288,27 @@ func (p *pods) restore(annotations map[string]string) func(context.Context, take
 		return got, err
 	}
 }
+
+// store makes a CheckpointStore, a directory on the node, and returns its name.
+func (p *pods) store(ctx context.Context) (string, error) {
+	s := &checkpointv1alpha1.CheckpointStore{
+		ObjectMeta: metav1.ObjectMeta{Name: "bench"},
+		Spec: checkpointv1alpha1.CheckpointStoreSpec{
+			Type: checkpointv1alpha1.CheckpointStoreType(open.Directory), Directory: &checkpointv1alpha1.DirectoryStore{Path: storeMount + "/store"}},
+	}
+	if err := p.Create(ctx, s); err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	return s.Name, every(ctx, asking, "CheckpointStore bench is Ready", func() (bool, error) {
+		err := p.Get(ctx, client.ObjectKeyFromObject(s), s)
+		return meta.IsStatusConditionTrue(s.Status.Conditions, "Ready"), err
+	})
+}
+
+// storeMount is where the component store-directory has agents and controller find it.
+const storeMount = "/mnt/stasis"
 
 // kubeletTaken are archives on the node.
 type kubeletTaken struct {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,7 +29,7 @@ type Options struct {
 	Root   string // the checkout
 	Dir    string // an empty directory on a file system in memory
 	CRIU   string // the program
-	Rounds int    // that count, after a first one that does not
+	Rounds int    // that count, after a first one that does not; one less for much memory
 	Shapes []Shape
 	Out    io.Writer // is told what goes on
 }
@@ -39,6 +40,7 @@ type hold struct {
 	runc   *runc
 	podman *podman
 	pods   *pods
+	store  string // a CheckpointStore
 	begun  time.Time
 }
 
@@ -48,7 +50,8 @@ func (h *hold) contenders() []contender {
 	return []contender{
 		{name: "CRIU by runc, to memory", key: "criu", place: h.runc, checkpoint: h.runc.checkpoint,
 			restores: []restoration{{"CRIU by runc, from memory", "criu", h.runc.restore}}},
-		{name: "Stasis", key: "plain", place: h.pods, checkpoint: h.pods.checkpoint(nil), restores: []restoration{eager}},
+		{name: "Stasis", key: "plain", place: h.pods, checkpoint: h.pods.checkpoint(nil, ""), restores: []restoration{eager}},
+		{name: "Stasis, to a store", key: "stored", place: h.pods, checkpoint: h.pods.checkpoint(nil, h.store), only: []Shape{gib1}},
 		{name: "kubelet's endpoint, containerd", key: "kubelet", place: h.pods, checkpoint: h.pods.checkpointByKubelet, fewer: true},
 		{name: "podman, to memory", key: "podman", place: h.podman, checkpoint: h.podman.checkpoint,
 			restores: []restoration{{"podman, from memory", "podman", h.podman.restore}}},
@@ -92,6 +95,9 @@ func (h *hold) cluster(ctx context.Context) (*cluster.Cluster, error) {
 	cluster.Images = []string{"stasis-agent", "stasis-controller", "stasis-ballast"}
 	c, err := cluster.Up(ctx, h.Root, filepath.Join(h.Root, ".devcluster-bench"), 1)
 	if err == nil {
+		_, err = c.OnNode(ctx, node, "mkdir -p "+storeMount)
+	}
+	if err == nil {
 		err = c.InstallFrom(ctx, "test/bench/config")
 	}
 	if err == nil {
@@ -101,7 +107,7 @@ func (h *hold) cluster(ctx context.Context) (*cluster.Cluster, error) {
 		err = client.IgnoreAlreadyExists(c.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: Namespace}}))
 	}
 	if err == nil {
-		err = eventually(ctx, "Pods can be created", func() (bool, error) {
+		err = every(ctx, asking, "Pods can be created", func() (bool, error) {
 			err := c.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: "default"}, &corev1.ServiceAccount{})
 			return err == nil, client.IgnoreNotFound(err)
 		})
@@ -111,6 +117,9 @@ func (h *hold) cluster(ctx context.Context) (*cluster.Cluster, error) {
 
 func (h *hold) prepare(ctx context.Context, c *cluster.Cluster) (err error) {
 	if h.pods, err = newPods(ctx, c); err != nil {
+		return err
+	}
+	if h.store, err = h.pods.store(ctx); err != nil {
 		return err
 	}
 	program := filepath.Join(h.Dir, "runc")
@@ -130,6 +139,25 @@ func (h *hold) prepare(ctx context.Context, c *cluster.Cluster) (err error) {
 	return nil
 }
 
+// much is so much memory that contenders that take long are measured in fewer rounds.
+const much = 512
+
+// rounds are one less where there is so much memory that a round takes a minute.
+func (h *hold) rounds(s Shape) int {
+	if s.Containers*s.MiB >= 4*much {
+		return max(1, h.Rounds-1)
+	}
+	return h.Rounds
+}
+
+// wanted says whether a contender takes part in a round; round 0 does not count.
+func (c contender) wanted(s Shape, round int) bool {
+	if len(c.only) > 0 && !slices.Contains(c.only, s) {
+		return false
+	}
+	return !c.fewer || s.Containers*s.MiB < much || round%3 == 1
+}
+
 // shape measures all contenders, by turns.
 func (h *hold) shape(ctx context.Context, s Shape) ([]*Result, error) {
 	all := h.contenders()
@@ -141,11 +169,11 @@ func (h *hold) shape(ctx context.Context, s Shape) ([]*Result, error) {
 		}
 		results = append(results, r)
 	}
-	for n := range h.Rounds + 1 {
+	for n := range h.rounds(s) + 1 {
 		var now []contender
 		var into []*Result
 		for i, c := range all {
-			if !c.fewer || n == 0 || (n-1)%3 == 0 {
+			if c.wanted(s, n) {
 				now, into = append(now, c), append(into, results[i])
 			}
 		}
