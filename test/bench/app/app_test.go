@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestGapsAreReadLineByLine(t *testing.T) {
@@ -30,7 +32,11 @@ func TestResidentMemoryIsThisProcessesOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	touched := make([]byte, 64<<20)
+	touched, err := unix.Mmap(-1, 0, 64<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(touched)
 	for i := 0; i < len(touched); i += 4096 {
 		touched[i] = 1
 	}
@@ -40,9 +46,6 @@ func TestResidentMemoryIsThisProcessesOwn(t *testing.T) {
 	}
 	if grown := after - before; grown < 60<<20 || grown > 80<<20 {
 		t.Errorf("64 MiB that were touched show as %d bytes", grown)
-	}
-	if touched[4096] != 1 {
-		t.Error("touched")
 	}
 }
 

@@ -30,7 +30,7 @@ const (
 	barGap            = 4
 	groupGap          = 36
 	plotHeight        = 260
-	legendWidth       = 190
+	legendWidth       = 250
 	legendLine        = 20
 )
 

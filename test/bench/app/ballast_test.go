@@ -1,0 +1,123 @@
+package app
+
+import (
+	"encoding/binary"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// started compiles the ballast and starts it, with a root directory of its own; it returns
+// when it answers, at the address.
+func started(t *testing.T, args ...string) (p Process, address string) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Fatal("a root directory of its own takes root")
+	}
+	root := t.TempDir()
+	program := filepath.Join(root, "ballast")
+	if out, err := exec.Command("cc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-static", "-pthread", "-o", program, "../ballast/ballast.c").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	free, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address = free.Addr().String()
+	port := free.Addr().(*net.TCPAddr).Port
+	free.Close()
+	cmd := &exec.Cmd{
+		Path: "/ballast", Args: append([]string{"ballast"}, args...), Env: []string{"PORT=" + strconv.Itoa(port)}, Dir: "/",
+		SysProcAttr: &syscall.SysProcAttr{Chroot: root},
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait() // killed
+	})
+	p = Process{cmd.Process.Pid}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if ready, err := p.Ready(); err != nil {
+			t.Fatal(err)
+		} else if ready {
+			return p, address
+		}
+		if time.Now().After(end) {
+			t.Fatal("it is not ready within a minute")
+		}
+	}
+}
+
+func TestABallastNoticesHowLongItStoodStill(t *testing.T) {
+	p, _ := started(t, "8")
+	if resident, err := p.Resident(); err != nil || resident < 8<<20 {
+		t.Errorf("8 MiB are %d bytes, %v", resident, err)
+	}
+	const stood = 300 * time.Millisecond
+	before := time.Now()
+	if err := syscall.Kill(p.PID, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(stood)
+	within := time.Now()
+	if err := syscall.Kill(p.PID, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	var gap Gap
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		over, found, err := p.Over(within.Add(-stood / 2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if gap = over; found {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("it stood still and did not write it down")
+		}
+	}
+	longest, err := p.Longest(before.Add(-time.Hour), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if gap.Length < stood || longest != gap && longest.Length < gap.Length || gap.To.Before(within) || gap.From.After(within.Add(-stood/2)) {
+		t.Errorf("stopped from %s to %s, it says %+v; the longest of its gaps is %+v", before, within, gap, longest)
+	}
+}
+
+func TestABallastAnswersAndTellsHowMuchItHasWorked(t *testing.T) {
+	_, address := started(t, "8", "work")
+	conn, err := net.Dial("tcp4", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ask := func(message string) []byte {
+		t.Helper()
+		answer := make([]byte, 8)
+		if _, err := io.WriteString(conn, message); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, answer); err != nil {
+			t.Fatal(err)
+		}
+		return answer
+	}
+	if got := string(ask("touch...")); got != "touch..." {
+		t.Errorf("it answers %q", got)
+	}
+	first := binary.LittleEndian.Uint64(ask("work...."))
+	for end := time.Now().Add(20 * time.Second); binary.LittleEndian.Uint64(ask("work....")) <= first; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it stays at %d pages", first)
+		}
+	}
+}
