@@ -44,14 +44,14 @@ type Journal interface {
 }
 
 // MemoryLimit is what a process can be limited to (debug.SetMemoryLimit) in which one
-// writer writes at a time.
-const MemoryLimit = 192 << 20
+// writer writes at a time. With what is not the heap's, an agent then stays below 256 MiB.
+const MemoryLimit = 160 << 20
 
 // Buffers that a writer holds, whatever the checkpoint's size: packs of packSize, slabs
 // of slabSize. With what it knows of blocks (known.go) this is all its memory but for
 // the lists of extents, 16 bytes for each run of blocks and for each frame.
 const (
-	packBuffers = 3 // one is filled, the others are on their way
+	packBuffers = 2 // one is filled, the other is on its way
 	slabBuffers = 6
 	packSlack   = 1 << 20 // for the last frame and the index of most packs
 )
