@@ -45,6 +45,7 @@ var measurements = []struct {
 	{"overhead", overhead},
 	{"freeze", freezes},
 	{"services", services},
+	{"elsewhere", elsewhere},
 }
 
 type bench struct {

@@ -328,7 +328,7 @@ func (s *scene) lesser(node, feature string) {
 	if err != nil {
 		s.Fatal(err)
 	}
-	file := s.T.TempDir() + "/lesser.json"
+	file := s.TempDir() + "/lesser.json"
 	if err := os.WriteFile(file, changed, 0o600); err != nil {
 		s.Fatal(err)
 	}

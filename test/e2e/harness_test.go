@@ -28,24 +28,24 @@ const patience = 60 * time.Second
 
 // scene is one test's own namespace.
 type scene struct {
-	*testing.T
+	testing.TB
 	*cluster.Cluster
 	namespace string
 }
 
 // newScene makes a namespace on the shared cluster that goes with the test.
-func newScene(t *testing.T) *scene {
+func newScene(t testing.TB) *scene {
 	t.Helper()
 	return sceneOn(t, shared)
 }
 
-func sceneOn(t *testing.T, c *cluster.Cluster) *scene {
+func sceneOn(t testing.TB, c *cluster.Cluster) *scene {
 	t.Helper()
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "e2e-"}}
 	if err := c.Create(t.Context(), namespace); err != nil {
 		t.Fatalf("making a namespace: %v", err)
 	}
-	s := &scene{T: t, Cluster: c, namespace: namespace.Name}
+	s := &scene{TB: t, Cluster: c, namespace: namespace.Name}
 	t.Cleanup(func() {
 		if t.Failed() {
 			s.describe()

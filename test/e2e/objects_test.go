@@ -236,7 +236,7 @@ func TestKernelObjectsThatCannotComeBackAreRefusedBeforeTheFreeze(t *testing.T) 
 	}
 	for _, name := range refused {
 		t.Run(name, func(t *testing.T) {
-			s := &scene{T: t, Cluster: s.Cluster, namespace: s.namespace}
+			s := &scene{TB: t, Cluster: s.Cluster, namespace: s.namespace}
 			s.waitReady(podOf(name))
 			s.verified(podOf(name), "main")
 			s.ask4Checkpoint(podOf(name), podOf(name))

@@ -77,7 +77,7 @@ func TestACheckpointThatCannotBeTakenEndsWithItsReason(t *testing.T) {
 		{
 			name: "a Pod of another namespace",
 			setUp: func(s *scene) {
-				other := newScene(s.T)
+				other := newScene(s.TB)
 				other.running(MakePod("source").Shell("main", idle).Obj())
 			},
 			says: []string{"source", "not"},

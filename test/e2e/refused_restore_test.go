@@ -127,7 +127,7 @@ func TestAPodThatIsNotTheOneThatWasCheckpointedIsInvalid(t *testing.T) {
 		t.Run(way.name, func(t *testing.T) {
 			pod := MakePod("restored").Shell("main", idle).RestoreFrom("one")
 			way.change(pod)
-			s := &scene{T: t, Cluster: s.Cluster, namespace: s.namespace}
+			s := &scene{TB: t, Cluster: s.Cluster, namespace: s.namespace}
 			if err := s.refused(s.Cluster, pod.Obj(), way.says...); !apierrors.IsInvalid(err) {
 				t.Errorf("the refusal is not Invalid: %v", err)
 			}

@@ -6,6 +6,7 @@
 //	subject share a|b    one of two containers that share memory and talk
 //	subject echo         answer whoever speaks
 //	subject dial HOST    speak to the echo there
+//	subject hold MIB     hold so much memory
 //	subject plug listen|dial PATH   hold an end of a Unix connection
 //	subject reach ADDR   print what is said at an address and port
 package main
@@ -34,6 +35,8 @@ func main() {
 		err = echo(ctx)
 	case len(os.Args) == 3 && os.Args[1] == "dial":
 		err = dial(ctx, os.Args[2])
+	case len(os.Args) == 3 && os.Args[1] == "hold":
+		err = hold(ctx, os.Args[2])
 	case len(os.Args) == 3 && os.Args[1] == "reach":
 		err = reach(os.Args[2])
 	case len(os.Args) == 4 && os.Args[1] == "plug":

@@ -22,7 +22,7 @@ type Line struct {
 }
 
 // NewLine makes a line to a server, at an IP address of this machine.
-func NewLine(t *testing.T, host, to string) *Line {
+func NewLine(t testing.TB, host, to string) *Line {
 	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {

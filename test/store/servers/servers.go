@@ -32,7 +32,7 @@ type Identity struct {
 }
 
 // NewIdentity makes the certificate of an IP address.
-func NewIdentity(t *testing.T, host string) Identity {
+func NewIdentity(t testing.TB, host string) Identity {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -64,7 +64,7 @@ func NewIdentity(t *testing.T, host string) Identity {
 }
 
 // binary is a program that the Makefile put there.
-func binary(t *testing.T, name string) string {
+func binary(t testing.TB, name string) string {
 	t.Helper()
 	path, err := filepath.Abs("../../bin/" + name) // of the tests that use this package
 	if err == nil {
@@ -90,7 +90,7 @@ type Server struct {
 }
 
 // serve starts a server and waits until it answers. It ends with the test.
-func serve(t *testing.T, s *Server) *Server {
+func serve(t testing.TB, s *Server) *Server {
 	t.Helper()
 	s.Start(t)
 	t.Cleanup(func() {
@@ -103,7 +103,7 @@ func serve(t *testing.T, s *Server) *Server {
 }
 
 // Start starts a server that was stopped, and waits until it answers.
-func (s *Server) Start(t *testing.T) {
+func (s *Server) Start(t testing.TB) {
 	t.Helper()
 	s.cmd, s.ended = exec.Command(s.Program, s.args...), make(chan struct{})
 	s.cmd.Env = append(os.Environ(), s.env...)
@@ -144,7 +144,7 @@ func (s *Server) Stop() {
 	<-s.ended
 }
 
-func freeAddress(t *testing.T, host string) string {
+func freeAddress(t testing.TB, host string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
@@ -158,7 +158,7 @@ func freeAddress(t *testing.T, host string) string {
 const Bucket = "checkpoints"
 
 // S3 starts an S3 server that has one bucket, at an IP address of this machine.
-func S3(t *testing.T, host string) (*Server, open.Config) {
+func S3(t testing.TB, host string) (*Server, open.Config) {
 	t.Helper()
 	id, root, address := NewIdentity(t, host), t.TempDir(), freeAddress(t, host)
 	if err := os.Mkdir(filepath.Join(root, Bucket), 0o700); err != nil {
@@ -183,7 +183,7 @@ const (
 
 // Registry starts Debian's docker-registry, at an IP address of this machine. file is its
 // configuration.
-func Registry(t *testing.T, host string, deletes bool) (s *Server, c open.Config, file string) {
+func Registry(t testing.TB, host string, deletes bool) (s *Server, c open.Config, file string) {
 	t.Helper()
 	id, dir, address := NewIdentity(t, host), t.TempDir(), freeAddress(t, host)
 	hash, err := bcrypt.GenerateFromPassword([]byte(Password), bcrypt.MinCost)
