@@ -10,12 +10,13 @@ import (
 	"strconv"
 	"strings"
 
+	"podstasis.dev/stasis/test/bench/freeze"
 	"podstasis.dev/stasis/test/e2e/cluster"
 )
 
 // services compares, for two services of test/zoo, the time from a Pod's creation to its
 // first answer: started as ever, and restored. A ratio of 10 is ten times as fast.
-func services(ctx context.Context, b *bench, dir string) error {
+func services(ctx context.Context, b *bench, dir string) (err error) {
 	apps := []struct{ name, figure string }{{"search", "python"}, {"shop", "jvm"}}
 	root, err := cluster.Root()
 	if err != nil {
@@ -28,10 +29,15 @@ func services(ctx context.Context, b *bench, dir string) error {
 	if err := command(ctx, root, "go", "build", "-o", "bin/zoo", "./test/zoo"); err != nil {
 		return err
 	}
+	c, err := freeze.Cluster(ctx, root)
+	defer func() { err = errors.Join(err, c.Down(context.WithoutCancel(ctx))) }()
+	if err != nil {
+		return err
+	}
 	table := filepath.Join(dir, "zoo.md")
-	cmd := exec.CommandContext(ctx, filepath.Join(root, "bin/zoo"), "-apps", strings.Join(names, ","), "-rounds", strconv.Itoa(b.rounds), "-o", table)
+	cmd := exec.CommandContext(ctx, filepath.Join(root, "bin/zoo"), "-kubeconfig", c.Kubeconfig(), "-apps", strings.Join(names, ","), "-rounds", strconv.Itoa(b.rounds), "-o", table)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = root, os.Stderr, os.Stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it takes its cluster down
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("test/zoo: %w", err)
 	}

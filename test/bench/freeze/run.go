@@ -62,7 +62,7 @@ func (h *hold) contenders() []contender {
 func Run(ctx context.Context, o Options) (report *Report, err error) {
 	h := &hold{Options: o, begun: time.Now()}
 	last := context.WithoutCancel(ctx)
-	c, err := h.cluster(ctx)
+	c, err := Cluster(ctx, o.Root)
 	if c != nil {
 		defer func() { err = errors.Join(err, c.Down(last)) }()
 	}
@@ -90,10 +90,11 @@ func Run(ctx context.Context, o Options) (report *Report, err error) {
 	return report, nil
 }
 
-// cluster makes a cluster with Stasis in it.
-func (h *hold) cluster(ctx context.Context) (*cluster.Cluster, error) {
+// Cluster makes a cluster with Stasis in it. It is there, to be taken down, also after an
+// error.
+func Cluster(ctx context.Context, root string) (*cluster.Cluster, error) {
 	cluster.Images = []string{"stasis-agent", "stasis-controller", "stasis-ballast"}
-	c, err := cluster.Up(ctx, h.Root, filepath.Join(h.Root, ".devcluster-bench"), 1)
+	c, err := cluster.Up(ctx, root, filepath.Join(root, ".devcluster-bench"), 1)
 	if err == nil {
 		_, err = c.OnNode(ctx, node, "mkdir -p "+storeMount)
 	}

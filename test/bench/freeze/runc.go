@@ -152,7 +152,6 @@ type runcTaken struct {
 	from *runcSubject
 	dir  string
 	size int64
-	mib  string
 }
 
 func (t *runcTaken) bytes() int64                 { return t.size }

@@ -16,7 +16,7 @@ import java.util.concurrent.atomic.AtomicLong;
 public class Shop {
 	record Article(int number, String name, List<Integer> related) {}
 
-	static final int ARTICLES = 200_000, WARM_UP = 150_000;
+	static final int ARTICLES = 200_000, WARM_UP = 100_000;
 	static final Map<Integer, Article> catalogue = new HashMap<>();
 	static final AtomicLong recommended = new AtomicLong();
 	static volatile String wrong;
