@@ -98,9 +98,9 @@ func readProfile(dir, container string) (profile, error) {
 		return nil, err
 	}
 	inside, all := sectionsOf(string(log))
-	whole := profile{{"runc pause", phases["freeze"]}, {outside, phases["capture"] - all}}
+	whole := profile{{"freeze", phases["freeze"]}, {outside, phases["capture"] - all}}
 	whole = append(whole, inside...)
-	return append(whole, part{"runc resume", phases["thaw"]}), nil
+	return append(whole, part{"thaw", phases["thaw"]}), nil
 }
 
 // Stats are CRIU's own figures of a capture.
