@@ -5,6 +5,7 @@ package app
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -177,12 +178,35 @@ func parseGaps(text string) ([]Gap, error) {
 	return gaps, nil
 }
 
-// Longest returns the longest of the process's gaps that began and ended in between.
+// Flush has the process write down what it knows, and waits for it.
+func (p Process) Flush(ctx context.Context) error {
+	asked := time.Now()
+	if err := syscall.Kill(p.PID, syscall.SIGUSR1); err != nil {
+		return fmt.Errorf("ask process %d for its gaps: %w", p.PID, err)
+	}
+	for {
+		gaps, err := p.Gaps()
+		if err != nil {
+			return err
+		}
+		if len(gaps) > 0 && gaps[len(gaps)-1].To.After(asked) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("process %d does not write down its gaps: %w", p.PID, context.Cause(ctx))
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// Longest returns the longest of the process's gaps that a time has a part of: on a busy
+// machine one may have begun a little before.
 func (p Process) Longest(after, before time.Time) (Gap, error) {
 	gaps, err := p.Gaps()
 	var longest Gap
 	for _, g := range gaps {
-		if !g.From.Before(after) && !g.To.After(before) && g.Length > longest.Length {
+		if g.To.After(after) && g.From.Before(before) && g.Length > longest.Length {
 			longest = g
 		}
 	}

@@ -178,6 +178,9 @@ func roundIn(ctx context.Context, s Shape, results []*Result, contenders []conte
 func settled(ctx context.Context, from subject) error {
 	for _, p := range from.processes() {
 		err := eventually(ctx, "a program has filled its memory", func() (bool, error) { return p.Ready() })
+		if err == nil {
+			err = p.Flush(ctx) // it looks at the clocks
+		}
 		if err != nil {
 			return err
 		}
@@ -195,10 +198,12 @@ func measureCheckpoint(ctx context.Context, s Shape, to *Result, c contender, fr
 		return nil, err
 	}
 	ready := time.Now()
-	time.Sleep(100 * time.Millisecond) // for who was thawed at the very end
 	var longest time.Duration
 	for _, p := range from.processes() {
-		gap, err := p.Longest(begun, time.Now())
+		if err := p.Flush(ctx); err != nil {
+			return t, err
+		}
+		gap, err := p.Longest(begun, ready)
 		if err != nil {
 			return t, err
 		}

@@ -260,6 +260,9 @@ func throughputOf(ctx context.Context, c contender, from *podSubject, address st
 	if err := t.remove(ctx); err != nil {
 		return 0, err
 	}
+	if err := from.found[0].Flush(ctx); err != nil {
+		return 0, err
+	}
 	gap, err := from.found[0].Longest(begun, ready)
 	if err != nil {
 		return 0, err
