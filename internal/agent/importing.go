@@ -22,6 +22,7 @@ import (
 
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/archive"
+	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/criservice"
 )
 
@@ -239,6 +240,9 @@ func (i *imports) take(ctx context.Context, pcp *v1alpha1.PodCheckpoint) (rec *r
 	unpacked, err := archive.Unpack(ctx, f, root, archive.Limits{Bytes: limit})
 	if err != nil {
 		return nil, err
+	}
+	if e := unpacked.Manifest.Engine.Name; e != criu.Name {
+		return nil, fmt.Errorf("%w: it is of the engine %.80q, whose images nobody can look into: what restored processes would be given cannot be compared with what their containers may have; only CRIU's are brought in", archive.ErrInvalid, e)
 	}
 	if rec, err = i.ops.imported(pcp, unpacked); err != nil {
 		return nil, err

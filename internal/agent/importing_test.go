@@ -33,6 +33,11 @@ const importPath = "/v1/imports/" + string(pcpUID)
 // object that it was exported with.
 func exportOf(t *testing.T, change ...func(*v1alpha1.PodCheckpoint)) []byte {
 	t.Helper()
+	return exportOfEngine(t, "criu", change...)
+}
+
+func exportOfEngine(t *testing.T, engine string, change ...func(*v1alpha1.PodCheckpoint)) []byte {
+	t.Helper()
 	dir := t.TempDir()
 	if err := os.MkdirAll(dir+"/containers/a/criu", 0o700); err != nil {
 		t.Fatal(err)
@@ -41,7 +46,7 @@ func exportOf(t *testing.T, change ...func(*v1alpha1.PodCheckpoint)) []byte {
 		t.Fatal(err)
 	}
 	m := &checkpoint.Manifest{
-		Engine: checkpoint.Program{Name: "criu", Version: "4.2\x1b[31m"}, Platform: checkpoint.Platform{OS: "linux", Architecture: "amd64"},
+		Engine: checkpoint.Program{Name: engine, Version: "4.2\x1b[31m"}, Platform: checkpoint.Platform{OS: "linux", Architecture: "amd64"},
 		Containers: []checkpoint.Container{{Name: "a"}}, FreezeDuration: 120 * time.Millisecond,
 	}
 	digest, err := checkpoint.Seal(t.Context(), dir, m)
@@ -233,6 +238,7 @@ func TestArchivesThatCannotBeImportedEndTheirObjectWithTheReason(t *testing.T) {
 		"another digest": {func(t *testing.T) []byte { return exportOf(t) },
 			func(pcp *v1alpha1.PodCheckpoint) { pcp.Spec.Import.Digest = "sha256:" + strings.Repeat("0", 64) }, "spec.import.digest"},
 		"no archive": {func(t *testing.T) []byte { return bytes.Repeat([]byte("x"), 4096) }, nil, "not a checkpoint archive"},
+		"an engine whose images cannot be looked into": {func(t *testing.T) []byte { return exportOfEngine(t, "gvisor") }, nil, "only CRIU's are brought in"},
 		"another Pod": {func(t *testing.T) []byte { return exportOf(t) },
 			func(pcp *v1alpha1.PodCheckpoint) { pcp.Spec.SourcePodName = "other" }, `sourcePodName`},
 		"a selection of the Pod for all": {func(t *testing.T) []byte {
