@@ -3,7 +3,7 @@
 // ordinary tools do with the same bytes in the same run, and how much memory that takes.
 //
 //	make bench
-//	make bench ONLY='increment|memory'
+//	make bench BENCH='increment|memory'
 //
 // Each figure is a line "bench: NAME VALUE UNIT". Ratios are what to go by: the machine
 // is in both of their sides.
