@@ -22,8 +22,8 @@ import (
 
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/archive"
-	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/criservice"
+	"podstasis.dev/stasis/internal/engine/criu"
 )
 
 const (

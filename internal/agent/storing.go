@@ -422,6 +422,8 @@ func (s *store) removeStoring(uid types.UID) error {
 	return nil
 }
 
+// read reads the journal. One that nobody can read any more is as none: what it named is
+// written again, and collected where no checkpoint uses it.
 func (j *storeJournal) read() (storeJournalFile, error) {
 	var f storeJournalFile
 	data, err := os.ReadFile(j.store.storingPath(j.uid))
@@ -430,7 +432,12 @@ func (j *storeJournal) read() (storeJournalFile, error) {
 	} else if err != nil {
 		return f, err
 	}
-	return f, json.Unmarshal(data, &f)
+	if json.Unmarshal(data, &f) == nil {
+		if _, _, err := f.decode(); err == nil {
+			return f, nil
+		}
+	}
+	return storeJournalFile{}, nil
 }
 
 // Read implements store.Journal.
@@ -441,6 +448,10 @@ func (j *storeJournal) Read() (packs []checkpointstore.Pack, root *checkpointsto
 	if err != nil {
 		return nil, nil, err
 	}
+	return f.decode()
+}
+
+func (f *storeJournalFile) decode() (packs []checkpointstore.Pack, root *checkpointstore.ID, err error) {
 	for _, p := range f.Packs {
 		id, err := checkpointstore.ParseID(p.ID)
 		if err != nil {

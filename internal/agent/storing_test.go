@@ -182,6 +182,28 @@ func TestAJournalOfWhatIsStoredIsReadBack(t *testing.T) {
 	}
 }
 
+func TestAJournalThatNobodyCanReadKeepsNothingFromBeingStored(t *testing.T) {
+	s, err := openStore(filepath.Join(t.TempDir(), "stasis"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"", "{", `{"packs":[{"id":"x","size":1}]}`, `{"root":"x"}`} {
+		if err := os.WriteFile(s.storingPath("u"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		j := &storeJournal{store: s, uid: "u"}
+		if packs, root, err := j.Read(); err != nil || len(packs) != 0 || root != nil {
+			t.Errorf("%q: %v, %v, %v", text, packs, root, err)
+		}
+		if err := j.SetRoot(checkpointstore.ID{3}); err != nil {
+			t.Fatal(err)
+		}
+		if _, root, err := j.Read(); err != nil || root == nil {
+			t.Errorf("%q, and then a root: %v, %v", text, root, err)
+		}
+	}
+}
+
 func TestACheckpointThatIsStoredSaysWhatItSharesWithTheOneBefore(t *testing.T) {
 	second := storedPCP()
 	second.Name, second.UID = "cp2", "uid-of-cp2"
