@@ -32,7 +32,4 @@ var gvisor = []mutant{
 	{"a guard that knows nothing of gVisor", "internal/ociruntime/ociruntime.go",
 		`slog.New(slog.NewTextHandler(os.Stderr, nil)), thawGVisor)`, `slog.New(slog.NewTextHandler(os.Stderr, nil)))`,
 		node, "test/cri", "TestAPodOfGVisorWhoseCheckpointIsInterruptedByTheAgentsDeathGoesOn"},
-	{"a sandbox of gVisor that runs while its volumes are copied", "internal/engine/gvisor/checkpoint.go",
-		`	if _, err := e.pauses.Run(whole, p, "pause", s.ID); err != nil {`, `	if err := context.Cause(whole); err != nil {`,
-		node, "test/cri", "TestContainersOfGVisorThatShareAVolumeAreCapturedAtOneMoment"},
 }
