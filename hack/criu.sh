@@ -121,6 +121,8 @@ build() {
 		trap '' XFSZ
 		# Stasis sets this to restore a container whose Pod's System V shared memory is there.
 		preload=\${STASIS_JOIN_SHM:+\$prefix/lib/stasis-joinshm.so}
+		# And this to capture processes without their memory.
+		preload=\${STASIS_NO_PAGES:+\$prefix/lib/stasis-nopages.so}\$preload
 		exec "\$prefix/lib/$linker" --inhibit-cache --library-path "\$prefix/lib" \${preload:+--preload "\$preload"} --argv0 criu "\$prefix/libexec/criu" "\$@"
 	EOF
 	chmod 0755 "$tree/bin/criu"

@@ -32,6 +32,7 @@ import (
 	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/engine/criu/adapt"
+	"podstasis.dev/stasis/internal/engine/criu/cow"
 	"podstasis.dev/stasis/internal/engine/criu/privileges"
 	"podstasis.dev/stasis/internal/engine/gvisor"
 	"podstasis.dev/stasis/internal/hostns"
@@ -166,7 +167,10 @@ var errGuardEnded = errors.New("the guard has ended: without it this agent's dea
 // prepareEngine makes the engine, thaws what an agent before this one may have
 // left frozen, and only then looks at whether the node is fit.
 func (d *daemon) prepareEngine(ctx context.Context) error {
-	d.engine = criu.New(criu.Config{Host: d.host, RunDir: d.RunDir, Log: d.Log, Stage: d.stages.report, CheckConnections: adapt.CheckConnections})
+	d.engine = criu.New(criu.Config{
+		Host: d.host, RunDir: d.RunDir, Log: d.Log, Stage: d.stages.report, CheckConnections: adapt.CheckConnections,
+		COWHelper: filepath.Join(nodeinstall.HostPrefix, "bin", cow.HelperName),
+	})
 	d.engines = engine.Engines{d.engine, gvisor.New(gvisor.Config{
 		Host: d.host, RunDir: d.RunDir, Runsc: filepath.Join(nodeinstall.HostPrefix, "bin", nodeapi.RunscName), Log: d.Log, Stage: d.stages.report,
 	})}

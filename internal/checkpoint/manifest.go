@@ -31,8 +31,16 @@ type Manifest struct {
 	// the last one is thawed.
 	FreezeDuration time.Duration `json:"freezeDurationNanoseconds"`
 	Phases         []Phase       `json:"phases"`
+	// Capture says how memory was captured; unknown in older checkpoints.
+	Capture *Capture `json:"capture,omitempty"`
 	// Files lists every file of the directory but the manifest, sorted by path.
 	Files []File `json:"files"`
+}
+
+// Capture is how the memory of the processes was captured.
+type Capture struct {
+	Mode   string `json:"mode"`             // the engine's word: CRIU's are plain and cow
+	Reason string `json:"reason,omitempty"` // why not the mode that the engine prefers
 }
 
 // Program is a program and the version that it gave of itself.

@@ -90,7 +90,7 @@ func (s *Service) Examine(ctx context.Context, in *runtimeapi.CheckpointPodReque
 		x.Problems = append(x.Problems, err.Error())
 		return x, nil
 	}
-	if x.Estimate, err = by.Estimate(ctx, sandbox); err != nil {
+	if x.Estimate, err = by.Estimate(ctx, sandbox, in.Options); err != nil {
 		return x, err
 	}
 	release, err := s.fits(x.Estimate, in)
@@ -117,7 +117,7 @@ func (s *Service) Look(ctx context.Context, sandboxID string, containerIDs []str
 // admit refuses, before anything is frozen, a checkpoint that would keep the Pod
 // frozen for longer than its budget (P14), or for which there is no room (P32).
 func (s *Service) admit(ctx context.Context, by engine.Engine, sandbox engine.Sandbox, in *runtimeapi.CheckpointPodRequest) (release func(), err error) {
-	expected, err := by.Estimate(ctx, sandbox)
+	expected, err := by.Estimate(ctx, sandbox, in.Options)
 	if err != nil {
 		return nil, err
 	}

@@ -102,8 +102,8 @@ type Engine interface {
 	CheckOptions(options map[string]string) error
 
 	// Estimate looks at how much there is to capture, and says how long that takes
-	// by what earlier checkpoints took.
-	Estimate(ctx context.Context, sandbox Sandbox) (Estimate, error)
+	// by what earlier checkpoints took. The options bear on that.
+	Estimate(ctx context.Context, sandbox Sandbox, options map[string]string) (Estimate, error)
 
 	// Examine looks for what a checkpoint would be refused for, and for what would not
 	// come back, without freezing anything.

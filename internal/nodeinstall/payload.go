@@ -25,6 +25,7 @@ var links = map[string]string{
 	"criu":               "../criu/bin/criu",
 	"stasis-freeze-hook": "stasis-runtime", // a program knows its parts by its name
 	"stasis-guard":       "stasis-restore",
+	"stasis-cow":         "stasis-restore",
 	nodeapi.RunscName:    "stasis-restore",
 }
 

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"podstasis.dev/stasis/internal/engine/criu"
+	"podstasis.dev/stasis/internal/engine/criu/cow"
 	"podstasis.dev/stasis/internal/layer"
 	"podstasis.dev/stasis/internal/nodeapi"
 	"podstasis.dev/stasis/internal/ociruntime/aside"
@@ -86,6 +87,8 @@ func Main(ctx context.Context, executable string, args []string) error {
 			return fmt.Errorf("%s is started by the Stasis agent, with its run directory", criu.GuardName)
 		}
 		return criu.RunGuard(ctx, args[1], os.Stdin, os.Stdout, slog.New(slog.NewTextHandler(os.Stderr, nil)), thawGVisor)
+	case cow.HelperName:
+		return cow.Serve(os.Stdin, os.Stdout, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	}
 	in := aside.Parse(args[1:])
 	run := run

@@ -19,6 +19,7 @@ import (
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine"
+	"podstasis.dev/stasis/internal/engine/criu/cow"
 	"podstasis.dev/stasis/internal/platform/thisnode"
 	"podstasis.dev/stasis/internal/published"
 )
@@ -76,6 +77,9 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 	}
 	defer e.removeWork(s.ID)
 	w := window{sandbox: s, dir: dir, budget: budget, targets: targets, volumes: volumes}
+	if w.plan, err = e.planCapture(s, options); err != nil {
+		return nil, err
+	}
 	if w.trees, err = e.beginTrees(ctx, w); err != nil {
 		return nil, err
 	}
@@ -88,12 +92,18 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 			return nil, err
 		}
 		clock.end("prepare")
-		err := e.capture(ctx, w, m, &clock)
-		if err == nil {
-			err = e.checkCut(ctx, w)
-		}
+		err := e.captureOnce(ctx, w, m, &clock)
 		if err == nil {
 			break
+		}
+		if errors.Is(err, cow.ErrComplete) {
+			e.wroteMemory.Store(true)
+		}
+		if errors.Is(err, errCOW) && !w.plan.forced {
+			e.log.InfoContext(ctx, "memory is captured plainly", "sandbox", s.ID, "because", err)
+			w.plan = plan{mode: CapturePlain, reason: err.Error(), memory: w.plan.memory}
+			clock.done = nil
+			continue
 		}
 		if !passing(err) || attempt == captureAttempts {
 			return nil, err
@@ -106,6 +116,7 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 	}
 	clock.end("archive")
 	m.Phases = clock.done
+	m.Capture = &checkpoint.Capture{Mode: w.plan.mode, Reason: w.plan.reason}
 	err = e.host.Do(func() error {
 		for _, t := range targets {
 			if err := armTimers(filepath.Join(t.dir, imagesDir)); err != nil {
@@ -120,14 +131,42 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 	if err := e.keepReports(targets); err != nil {
 		return nil, err
 	}
-	e.learn(dir, m.FreezeDuration)
+	e.learn(dir, w.plan, m.FreezeDuration)
 	return m, nil
+}
+
+// captureOnce is one attempt: the freeze window, and what comes after it.
+func (e *Engine) captureOnce(ctx context.Context, w window, m *checkpoint.Manifest, clock *phases) (err error) {
+	if w.plan.mode == CaptureCOW {
+		if w.helper, err = e.startHelper(ctx); err != nil {
+			return err
+		}
+		defer func() {
+			w.helper.leave()
+			if err != nil {
+				err = errors.Join(err, wrap(e.cleanCOW(), "collect what is left of a capture"))
+			}
+		}()
+	}
+	if err := e.capture(ctx, w, m, clock); err != nil {
+		return err
+	}
+	if err := e.checkCut(ctx, w); err != nil {
+		return err
+	}
+	if w.helper == nil {
+		return nil
+	}
+	_, err = w.helper.finish(ctx)
+	clock.end("memory")
+	return err
 }
 
 // passing says whether an error is one that another attempt may not meet.
 func passing(err error) bool {
 	var late *lateStrays
-	return errors.As(err, &late) || errors.Is(err, ErrTorn)
+	var between *spawning
+	return errors.As(err, &late) || errors.As(err, &between) || errors.Is(err, ErrTorn)
 }
 
 // checkCut looks at what has been captured: is it of one moment?
@@ -150,6 +189,8 @@ type window struct {
 	targets []target
 	volumes []volume
 	trees   []*tree
+	plan    plan
+	helper  *helper // with CaptureCOW
 }
 
 // prepare does everything that can be done while the Pod runs.
@@ -279,8 +320,14 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 	defer stop()
 	var capturing <-chan error // what goes on although ctx has ended
 	defer func() {
+		if w.helper != nil && err != nil {
+			w.helper.leave() // it may hold processes
+		}
 		err = errors.Join(err, e.letGo(context.WithoutCancel(ctx), entry, err != nil))
 		m.FreezeDuration = time.Since(began)
+		if w.helper != nil && err == nil {
+			m.FreezeDuration = w.helper.ran.Sub(began)
+		}
 		clock.end("thaw")
 		e.tell(w, engine.Stage{Name: engine.StageStoring, Frozen: m.FreezeDuration})
 		if capturing != nil {
@@ -302,6 +349,9 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 	if err := lookForLate(w.sandbox.Containers); err != nil {
 		return err
 	}
+	if err := lookForSpawning(w.sandbox.Containers); err != nil {
+		return err
+	}
 	if capturing, err = e.captureFrozen(ctx, w); err != nil {
 		// An exec that was under way when its container froze can get there during
 		// the capture: then that is what CRIU stumbled on.
@@ -312,6 +362,12 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 		return err
 	}
 	clock.end("capture")
+	if w.helper != nil {
+		if err := e.fork(ctx, w); err != nil {
+			return err
+		}
+		clock.end("fork")
+	}
 	return nil
 }
 
@@ -429,7 +485,7 @@ func (e *Engine) captureFrozen(ctx context.Context, w window) (going <-chan erro
 	inner, cancel := context.WithCancelCause(ctx)
 	var jobs []func() error
 	for _, t := range w.targets {
-		jobs = append(jobs, func() error { return e.dump(inner, w.sandbox.ID, t) })
+		jobs = append(jobs, func() error { return e.dump(inner, w, t) })
 	}
 	for _, t := range w.trees {
 		jobs = append(jobs, func() error { return e.takeTree(inner, t) })
@@ -482,11 +538,15 @@ func firstCauses(err error) error {
 }
 
 // dump lets CRIU write a frozen container's processes.
-func (e *Engine) dump(ctx context.Context, sandboxID string, t target) error {
+func (e *Engine) dump(ctx context.Context, w window, t target) error {
+	var env []string
+	if w.helper != nil {
+		env = append(env, noPagesEnv+"=1")
+	}
 	// Connections that nobody has accepted yet (a probe's that came while the
 	// container was frozen) are left out: CRIU cannot capture them, and their other
 	// ends are connected to the source, which goes on. runc knows the flag since 1.3.
-	out, err := e.runtimeCapturing(ctx, sandboxID, t.Runtime, "checkpoint",
+	out, err := e.runtimeCapturingWith(ctx, env, w.sandbox.ID, t.Runtime, "checkpoint",
 		"--leave-running", "--tcp-established", "--tcp-skip-in-flight", "--file-locks",
 		"--image-path", filepath.Join(t.dir, imagesDir),
 		"--work-path", t.workDir,

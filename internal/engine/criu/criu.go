@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"podstasis.dev/stasis/internal/checkpoint"
@@ -35,6 +36,9 @@ type Config struct {
 	// journal of frozen sandboxes and CRIU's logs are kept below it.
 	RunDir string
 	Log    *slog.Logger
+	// COWHelper is the program that captures memory copy-on-write (cow.HelperName), on the
+	// host; empty if there is none.
+	COWHelper string
 	// Stage, if set, is told how far the checkpoint of a sandbox is. It is called
 	// while the Pod stands still and must not wait.
 	Stage func(sandboxID string, stage engine.Stage)
@@ -55,8 +59,13 @@ type Engine struct {
 	runDir  string
 	workDir string
 	pace    pace
-	log     *slog.Logger
-	stage   func(sandboxID string, stage engine.Stage)
+	cowPace pace // of captures whose memory is not in the freeze window
+
+	cowHelper string
+	// wroteMemory says that CRIU has written memory although it was not to.
+	wroteMemory atomic.Bool
+	log         *slog.Logger
+	stage       func(sandboxID string, stage engine.Stage)
 
 	checkConnections func(ctx context.Context, imageDirs map[string]string) error
 }
@@ -72,6 +81,8 @@ func New(c Config) *Engine {
 		workDir: c.RunDir + "/work",
 		log:     c.Log,
 		stage:   c.Stage,
+
+		cowHelper: c.COWHelper,
 
 		checkConnections: c.CheckConnections,
 	}
@@ -133,11 +144,16 @@ func older(version string, than [2]int) bool {
 	return err != nil || v[0] < than[0] || v[0] == than[0] && v[1] < than[1]
 }
 
-// CheckOptions refuses what is not common to all engines: this one has no options
-// of its own yet.
+// CheckOptions refuses options that are neither common to all engines nor this one's.
 func (e *Engine) CheckOptions(options map[string]string) error {
-	for key := range options {
-		if key != engine.OptionFreezeBudget {
+	for key, value := range options {
+		switch key {
+		case engine.OptionFreezeBudget:
+		case OptionCapture:
+			if value != CapturePlain && value != CaptureCOW {
+				return fmt.Errorf("%w: %s=%q: choose %s or %s, or leave it out", engine.ErrOption, key, value, CapturePlain, CaptureCOW)
+			}
+		default:
 			return fmt.Errorf("%w: the CRIU engine does not know %q", engine.ErrOption, key)
 		}
 	}
@@ -190,6 +206,9 @@ func (e *Engine) ThawLeftovers(ctx context.Context) error {
 	var errs []error
 	for _, entry := range entries {
 		errs = append(errs, e.thawLeftover(ctx, entry))
+	}
+	if err := e.cleanCOW(); err != nil {
+		e.log.WarnContext(ctx, "what killed captures left among the children of processes could not be collected", "error", err)
 	}
 	if err := e.host.Do(func() error { return os.RemoveAll(e.workDir) }); err != nil {
 		e.log.WarnContext(ctx, "the engine's log files of killed captures could not be removed", "error", err)

@@ -22,7 +22,7 @@ import (
 )
 
 // Estimate implements engine.Engine.
-func (e *Engine) Estimate(ctx context.Context, s engine.Sandbox) (engine.Estimate, error) {
+func (e *Engine) Estimate(ctx context.Context, s engine.Sandbox, options map[string]string) (engine.Estimate, error) {
 	pids, err := processesOf(s.Containers)
 	if err != nil {
 		return engine.Estimate{}, err
@@ -71,6 +71,14 @@ func (e *Engine) Estimate(ctx context.Context, s engine.Sandbox) (engine.Estimat
 	// Files of a tmpfs that processes have mapped are archived, not captured with
 	// the memory.
 	total := memory + max(0, shared-onMemory) + files
+	how, err := e.planCapture(s, options)
+	if err != nil {
+		return engine.Estimate{}, err
+	}
+	if how.mode == CaptureCOW {
+		forks := time.Duration(forking(memory))
+		return engine.Estimate{Bytes: total, Freeze: e.cowPace.expect(total-memory) + forks.Round(time.Millisecond)}, nil
+	}
 	return engine.Estimate{Bytes: total, Freeze: e.pace.expect(total)}, nil
 }
 
@@ -227,13 +235,17 @@ func median(samples []sample, now time.Time, unknown float64) float64 {
 }
 
 // learn notes how long a checkpoint took that lies in dir.
-func (e *Engine) learn(dir string, frozen time.Duration) {
+func (e *Engine) learn(dir string, how plan, frozen time.Duration) {
 	var size int64
 	err := e.host.Do(func() (err error) {
 		size, err = treeSize(context.Background(), dir)
 		return err
 	})
-	if err == nil {
+	switch {
+	case err != nil:
+	case how.mode == CaptureCOW:
+		e.cowPace.learn(max(0, size-how.memory), max(0, frozen-time.Duration(forking(how.memory))))
+	default:
 		e.pace.learn(size, frozen)
 	}
 }

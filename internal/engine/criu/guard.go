@@ -124,7 +124,9 @@ func RunGuard(ctx context.Context, runDir string, in io.Reader, ready io.WriteCl
 		err = e.thawAll(ctx, entries)
 	}
 	wg.Wait()
-	return errors.Join(append(errs, err)...)
+	// The helpers see for themselves that the agent is gone; this is for those that were
+	// killed with it.
+	return errors.Join(append(errs, err, e.cleanCOW())...)
 }
 
 // thawAll thaws what an earlier agent left.

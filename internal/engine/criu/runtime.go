@@ -29,9 +29,14 @@ func (e *Engine) runtime(ctx context.Context, r engine.Runtime, args ...string) 
 // that it is found then. CRIU mounts cgroup hierarchies for moments; what a killed one
 // leaves mounted is not the host's. When ctx ends it ends in good order.
 func (e *Engine) runtimeCapturing(ctx context.Context, sandboxID string, r engine.Runtime, args ...string) (hostns.Output, error) {
+	return e.runtimeCapturingWith(ctx, nil, sandboxID, r, args...)
+}
+
+// runtimeCapturingWith adds to the environment, which CRIU inherits.
+func (e *Engine) runtimeCapturingWith(ctx context.Context, env []string, sandboxID string, r engine.Runtime, args ...string) (hostns.Output, error) {
 	return e.call(ctx, hostns.Command{
 		Name: r.Binary, Args: args,
-		Env: []string{captureEnv + "=" + sandboxID},
+		Env: append([]string{captureEnv + "=" + sandboxID}, env...),
 		Interrupt: func() time.Duration {
 			// Who cannot be asked is killed when the time is up.
 			if err := interruptCapture(sandboxID); err != nil {

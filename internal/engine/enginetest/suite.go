@@ -109,7 +109,7 @@ func examines(t *testing.T, c Config) {
 	if x, err := c.Engine.Examine(within(t), s.Sandbox); err != nil || len(x.Problems) > 0 {
 		t.Errorf("problems %q, %v", x.Problems, err)
 	}
-	if e, err := c.Engine.Estimate(within(t), s.Sandbox); err != nil || e.Bytes <= 0 || e.Freeze <= 0 {
+	if e, err := c.Engine.Estimate(within(t), s.Sandbox, nil); err != nil || e.Bytes <= 0 || e.Freeze <= 0 {
 		t.Errorf("the estimate is %+v, %v", e, err)
 	}
 	countsOn(t, s)

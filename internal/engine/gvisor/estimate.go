@@ -19,7 +19,7 @@ import (
 // Estimate implements engine.Engine. The sandbox's memory is what its cgroup is charged
 // for, without the files that the kernel keeps for it; the containers' writable layers are
 // part of it or of files that the sandbox saves too.
-func (e *Engine) Estimate(ctx context.Context, s engine.Sandbox) (engine.Estimate, error) {
+func (e *Engine) Estimate(ctx context.Context, s engine.Sandbox, _ map[string]string) (engine.Estimate, error) {
 	var total int64
 	err := e.Host.Do(func() error {
 		memory, err := memoryOf(s.Containers[0].PID)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,12 +36,36 @@ type Request struct {
 type Container struct {
 	Name   string `json:"name"`
 	Images string `json:"images"` // CRIU's
-	// PIDs are its processes, as the host numbers them.
-	PIDs []int `json:"pids"`
-	// Freezer is the file of its cgroup that lets it go when Thaw is written to it; none
-	// for processes that do not stand still.
+	// Freezer is the file of its cgroup that lets it go when Thaw is written to it.
 	Freezer string `json:"freezer,omitempty"`
 	Thaw    string `json:"thaw,omitempty"`
+	// PIDs are its processes, as the host numbers them, where there is no cgroup.
+	PIDs []int `json:"pids,omitempty"`
+}
+
+// members lists the processes of a container.
+func (c Container) members() (pids []int, err error) {
+	if c.Freezer == "" {
+		return c.PIDs, nil
+	}
+	err = filepath.WalkDir(filepath.Dir(c.Freezer), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Name() != "cgroup.procs" {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for field := range strings.FieldsSeq(string(data)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+			pids = append(pids, pid)
+		}
+		return nil
+	})
+	return pids, err
 }
 
 // process is one whose memory is captured.
@@ -114,8 +139,12 @@ func (c *capture) attach() error {
 
 // find joins a container's images with its processes.
 func (c *capture) find(container Container) ([]*process, error) {
+	members, err := container.members()
+	if err != nil {
+		return nil, err
+	}
 	inner := map[int]int{}
-	for _, pid := range container.PIDs {
+	for _, pid := range members {
 		id, err := innerPID(pid)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue

@@ -261,7 +261,7 @@ func captureAll(t *testing.T, containers ...Container) error {
 	go func() {
 		runtime.LockOSThread()
 		c := capture{request: Request{Sandbox: "s", Containers: containers}, log: slog.New(slog.DiscardHandler)}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		_, err := c.run(ctx, func() error { return nil })
 		done <- err

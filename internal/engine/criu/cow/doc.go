@@ -9,5 +9,5 @@
 // that it holds and kills the children. A process that is let go while it executes what
 // was put into it finishes that by itself and goes on where it was (see stub).
 //
-// The helper imports little: it is stasis-runtime under another name.
+// The helper is stasis-restore under another name.
 package cow

@@ -8,9 +8,13 @@ import (
 	"io"
 	"log/slog"
 	"os/signal"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
+
+// HelperName is the name under which stasis-runtime is the helper.
+const HelperName = "stasis-cow"
 
 // What the helper says.
 const (
@@ -80,10 +84,11 @@ func failed(err error) Message {
 // errLeft says that whoever asked has given up, or is gone.
 var errLeft = errors.New("whoever asked for it has gone")
 
-// Serve is the helper: it reads one request, and does it. It has to be called on a
-// thread that lives as long as the process. When in ends early, everything is undone.
+// Serve is the helper: it reads one request, and does it.
+// When in ends early, everything is undone.
 func Serve(in io.Reader, out io.Writer, log *slog.Logger) error {
 	// Who reads may be gone: that must not end the helper.
+	runtime.LockOSThread()
 	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGTERM, unix.SIGINT)
 	say := json.NewEncoder(out)
 	if err := say.Encode(Message{Says: Ready}); err != nil {

@@ -1,0 +1,79 @@
+package cri_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstasis.dev/stasis/internal/checkpoint"
+)
+
+// hammer describes a container that runs test/cri/hammer.
+func (n *node) hammer(t *testing.T, name string, mebibytes int) *runtimeapi.ContainerConfig {
+	t.Helper()
+	built, program := filepath.Join(t.TempDir(), "hammer"), filepath.Join(n.directory(t), "hammer")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", built, "./hammer")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v: %s", build, err, out)
+	}
+	data, err := os.ReadFile(built)
+	must(t, err)
+	must(t, n.host.Do(func() error { return os.WriteFile(program, data, 0o755) }))
+	c := container(name, "", &runtimeapi.Mount{HostPath: program, ContainerPath: "/bin/hammer", Readonly: true})
+	c.Command = []string{"/bin/hammer", strconv.Itoa(mebibytes)}
+	return c
+}
+
+// rounds waits until a hammer has done some more rounds, and nothing is wrong with it.
+func (p *pod) rounds(t *testing.T, container string, more int) {
+	t.Helper()
+	last, first := 0, -1
+	eventually(t, fmt.Sprintf("container %s does %d rounds", container, more), func() bool {
+		for _, line := range p.lines(t, container) {
+			if strings.HasPrefix(line, "BROKEN") {
+				t.Fatalf("container %s: %s", container, line)
+			}
+			fmt.Sscanf(line, "round %d", &last)
+		}
+		if first < 0 {
+			first = last
+		}
+		return last >= first+more
+	})
+}
+
+// checkpointWith captures the Pod with options of the engine.
+func (p *pod) checkpointWith(t *testing.T, options map[string]string) (dir string, m *checkpoint.Manifest) {
+	t.Helper()
+	in := p.checkpointRequest(t)
+	in.Options = options
+	_, err := p.node.stasis.CheckpointPod(testContext(t), in)
+	must(t, err)
+	m, err = verify(p.node, in.OutputPath)
+	must(t, err)
+	return in.OutputPath, m
+}
+
+func TestMemoryThatIsReadWhileThePodRunsIsThatOfTheFreeze(t *testing.T) {
+	p := theNode.run(t, "", theNode.hammer(t, "a", 64), theNode.hammer(t, "b", 32))
+	p.rounds(t, "a", 3)
+	p.rounds(t, "b", 3)
+	dir, m := p.checkpointWith(t, map[string]string{"capture": "cow"})
+	if m.Capture == nil || m.Capture.Mode != "cow" {
+		t.Fatalf("it was captured %+v", m.Capture)
+	}
+	t.Logf("frozen %v, %+v", m.FreezeDuration, m.Phases)
+	p.rounds(t, "a", 3)
+	restored := theNode.restore(t, dir, p.configs...)
+	for _, container := range []string{"a", "b"} {
+		restored.rounds(t, container, 5)
+		p.rounds(t, container, 5)
+	}
+}
