@@ -101,6 +101,8 @@ type capture struct {
 	log       *slog.Logger
 	processes []*process
 	record    record
+	// settled, if set, is called before memory is read: tests have things happen then.
+	settled func()
 }
 
 // attach finds out what is to be read, and has all threads stop as soon as they are let
@@ -160,6 +162,9 @@ func (c *capture) find(container Container) ([]*process, error) {
 	var all []*process
 	for _, id := range ids {
 		pid, there := inner[id]
+		if _, err := os.Stat(filepath.Join(container.Images, fmt.Sprintf("mm-%d.img", id))); errors.Is(err, fs.ErrNotExist) {
+			continue // it had ended, and has no memory
+		}
 		if !there {
 			return nil, fmt.Errorf("%w: process %d of the images is not there", ErrUnfit, id)
 		}
@@ -168,10 +173,7 @@ func (c *capture) find(container Container) ([]*process, error) {
 			return nil, err
 		}
 		if s.state == 'Z' {
-			if threads, err := threadsOf(pid); err == nil && len(threads) > 1 {
-				return nil, fmt.Errorf("%w: the first thread of process %d has ended", ErrUnfit, pid)
-			}
-			continue // it has no memory
+			return nil, fmt.Errorf("%w: the first thread of process %d has ended", ErrUnfit, pid)
 		}
 		p := &process{container: container.Name, dir: container.Images, pid: pid, start: s.start, inner: id}
 		if p.old, err = readPagemap(p.dir, id); err != nil {

@@ -179,6 +179,11 @@ func readCaptured(t *testing.T, dir string, pid int) captured {
 	must(t, err)
 	p, err := readPagemap(dir, inner)
 	must(t, err)
+	return readPages(t, dir, p)
+}
+
+func readPages(t *testing.T, dir string, p pagemap) captured {
+	t.Helper()
 	pages, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("pages-%d.img", p.id)))
 	must(t, err)
 	return captured{p.runs, pages}
@@ -301,3 +306,5 @@ func noChildren(t *testing.T, pid int) {
 		}
 	}
 }
+
+func writeText(file, text string) error { return os.WriteFile(file, []byte(text), 0o600) }

@@ -5,8 +5,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // clean collects what helpers left, on a thread of its own.
@@ -45,5 +48,84 @@ func TestAHelperThatIsKilledAtAnyMomentHarmsNobodyAndItsChildrenAreCollected(t *
 	}
 }
 
-// rounds is how often what has random in it is done: more where it is asked for.
-func rounds(few int) int { return few }
+// rounds is how often what has random in it is done: as often as COW_ROUNDS says.
+func rounds(few int) int {
+	if n, err := strconv.Atoi(os.Getenv("COW_ROUNDS")); err == nil {
+		return n
+	}
+	return few
+}
+
+func seed(t *testing.T) uint64 {
+	n, err := strconv.ParseUint(os.Getenv("COW_SEED"), 10, 64)
+	if err != nil {
+		n = uint64(time.Now().UnixNano())
+	}
+	t.Logf("COW_SEED=%d", n)
+	return n
+}
+
+// Processes of several kinds are captured together, again and again, by helpers that are
+// killed, or left, or not. It is what "make soak-cow" does many times.
+func TestProcessesOutliveRoundsOfCapturesAndWhatIsCapturedIsOfOneMoment(t *testing.T) {
+	random := rand.New(rand.NewPCG(seed(t), 0))
+	sleeper, hammer, strict := begin(t, "sleeper", nil), begin(t, "hammer", nil), begin(t, "strict", nil)
+	sleeper.line(t)
+	at, strictAt := numbers(t, hammer.line(t)), numbers(t, strict.line(t))
+	strict.line(t)
+	done := 0
+	for round := range rounds(20) {
+		family := begin(t, "family", nil)
+		child := numbers(t, family.line(t))
+		dir := t.TempDir()
+		record := filepath.Join(dir, "s.json")
+		c := imagesOf(t, sleeper.pid(), hammer.pid(), strict.pid(), family.pid(), int(child[0]))
+		h := startHelper(t)
+		h.ask(t, Request{Sandbox: "s", Containers: []Container{c}, Record: record})
+		what := random.IntN(4)
+		time.Sleep(time.Duration(random.Int64N(int64(30 * time.Millisecond))))
+		switch what {
+		case 0:
+			must(t, h.cmd.Process.Kill())
+		case 1:
+			h.in.Close()
+		case 2:
+			must(t, unix.Kill(int(child[0]), unix.SIGKILL))
+		}
+		var last Message
+		for {
+			var m Message
+			if h.out.Decode(&m) != nil {
+				break
+			}
+			last = m
+		}
+		h.cmd.Wait()
+		clean(t, dir)
+		if _, err := os.Stat(record); err == nil {
+			t.Errorf("round %d: the record stayed", round)
+		}
+		for _, s := range []*specimen{sleeper, hammer, strict, family} {
+			noChildren(t, s.pid())
+		}
+		switch {
+		case last.Says == Done:
+			done++
+			oneMoment(t, readCaptured(t, c.Images, hammer.pid()), at[0], at[1])
+			oneMoment(t, readCaptured(t, c.Images, strict.pid()), strictAt[0], strictAt[1])
+			p, err := readPagemap(c.Images, int(child[0]))
+			must(t, err)
+			oneMoment(t, readPages(t, c.Images, p), child[1], child[2])
+		case what == 3:
+			t.Errorf("round %d: nobody came in between, and it ended with %+v", round, last)
+		}
+		family.end(t)
+		if t.Failed() {
+			t.Fatalf("in round %d, of kind %d", round, what)
+		}
+	}
+	t.Logf("%d captures were complete", done)
+	for _, s := range []*specimen{sleeper, hammer, strict} {
+		s.end(t)
+	}
+}

@@ -134,6 +134,9 @@ func (c *capture) run(ctx context.Context, running func() error) (total int64, e
 	if err == nil {
 		err = c.settle()
 	}
+	if err == nil && c.settled != nil {
+		c.settled()
+	}
 	if err == nil {
 		total, err = c.readAll(ctx)
 	}

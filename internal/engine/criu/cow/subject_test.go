@@ -39,10 +39,22 @@ func subject(kind string) {
 		leaderSleeps(&stop, notice) // on the first thread
 	case "kept":
 		kept()
+	case "strict":
+		hammer(&stop)
+		forbid()
+		fmt.Println("strict")
+	case "family":
+		family(notice)
 	}
 	if kind != "sleeper" {
-		io.Copy(io.Discard, os.Stdin)
+		command, _ := io.ReadAll(os.Stdin)
 		stop.Store(true)
+		switch string(command) {
+		case "exec":
+			unix.Exec("/bin/sleep", []string{"sleep", "1000"}, nil)
+		case "exit":
+			os.Exit(5)
+		}
 	}
 	if why := broken.Load(); why != nil {
 		fmt.Println("BROKEN:", *why)
@@ -73,6 +85,9 @@ func hammer(stop *atomic.Bool) {
 			for i := 0; !stop.Load(); i++ {
 				if i == 2*hammerPages {
 					full.Done()
+				}
+				if i%64 == 0 { // others want to run, too
+					time.Sleep(100 * time.Microsecond)
 				}
 				page := unsafe.Add(base, (1+h*hammerPages+i%hammerPages)*pageSize)
 				n := count.Add(1)
@@ -123,7 +138,7 @@ func slow(notice func(string, ...any)) {
 	check := func(what string, fn func() unix.Errno, want unix.Errno) {
 		began := time.Now()
 		errno := fn()
-		if took := time.Since(began); errno != want || took < span-time.Millisecond {
+		if took := time.Since(began); errno != want || took < span-time.Millisecond && what != "read" {
 			notice("%s returned %v after %v", what, errno, took)
 		}
 	}
@@ -237,3 +252,82 @@ func kept() {
 }
 
 func address(b []byte) uintptr { return uintptr(unsafe.Pointer(&b[pageSize])) }
+
+// forbid has the kernel end this process for what a capture has it do: a fork (other than
+// for threads), close_range(2), wait4(2).
+func forbid() {
+	const data, flags = 0, 16 // struct seccomp_data: nr, args[0]
+	load := func(at uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: at}
+	}
+	kill := unix.SockFilter{Code: unix.BPF_RET, K: unix.SECCOMP_RET_KILL_PROCESS}
+	allow := unix.SockFilter{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ALLOW}
+	equal := func(k uint32, yes, no uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: k, Jt: yes, Jf: no}
+	}
+	filter := []unix.SockFilter{
+		load(data),
+		equal(unix.SYS_CLOSE_RANGE, 4, 0),
+		equal(unix.SYS_WAIT4, 3, 0),
+		equal(unix.SYS_CLONE, 0, 3),
+		load(flags),
+		{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: unix.CLONE_VM, Jt: 1, Jf: 0},
+		kill,
+		allow,
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program))); errno != 0 {
+		panic(errno)
+	}
+}
+
+// family has a child, and becomes the parent of what that leaves. It prints the child's ID
+// and what that prints. When the child has ended it notices any other that there is.
+func family(notice func(string, ...any)) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "COW_TEST=hammer")
+	if _, err := cmd.StdinPipe(); err != nil {
+		panic(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		panic(err)
+	}
+	if err := cmd.Start(); err != nil {
+		panic(err)
+	}
+	line := make([]byte, 200)
+	n, err := out.Read(line)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Printf("%d %s", cmd.Process.Pid, line[:n])
+	go func() {
+		// The end of its output comes with its own.
+		began := time.Now()
+		if _, err := io.ReadAll(out); err != nil {
+			notice("read what the child prints: %v", err)
+		}
+		ended := time.Now()
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(cmd.Process.Pid, &status, 0, nil)
+		if err != nil || pid != cmd.Process.Pid {
+			notice("wait: %d, %v", pid, err)
+		}
+		fmt.Println("ended", ended.Sub(began).Nanoseconds(), int(status))
+		for {
+			if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid > 0 {
+				notice("wait found %d", pid)
+			} else if err != nil && err != unix.ECHILD && err != unix.EINTR {
+				notice("wait: %v", err)
+			}
+			time.Sleep(50 * time.Microsecond)
+		}
+	}()
+}
