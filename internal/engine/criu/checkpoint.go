@@ -157,7 +157,7 @@ func (e *Engine) captureOnce(ctx context.Context, w window, m *checkpoint.Manife
 	if w.helper == nil {
 		return nil
 	}
-	_, err = w.helper.finish(ctx)
+	_, err = w.helper.finish(ctx, w.dir)
 	clock.end("memory")
 	return err
 }

@@ -99,7 +99,9 @@ func (h *helper) hear(ctx context.Context) (cow.Message, error) {
 		if !ok {
 			return m, fmt.Errorf("%w: the helper has ended", errCOW)
 		}
-		if err := m.Err(); err != nil {
+		if err := m.Err(); m.Kind == cow.KindDisk {
+			return m, err // it would happen again
+		} else if err != nil {
 			return m, fmt.Errorf("%w: %w", errCOW, err)
 		}
 		return m, nil
@@ -155,8 +157,11 @@ func (f freezer) letGo() (file, state string) {
 }
 
 // finish waits until all memory has been read. It returns how many bytes that were.
-func (h *helper) finish(ctx context.Context) (int64, error) {
+func (h *helper) finish(ctx context.Context, dir string) (int64, error) {
 	m, err := h.hear(ctx)
+	if m.Kind == cow.KindDisk {
+		err = fmt.Errorf("write %s: %w", dir, err)
+	}
 	if err == nil && m.Says != cow.Done {
 		err = fmt.Errorf("%w: the helper said %q", errCOW, m.Says)
 	}

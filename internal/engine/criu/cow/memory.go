@@ -340,7 +340,7 @@ func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings 
 				return read, err
 			}
 			if _, err := out.Write(b); err != nil {
-				return read, err
+				return read, fmt.Errorf("%w: %w", errWrite, err)
 			}
 			at += uint64(len(b))
 			written += int64(len(b))
@@ -358,12 +358,16 @@ func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings 
 			now.runs = append(now.runs, p.run)
 		}
 	}
-	if err := out.Close(); err != nil {
-		return read, err
-	}
 	list := filepath.Join(dir, fmt.Sprintf("pagemap-%d.img", pid))
-	if err := now.write(list + ".new"); err != nil {
-		return read, err
+	err = out.Close()
+	if err == nil {
+		err = now.write(list + ".new")
 	}
-	return read, errors.Join(os.Rename(name+".new", name), os.Rename(list+".new", list))
+	if err == nil {
+		err = errors.Join(os.Rename(name+".new", name), os.Rename(list+".new", list))
+	}
+	if err != nil {
+		return read, fmt.Errorf("%w: %w", errWrite, err)
+	}
+	return read, nil
 }

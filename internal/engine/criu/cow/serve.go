@@ -33,6 +33,7 @@ const (
 	KindUnfit    = "unfit"    // ErrUnfit
 	KindComplete = "complete" // ErrComplete
 	KindMemory   = "memory"   // ErrMemory
+	KindDisk     = "disk"     // what was read could not be written: the error is Errno
 )
 
 // Message is what the helper says, a line each.
@@ -41,6 +42,7 @@ type Message struct {
 	Bytes  int64  `json:"bytes,omitempty"`
 	Kind   string `json:"kind,omitempty"`
 	Reason string `json:"reason,omitempty"`
+	Errno  int    `json:"errno,omitempty"`
 }
 
 // Err is what a message of a failure says.
@@ -55,6 +57,8 @@ func (m Message) Err() error {
 		return ErrComplete
 	case KindMemory:
 		return &failure{ErrMemory, m.Reason}
+	case KindDisk:
+		return &failure{unix.Errno(m.Errno), m.Reason}
 	}
 	return errors.New(m.Reason)
 }
@@ -78,8 +82,16 @@ func failed(err error) Message {
 	case errors.Is(err, ErrMemory):
 		m.Kind = KindMemory
 	}
+	for _, errno := range []unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO} {
+		if errors.Is(err, errno) && errors.Is(err, errWrite) {
+			m.Kind, m.Errno = KindDisk, int(errno)
+		}
+	}
 	return m
 }
+
+// errWrite says that an image could not be written.
+var errWrite = errors.New("write images")
 
 // errLeft says that whoever asked has given up, or is gone.
 var errLeft = errors.New("whoever asked for it has gone")
