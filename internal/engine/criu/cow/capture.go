@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -307,7 +308,48 @@ func (c *capture) bind(p *process) error {
 	if err := ptrace(unix.PTRACE_SETOPTIONS, p.child.pid, 0, options); err != nil {
 		return fmt.Errorf("tie its child: %w", gone(err))
 	}
+	// What is sent to its process group is not for it.
+	all := ^uint64(0)
+	if err := ptrace(setSignalMask, p.child.pid, unsafe.Sizeof(all), uintptr(unsafe.Pointer(&all))); err != nil {
+		return fmt.Errorf("tie its child: %w", gone(err))
+	}
 	return nil
+}
+
+const setSignalMask = 0x420b // PTRACE_SETSIGMASK
+
+// adopt finds children of processes that were killed while they forked: then nobody has
+// told of the child.
+func (c *capture) adopt() {
+	known := map[int]bool{}
+	for _, p := range c.processes {
+		for _, t := range p.threads {
+			known[t.tid] = true
+		}
+		if p.child != nil {
+			known[p.child.pid] = true
+		}
+	}
+	for range c.processes {
+		var info struct {
+			unix.Siginfo
+		}
+		if err := unix.Waitid(unix.P_ALL, 0, &info.Siginfo, unix.WSTOPPED|unix.WNOHANG|unix.WALL, nil); err != nil {
+			return
+		}
+		const offset = 16 // of si_pid
+		pid := int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), offset)))
+		if pid == 0 {
+			return
+		}
+		for _, p := range c.processes {
+			if !known[pid] && p.child == nil && ending(p.pid) {
+				p.child = &child{pid: pid}
+				known[pid] = true
+				ptrace(unix.PTRACE_SETOPTIONS, pid, 0, uintptr(traceOptions|unix.PTRACE_O_EXITKILL)|p.suspended)
+			}
+		}
+	}
 }
 
 // release lets all processes go on as they were.
@@ -411,10 +453,14 @@ func (c *capture) readAll(ctx context.Context) (total int64, err error) {
 	return total, nil
 }
 
-// endChildren kills all children. They are collected later.
+// endChildren kills all children at once, but those whose end their parent would see (see
+// reap). They are collected later.
 func (c *capture) endChildren() {
 	for _, p := range c.processes {
-		if p.child != nil && !p.child.ended {
+		if p.child == nil || p.child.ended {
+			continue
+		}
+		if s, err := readStat(p.child.pid); err == nil && s.parent == p.pid {
 			unix.Kill(p.child.pid, unix.SIGKILL)
 		}
 	}

@@ -18,20 +18,46 @@ func (c *capture) reap(p *process) error {
 	if p.child == nil || p.child.ended {
 		return nil
 	}
+	p.empty()
 	now, err := readStat(p.child.pid)
 	if err != nil {
 		p.child.ended = true
 		return nil // with its PID namespace
 	}
-	if now.parent != p.pid && c.captured(now.parent) {
-		// Its parent has ended. Whoever has it now gets SIGCHLD for it, and could be waiting
-		// for any child: it stands still meanwhile.
-		return c.collectHeld(now.parent, p.child)
+	if c.captured(now.parent) {
+		// Where its parent has ended, another has it, gets SIGCHLD for it, and could be
+		// waiting for any child: that one stands still, all of it.
+		held, err := stop(now.parent, now.parent != p.pid)
+		if err == nil {
+			err = c.kill(p.child)
+		}
+		if err == nil {
+			err = collectBy(held[0], now.parent, p.child.pid)
+		}
+		for _, t := range held {
+			err = errors.Join(err, t.release())
+		}
+		if err == nil {
+			return nil
+		}
+		c.log.Info("a child is not collected at once", "process", now.parent, "child", p.child.pid, "err", err)
 	}
-	if err := c.kill(p.child); err != nil {
-		return err
+	if !p.child.ended {
+		if err := c.kill(p.child); err != nil {
+			return err
+		}
 	}
 	return collect(p.child.pid, p.pid, c.captured)
+}
+
+// empty has a child give up its memory, which can take a while: its parent does not stand
+// still for that.
+func (p *process) empty() {
+	t := &thread{tid: p.child.pid, stopped: true}
+	var err error
+	if t.own, err = getRegisters(t.tid); err == nil {
+		t.call(p.place, unix.SYS_MUNMAP, [5]uint64{0, p.place.address &^ (pageSize - 1)})
+	}
 }
 
 func (c *capture) captured(pid int) bool {
@@ -83,43 +109,25 @@ func collect(pid, parent int, ours func(int) bool) error {
 	}
 }
 
-// collectHeld has a child end, and be collected, while its parent stands still.
-func (c *capture) collectHeld(parent int, ch *child) error {
-	held, err := holdAll(parent)
-	defer func() {
-		for _, t := range held {
-			t.release()
-		}
-	}()
-	if err != nil {
-		// It cannot be held: then it sees one child more than it knows of.
-		return c.kill(ch)
-	}
-	if err := c.kill(ch); err != nil {
-		return err
-	}
-	return collectBy(held[0], parent, ch.pid)
-}
-
-// holdAll stops all threads of a process.
-func holdAll(pid int) (held []*thread, err error) {
+// stop stops one thread of a process, or all.
+func stop(pid int, all bool) (held []*thread, err error) {
 	tids, err := threadsOf(pid)
 	if err != nil {
 		return nil, err
 	}
 	for _, tid := range tids {
 		t, err := seize(tid, options(pid))
+		if err == nil {
+			err = t.awaitLong()
+		}
 		if errors.Is(err, errGone) {
 			continue
 		} else if err != nil {
 			return held, err
 		}
-		if err := t.awaitLong(); errors.Is(err, errGone) {
-			continue
-		} else if err != nil {
-			return held, err
+		if held = append(held, t); !all {
+			break
 		}
-		held = append(held, t)
 	}
 	if len(held) == 0 {
 		return nil, errGone
@@ -136,27 +144,11 @@ func options(pid int) uintptr {
 
 // collectFrom stops one thread of a process and has it collect a child that is dead.
 func collectFrom(parent, pid int) error {
-	tids, err := threadsOf(parent)
+	held, err := stop(parent, false)
 	if err != nil {
 		return err
 	}
-	last := errGone
-	for _, tid := range tids {
-		t, err := seize(tid, options(parent))
-		if errors.Is(err, errGone) {
-			continue
-		}
-		if err == nil {
-			err = t.awaitLong()
-		}
-		if err != nil {
-			last = err
-			continue
-		}
-		err = collectBy(t, parent, pid)
-		return errors.Join(err, t.release())
-	}
-	return last
+	return errors.Join(collectBy(held[0], parent, pid), held[0].release())
 }
 
 // awaitLong waits for a thread that was asked to stop and may be busy in the kernel. It

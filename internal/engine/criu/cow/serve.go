@@ -139,6 +139,7 @@ func (c *capture) run(ctx context.Context, running func() error) (total int64, e
 	if err != nil {
 		// Those that have stopped are let go here, the others by this process' end.
 		err = errors.Join(err, c.release())
+		c.adopt()
 	}
 	if err == nil {
 		err = running()
@@ -152,7 +153,6 @@ func (c *capture) run(ctx context.Context, running func() error) (total int64, e
 	if err == nil {
 		total, err = c.readAll(ctx)
 	}
-	c.endChildren()
 	left := false
 	for _, p := range c.processes {
 		if reapErr := c.reap(p); reapErr != nil {

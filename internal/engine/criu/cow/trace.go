@@ -101,6 +101,9 @@ func wait(tid int) (event, error) {
 			return event{}, errGone
 		case got == tid && status.Stopped():
 			return event{status.StopSignal(), int(status >> 16)}, nil
+		case pause == time.Millisecond && ending(tid):
+			// It is kept from being collected by threads beside it, which are traced, too.
+			return event{}, errGone
 		case time.Now().After(end):
 			return event{}, fmt.Errorf("thread %d: %w: it is %s", tid, errBusy, describeState(tid))
 		}
