@@ -166,7 +166,7 @@ func (e *Engine) captureOnce(ctx context.Context, w window, m *checkpoint.Manife
 func passing(err error) bool {
 	var late *lateStrays
 	var between *spawning
-	return errors.As(err, &late) || errors.As(err, &between) || errors.Is(err, ErrTorn)
+	return errors.As(err, &late) || errors.As(err, &between) || errors.Is(err, ErrTorn) || errors.Is(err, errCOW)
 }
 
 // checkCut looks at what has been captured: is it of one moment?

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,7 +29,13 @@ func Supported() error {
 // Examine looks, while a process runs, for what keeps its memory from being captured this
 // way (ErrUnfit). It returns how much of it is kept from children.
 func Examine(pid int) (kept int64, err error) {
-	kept, err = examine(pid)
+	// One that is executing another program, or ending, has no memory for a moment.
+	for range 20 {
+		if kept, err = examine(pid); !errors.Is(err, errNoVDSO) {
+			break
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return 0, nil // it has ended
 	}

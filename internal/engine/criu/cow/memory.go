@@ -262,12 +262,7 @@ func (p piece) split(at uint64) (before, page, after piece) {
 	return part(p.start, at), part(at, at+pageSize), part(at+pageSize, p.end())
 }
 
-const (
-	chunk = 1 << 20
-	// flushAfter is how much is written before the disk is asked to begin with it: dirty
-	// pages without bound are what makes others wait.
-	flushAfter = 64 << 20
-)
+const chunk = 1 << 20
 
 // writePages writes the pages of a process, read from its child, into the images of a
 // directory, in place of the few that CRIU has written of it. It returns how many bytes
@@ -318,7 +313,6 @@ func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings 
 	defer out.Close()
 	now := pagemap{id: old.id}
 	buf := make([]byte, chunk)
-	var written, flushed int64
 	for _, p := range pieces {
 		if n := len(now.runs); n > 0 && p.start < now.runs[n-1].end() {
 			return read, fmt.Errorf("%w: pages at %x twice", errImage, p.start)
@@ -343,13 +337,8 @@ func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings 
 				return read, fmt.Errorf("%w: %w", errWrite, err)
 			}
 			at += uint64(len(b))
-			written += int64(len(b))
 			if p.file == nil {
 				read += int64(len(b))
-			}
-			if written-flushed >= flushAfter {
-				unix.SyncFileRange(int(out.Fd()), flushed, written-flushed, unix.SYNC_FILE_RANGE_WRITE)
-				flushed = written
 			}
 		}
 		if n := len(now.runs); n > 0 && now.runs[n-1].end() == p.start && now.runs[n-1].flags == p.flags {

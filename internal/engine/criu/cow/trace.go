@@ -87,6 +87,7 @@ const syscallStop = unix.SIGTRAP | 0x80
 // wait waits for a thread's next stop.
 func wait(tid int) (event, error) {
 	end := time.Now().Add(stopPatience)
+	zombie := false
 	for pause := 20 * time.Microsecond; ; {
 		var status unix.WaitStatus
 		got, err := unix.Wait4(tid, &status, unix.WALL|unix.WNOHANG, nil)
@@ -101,14 +102,16 @@ func wait(tid int) (event, error) {
 			return event{}, errGone
 		case got == tid && status.Stopped():
 			return event{status.StopSignal(), int(status >> 16)}, nil
-		case pause == time.Millisecond && ending(tid):
+		case zombie:
 			// It is kept from being collected by threads beside it, which are traced, too.
 			return event{}, errGone
 		case time.Now().After(end):
 			return event{}, fmt.Errorf("thread %d: %w: it is %s", tid, errBusy, describeState(tid))
 		}
 		time.Sleep(pause)
-		pause = min(pause*2, time.Millisecond)
+		if pause = min(pause*2, time.Millisecond); pause == time.Millisecond {
+			zombie = ending(tid) // and is asked for once more
+		}
 	}
 }
 
@@ -224,8 +227,10 @@ func vdsoOf(pid int) (start, end uint64, err error) {
 		}
 		return start, end, nil
 	}
-	return 0, 0, fmt.Errorf("%w: it has no vDSO", ErrUnfit)
+	return 0, 0, errNoVDSO
 }
+
+var errNoVDSO = fmt.Errorf("%w: it has no vDSO", ErrUnfit)
 
 // put writes code to the place; short code is followed by zeros.
 func (p place) put(tid int, code []byte) error {
