@@ -93,7 +93,7 @@ type PodCheckpointSpec struct {
 	// options are passed to the engine, which refuses those it does not know. All
 	// engines know freezeBudget: for how long the Pod may stand still, as a duration
 	// such as 500ms. It counts where it is less than what the Pod's liveness and
-	// startup probes bear.
+	// startup probes bear. CRIU knows capture: plain or cow, how memory is captured.
 	// They must not hold secrets. Stasis' addition to the KEP.
 	// +optional
 	// +kubebuilder:validation:MaxProperties=32

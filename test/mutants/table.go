@@ -40,6 +40,12 @@ var mutants = []mutant{
 	}
 	out, err := e.runtimeCapturing(ctx, sandboxID, t.Runtime, "checkpoint",`,
 		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
+	{"memory read from processes that run", "internal/engine/criu/cow/memory.go",
+		`	mem, err := openMemory(child)`, `	mem, err := openMemory(os.Getpid())`,
+		unit, "internal/engine/criu/cow", "TestMemoryIsCapturedAsItWasInOneMomentWhileItsProcessGoesOn"},
+	{"a child's share of descriptors kept", "internal/engine/criu/cow/capture.go",
+		`[5]uint64{0, math.MaxUint32, closeRangeUnshare}`, `[5]uint64{math.MaxUint32, math.MaxUint32, closeRangeUnshare}`,
+		unit, "internal/engine/criu/cow", "TestAProcessThatEndsWhileItsMemoryIsReadIsCapturedAndItsParentSeesItsEndAlone"},
 	{"restored containers not held before their start", "internal/engine/criu/freezehook.go",
 		`	return f, f.freeze()`, `	return f, nil`,
 		node, "test/cri", "TestARestoredContainerIsCreatedAndHasNotRunUntilItIsStarted"},
