@@ -284,6 +284,8 @@ func forbid() {
 	}
 }
 
+var childInput io.Closer // open for as long as the process lives
+
 // family has a child, and becomes the parent of what that leaves. It prints the child's ID
 // and what that prints. When the child has ended it notices any other that there is.
 func family(notice func(string, ...any)) {
@@ -292,7 +294,8 @@ func family(notice func(string, ...any)) {
 	}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "COW_TEST=hammer")
-	if _, err := cmd.StdinPipe(); err != nil {
+	var err error
+	if childInput, err = cmd.StdinPipe(); err != nil {
 		panic(err)
 	}
 	out, err := cmd.StdoutPipe()
