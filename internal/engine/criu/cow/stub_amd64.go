@@ -26,14 +26,25 @@ func (r registers) result() int64       { return int64(r.Rax) }
 // inSyscall says whether the thread was in a system call.
 func (r registers) inSyscall() bool { return int64(r.Orig_rax) >= 0 }
 
+// harmless is a system call that nobody is refused, and that never returns 0.
+const harmless = unix.SYS_GETPID
+
+// instead are the registers at the entry of a system call that make it another.
+func (r registers) instead(nr uint64) registers {
+	r.Orig_rax = nr
+	return r
+}
+
 // atEntry says whether it stands at the entry of one.
 func (r registers) atEntry(nr uint64) bool {
 	return r.Orig_rax == nr && int64(r.Rax) == -int64(unix.ENOSYS)
 }
 
-// calling are the registers of a thread that is about to execute a stub at an address.
-func (r registers) calling(at, nr uint64, args [5]uint64) registers {
-	r.Rip, r.Rax = at, nr
+// calling are the registers of a thread that is about to execute a stub at an address. The
+// system call is a harmless one: at its entry, with the tracer there, it becomes another. A
+// thread that is let go before must not make one that its filter (seccomp(2)) forbids.
+func (r registers) calling(at uint64, args [5]uint64) registers {
+	r.Rip, r.Rax = at, harmless
 	r.Orig_rax = ^uint64(0) // it is not a system call that would be restarted
 	r.Rdi, r.Rsi, r.Rdx, r.R10, r.R8 = args[0], args[1], args[2], args[3], args[4]
 	return r

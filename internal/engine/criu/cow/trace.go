@@ -266,7 +266,7 @@ func (t *thread) enter(p place, forks bool, nr uint64, args [5]uint64) error {
 			return err
 		}
 		t.changed = true
-		if err := setRegisters(t.tid, t.own.calling(p.address, nr, args)); err != nil {
+		if err := setRegisters(t.tid, t.own.calling(p.address, args)); err != nil {
 			return gone(err)
 		}
 		if err := unix.PtraceSyscall(t.tid, 0); err != nil {
@@ -281,10 +281,10 @@ func (t *thread) enter(p place, forks bool, nr uint64, args [5]uint64) error {
 			if err != nil {
 				return gone(err)
 			}
-			if !r.atEntry(nr) {
+			if !r.atEntry(harmless) {
 				return fmt.Errorf("thread %d is not where it was led to", t.tid)
 			}
-			return nil
+			return gone(setRegisters(t.tid, r.instead(nr)))
 		}
 		if err := t.again(e); err != nil {
 			return err
