@@ -64,6 +64,7 @@ type Options struct {
 	RuntimeEndpoint string // unix:// URL of the container runtime's CRI
 	Root            string // state, kept across reboots
 	RunDir          string // sockets and what lives as long as the node is up
+	MaxStagingMiB   int64  // of memory that captures may take in RunDir
 	MetricsAddress  string // of metrics and health; empty: none
 	NoKubernetes    bool   // the CRI layer alone
 	MaxConcurrent   int    // checkpoints at a time on this node
@@ -169,7 +170,7 @@ var errGuardEnded = errors.New("the guard has ended: without it this agent's dea
 func (d *daemon) prepareEngine(ctx context.Context) error {
 	d.engine = criu.New(criu.Config{
 		Host: d.host, RunDir: d.RunDir, Log: d.Log, Stage: d.stages.report, CheckConnections: adapt.CheckConnections,
-		COWHelper: filepath.Join(nodeinstall.HostPrefix, "bin", cow.HelperName),
+		MaxStaging: d.MaxStagingMiB << 20, COWHelper: filepath.Join(nodeinstall.HostPrefix, "bin", cow.HelperName),
 	})
 	d.engines = engine.Engines{d.engine, gvisor.New(gvisor.Config{
 		Host: d.host, RunDir: d.RunDir, Runsc: filepath.Join(nodeinstall.HostPrefix, "bin", nodeapi.RunscName), Log: d.Log, Stage: d.stages.report,

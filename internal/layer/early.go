@@ -170,6 +170,9 @@ func sameInode(info fs.FileInfo, id inode) bool {
 
 // Tree is a tree as it was at a moment.
 type Tree struct {
+	// Late is how many bytes had to be copied at that moment.
+	Late int64
+
 	early *Early
 	items []item
 }
@@ -194,7 +197,7 @@ func (e *Early) Take(ctx context.Context) (*Tree, error) {
 	if offset < e.offset-settling/2 {
 		known, contents = nil, map[inode]kept{}
 	}
-	t := &Tree{early: e}
+	t, had := &Tree{early: e}, e.end
 	taken := map[inode]content{}
 	err = filepath.WalkDir(e.dir, func(full string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -228,8 +231,8 @@ func (e *Early) Take(ctx context.Context) (*Tree, error) {
 		}
 		i := item{entry: found}
 		if found.regular() {
-			var had bool
-			if i.content, had = taken[found.id]; !had {
+			var again bool
+			if i.content, again = taken[found.id]; !again {
 				if k, ok := contents[found.id]; ok && k.ctime == found.ctime && k.size == found.header.Size {
 					i.content = k.content
 				} else if i.content, err = e.copy(ctx, found); err != nil {
@@ -246,6 +249,7 @@ func (e *Early) Take(ctx context.Context) (*Tree, error) {
 	if err != nil {
 		return nil, fmt.Errorf("capture %s: %w", e.dir, err)
 	}
+	t.Late = e.end - had
 	return t, nil
 }
 

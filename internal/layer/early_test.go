@@ -170,6 +170,9 @@ func TestWhatChangesAfterTheEarlyCopyIsTakenAsItIsAtTheMoment(t *testing.T) {
 
 	want := now(t, dir)
 	tree := take(t, e)
+	if all := int64(len(want)); tree.Late == 0 || tree.Late > all/2+all/4 {
+		t.Errorf("%d bytes of %d were copied late", tree.Late, all)
+	}
 	for _, name := range []string{"same", "written", "mode"} { // after the moment
 		write(t, dir, name, "too late")
 	}

@@ -140,20 +140,21 @@ func (n *node) dial(socket string) (runtimeapi.RuntimeServiceClient, error) {
 }
 
 // startAgent starts the agent on the node and waits until it answers.
-func (n *node) startAgent() error {
+func (n *node) startAgent(flags ...string) error {
 	n.agentLog = n.state + "/log/stasis-agent.log"
 	log, err := os.OpenFile(n.agentLog, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	return n.startAgentWithLog(log)
+	return n.startAgentWithLog(log, flags...)
 }
 
-func (n *node) startAgentWithLog(log *os.File) (err error) {
-	n.agent = exec.Command(n.root+"/bin/devcluster", "--state", n.state, "exec", "node-1", "--",
-		n.dist+"/bin/stasis-agent", "--no-kubernetes", "--metrics-address=",
-		"--min-free-disk=0.01") // whatever else is on this machine's disk
+func (n *node) startAgentWithLog(log *os.File, flags ...string) (err error) {
+	n.agent = exec.Command(n.root+"/bin/devcluster", append([]string{"--state", n.state, "exec", "node-1", "--",
+		n.dist + "/bin/stasis-agent", "--no-kubernetes", "--metrics-address=",
+		"--min-free-disk=0.01"}, // whatever else is on this machine's disk
+		flags...)...)
 	n.agent.Stdout, n.agent.Stderr = log, log
 	if err := n.agent.Start(); err != nil {
 		return err

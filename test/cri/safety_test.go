@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -265,6 +266,22 @@ func TestACheckpointThatDoesNotFitIsRefusedBeforeTheFreeze(t *testing.T) {
 
 // P17.
 func TestADiskThatFillsUpFailsTheCheckpointAndNothingElse(t *testing.T) {
+	t.Run("after the thaw", diskFillsUp)
+	t.Run("while the Pod stands still", func(t *testing.T) {
+		theNode.withoutStaging(t)
+		diskFillsUp(t)
+	})
+}
+
+// withoutStaging has the engine write to the disk while a Pod stands still.
+func (n *node) withoutStaging(t *testing.T) {
+	t.Helper()
+	must(t, n.stopAgent(syscall.SIGTERM))
+	must(t, n.startAgent("--max-staging-mib=0"))
+	t.Cleanup(func() { must(t, errors.Join(n.stopAgent(syscall.SIGTERM), n.startAgent())) })
+}
+
+func diskFillsUp(t *testing.T) {
 	p := theNode.run(t, "", container("a", counting), big())
 	p.numbers(t, "big", 1)
 	in := p.checkpointRequest(t)
@@ -361,6 +378,19 @@ func TestADiskThatFailsOnlyWhenItIsSyncedFailsTheCheckpoint(t *testing.T) {
 
 // P13, P17: a disk that does not answer keeps no Pod frozen.
 func TestADiskThatHangsDoesNotKeepThePodFrozen(t *testing.T) {
+	theNode.withoutStaging(t)
+	wantError(t, checkpointedWhileTheDiskHangs(t), codes.FailedPrecondition, "its budget is 5s")
+}
+
+// Nothing goes to the disk while a Pod stands still for which there is room in memory.
+func TestADiskThatHangsOnlyDelaysACheckpointThatFitsIntoMemory(t *testing.T) {
+	must(t, checkpointedWhileTheDiskHangs(t))
+}
+
+// checkpointedWhileTheDiskHangs returns what becomes of a checkpoint on a disk that does
+// not answer from the freeze on, until the Pod has been seen to run again.
+func checkpointedWhileTheDiskHangs(t *testing.T) error {
+	t.Helper()
 	p := theNode.run(t, "", container("a", counting))
 	p.numbers(t, "a", 5)
 	mount, dir := theNode.loopDisk(t, "/var/lib/stasis")
@@ -406,8 +436,9 @@ func TestADiskThatHangsDoesNotKeepThePodFrozen(t *testing.T) {
 	}
 	p.goesOn(t, "a") // while the disk still hangs
 	must(t, onMount(goOn))
-	wantError(t, <-answered, codes.FailedPrecondition, "its budget is 5s")
-	if left := theNode.entries(t, dir); len(left) > 0 && !slices.Equal(left, []string{"lost+found"}) {
+	err := <-answered
+	if left := theNode.entries(t, dir); err != nil && len(left) > 0 && !slices.Equal(left, []string{"lost+found"}) {
 		t.Errorf("the directory holds %v", left)
 	}
+	return err
 }

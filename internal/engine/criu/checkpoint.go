@@ -47,6 +47,7 @@ type target struct {
 	upperDir string // of the root overlay, on the host
 	dir      string // below the checkpoint directory
 	workDir  string // for CRIU's log
+	staged   string // where CRIU writes its images, in memory; empty: where they stay
 	watched  map[watched]string
 }
 
@@ -85,13 +86,6 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 	}
 	defer closeTrees(w.trees)
 	for attempt := 1; ; attempt++ {
-		if err := e.layOut(w); err != nil {
-			return nil, err
-		}
-		if err := awaitStrays(ctx, s.Containers); err != nil {
-			return nil, err
-		}
-		clock.end("prepare")
 		err := e.captureOnce(ctx, w, m, &clock)
 		if err == nil {
 			break
@@ -131,12 +125,24 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 	if err := e.keepReports(targets); err != nil {
 		return nil, err
 	}
-	e.learn(dir, w.plan, m.FreezeDuration)
+	e.learn(w, m.FreezeDuration)
 	return m, nil
 }
 
-// captureOnce is one attempt: the freeze window, and what comes after it.
+// captureOnce is one attempt: the freeze window, and what comes before and after it.
 func (e *Engine) captureOnce(ctx context.Context, w window, m *checkpoint.Manifest, clock *phases) (err error) {
+	release, err := e.stageInMemory(w)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := e.layOut(w); err != nil {
+		return err
+	}
+	if err := awaitStrays(ctx, w.sandbox.Containers); err != nil {
+		return err
+	}
+	clock.end("prepare")
 	if w.plan.mode == CaptureCOW {
 		if w.helper, err = e.startHelper(ctx); err != nil {
 			return err
@@ -149,6 +155,9 @@ func (e *Engine) captureOnce(ctx context.Context, w window, m *checkpoint.Manife
 		}()
 	}
 	if err := e.capture(ctx, w, m, clock); err != nil {
+		return err
+	}
+	if err := e.unstage(ctx, w); err != nil {
 		return err
 	}
 	if err := e.checkCut(ctx, w); err != nil {
@@ -269,7 +278,7 @@ func (e *Engine) layOut(w window) error {
 			}
 		}
 		for _, t := range w.targets {
-			if err := errors.Join(os.MkdirAll(filepath.Join(t.dir, imagesDir), 0o700), os.MkdirAll(t.workDir, 0o700)); err != nil {
+			if err := errors.Join(os.MkdirAll(filepath.Join(t.dir, imagesDir), 0o700), os.MkdirAll(t.workDir, 0o700), os.MkdirAll(t.imageDir(), 0o700)); err != nil {
 				return err
 			}
 			if err := errors.Join(writeSpec(filepath.Join(t.dir, specFile), t.Spec), writeWatched(t.workDir, t.watched)); err != nil {
@@ -548,7 +557,7 @@ func (e *Engine) dump(ctx context.Context, w window, t target) error {
 	// ends are connected to the source, which goes on. runc knows the flag since 1.3.
 	out, err := e.runtimeCapturingWith(ctx, env, w.sandbox.ID, t.Runtime, "checkpoint",
 		"--leave-running", "--tcp-established", "--tcp-skip-in-flight", "--file-locks",
-		"--image-path", filepath.Join(t.dir, imagesDir),
+		"--image-path", t.imageDir(),
 		"--work-path", t.workDir,
 		t.ID)
 	if err == nil {

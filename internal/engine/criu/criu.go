@@ -39,6 +39,9 @@ type Config struct {
 	// COWHelper is the program that captures memory copy-on-write (cow.HelperName), on the
 	// host; empty if there is none.
 	COWHelper string
+	// MaxStaging bounds how many bytes captures that are under way keep on RunDir until
+	// their Pod runs again; 0: none.
+	MaxStaging int64
 	// Stage, if set, is told how far the checkpoint of a sandbox is. It is called
 	// while the Pod stands still and must not wait.
 	Stage func(sandboxID string, stage engine.Stage)
@@ -64,6 +67,7 @@ type Engine struct {
 	cowHelper string
 	// wroteMemory says that CRIU has written memory although it was not to.
 	wroteMemory atomic.Bool
+	staging     staging
 	log         *slog.Logger
 	stage       func(sandboxID string, stage engine.Stage)
 
@@ -79,6 +83,7 @@ func New(c Config) *Engine {
 		journal: journal{host: c.Host, dir: c.RunDir + "/frozen"},
 		runDir:  c.RunDir,
 		workDir: c.RunDir + "/work",
+		staging: staging{most: c.MaxStaging},
 		log:     c.Log,
 		stage:   c.Stage,
 

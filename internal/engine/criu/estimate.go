@@ -234,17 +234,27 @@ func median(samples []sample, now time.Time, unknown float64) float64 {
 	return values[len(values)/2]
 }
 
-// learn notes how long a checkpoint took that lies in dir.
-func (e *Engine) learn(dir string, how plan, frozen time.Duration) {
+// learn notes how long a window took, for what it wrote: files that were copied before
+// do not count.
+func (e *Engine) learn(w window, frozen time.Duration) {
 	var size int64
-	err := e.host.Do(func() (err error) {
-		size, err = treeSize(context.Background(), dir)
-		return err
+	for _, t := range w.trees {
+		size += t.late
+	}
+	err := e.host.Do(func() error {
+		for _, t := range w.targets {
+			images, err := treeSize(context.Background(), filepath.Join(t.dir, imagesDir))
+			if err != nil {
+				return err
+			}
+			size += images
+		}
+		return nil
 	})
 	switch {
 	case err != nil:
-	case how.mode == CaptureCOW:
-		e.cowPace.learn(max(0, size-how.memory), max(0, frozen-time.Duration(forking(how.memory))))
+	case w.plan.mode == CaptureCOW:
+		e.cowPace.learn(max(0, size-w.plan.memory), max(0, frozen-time.Duration(forking(w.plan.memory))))
 	default:
 		e.pace.learn(size, frozen)
 	}

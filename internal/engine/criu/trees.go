@@ -18,6 +18,7 @@ type tree struct {
 	archive  string // on the host
 	early    *layer.Early
 	captured *layer.Tree // nil when the archive has been written
+	late     int64       // bytes that were copied while the Pod stood still
 }
 
 // beginTrees copies what it can while the Pod runs.
@@ -71,10 +72,21 @@ func closeTrees(trees []*tree) {
 // takeTree captures a tree while the Pod is frozen.
 func (e *Engine) takeTree(ctx context.Context, t *tree) error {
 	err := e.host.Do(func() (err error) {
-		if t.captured, err = t.early.Take(ctx); err != nil || t.captured != nil {
+		if t.captured, err = t.early.Take(ctx); err != nil {
 			return err
 		}
-		return t.write(func(f *os.File) error { return layer.Write(ctx, f, t.dir) })
+		if t.captured != nil {
+			t.late = t.captured.Late
+			return nil
+		}
+		if err := t.write(func(f *os.File) error { return layer.Write(ctx, f, t.dir) }); err != nil {
+			return err
+		}
+		info, err := os.Stat(t.archive)
+		if err == nil {
+			t.late = info.Size()
+		}
+		return err
 	})
 	return wrap(err, "capture "+t.what)
 }

@@ -95,7 +95,7 @@ func (e selfSaving) CheckOptions(options map[string]string) error {
 	_, err := engine.FreezeBudget(options)
 	return err
 }
-func (e selfSaving) Estimate(context.Context, engine.Sandbox) (engine.Estimate, error) {
+func (e selfSaving) Estimate(context.Context, engine.Sandbox, map[string]string) (engine.Estimate, error) {
 	return engine.Estimate{Bytes: 16, Freeze: time.Millisecond}, nil
 }
 func (e selfSaving) Examine(context.Context, engine.Sandbox) (engine.Examination, error) {
