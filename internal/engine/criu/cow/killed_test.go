@@ -122,6 +122,11 @@ func TestProcessesOutliveRoundsOfCapturesAndWhatIsCapturedIsOfOneMoment(t *testi
 			t.Errorf("round %d: nobody came in between, and it ended with %+v", round, last)
 		}
 		family.end(t)
+		for name, s := range map[string]*specimen{"sleeper": sleeper, "hammer": hammer, "strict": strict} {
+			if ending(s.pid()) {
+				t.Errorf("round %d, of kind %d: the %s has ended: %v", round, what, name, s.cmd.Wait())
+			}
+		}
 		if t.Failed() {
 			t.Fatalf("in round %d, of kind %d", round, what)
 		}
