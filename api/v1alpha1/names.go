@@ -13,6 +13,10 @@ const (
 	// AnnotationGivenUp tells when the restore of a Pod was given up. The agent writes
 	// it together with the phase Failed.
 	AnnotationGivenUp = GroupName + "/given-up"
+	// AnnotationRestoreMemory says when a restored Pod's processes run: lazy, at once, and
+	// their memory comes when they touch it; eager, when all of it is there; auto, the
+	// default, which of the two by how much it is.
+	AnnotationRestoreMemory = GroupName + "/restore-memory"
 	// AnnotationRestoreTicket is what the CRI service's RestorePod hands to the
 	// runtime it drives: a random, single-use name for one prepared restore. It is
 	// not for Pods: admission refuses it.
@@ -157,6 +161,8 @@ const (
 	EventRestoreInProgress        = "RestoreInProgress"        // the data are whole and the restore begins
 	EventRestoreFailed            = "RestoreFailed"            // a container could not be restored
 	EventRestoreSucceeded         = "RestoreSucceeded"         // all containers go on
+	EventMemoryRestored           = "MemoryRestored"           // a container that ran before all its memory was there has it now
+	EventMemoryLost               = "MemoryLost"               // it could not be given all, and was killed
 	EventPostRestoreHookSucceeded = "PostRestoreHookSucceeded" // all its post-restore hooks did
 	EventPostRestoreHookFailed    = "PostRestoreHookFailed"    // one did not; the message says which and what it put out
 	EventRestoreGivenUp           = "RestoreGivenUp"           // it kept failing: the Pod is Failed now

@@ -269,6 +269,21 @@ func TestWhatAnotherWebhookUndidIsRefused(t *testing.T) {
 	})
 }
 
+func TestHowMemoryIsBroughtIsOneOfThreeWays(t *testing.T) {
+	for mode, allowed := range map[string]bool{"lazy": true, "eager": true, "auto": true, "": false, "Lazy": false, "later": false} {
+		var pod corev1.Pod
+		raw := ask(t, restoring()).Object.Raw
+		if err := json.Unmarshal(apply(t, raw, placerWith(t, ready()).Handle(t.Context(), ask(t, raw))), &pod); err != nil {
+			t.Fatal(err)
+		}
+		pod.Annotations[checkpointv1alpha1.AnnotationRestoreMemory] = mode
+		r := authorizerWith(t, allow, ready()).Handle(t.Context(), ask(t, &pod))
+		if r.Allowed != allowed || !allowed && !strings.Contains(r.Result.Message, "restore-memory") {
+			t.Errorf("%q: %+v", mode, r)
+		}
+	}
+}
+
 func TestAPodThatWaitsIsAdmittedWithAWarning(t *testing.T) {
 	raw := ask(t, restoring()).Object.Raw
 	held := apply(t, raw, placerWith(t).Handle(t.Context(), ask(t, raw)))

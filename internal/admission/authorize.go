@@ -46,6 +46,9 @@ func (a *authorizer) Handle(ctx context.Context, req admission.Request) admissio
 	if err := checkName(&pod, name); err != nil {
 		return deny(err)
 	}
+	if err := checkMemory(&pod); err != nil {
+		return deny(err)
+	}
 	// First the right: whoever lacks it learns nothing about the checkpoint.
 	allowed, why, err := a.mayRestore(ctx, req, name)
 	if err != nil {
@@ -208,6 +211,18 @@ func extra(from map[string]authenticationv1.ExtraValue) map[string]authorization
 		to[k] = authorizationv1.ExtraValue(v)
 	}
 	return to
+}
+
+// memoryModes are the values of the annotation that says when processes run.
+var memoryModes = []string{"auto", "eager", "lazy"}
+
+func checkMemory(pod *corev1.Pod) *apierrors.StatusError {
+	mode, asked := pod.Annotations[checkpointv1alpha1.AnnotationRestoreMemory]
+	if !asked || slices.Contains(memoryModes, mode) {
+		return nil
+	}
+	path := field.NewPath("metadata", "annotations").Key(checkpointv1alpha1.AnnotationRestoreMemory)
+	return apierrors.NewInvalid(corev1.SchemeGroupVersion.WithKind("Pod").GroupKind(), displayName(pod), field.ErrorList{field.NotSupported(path, mode, memoryModes)})
 }
 
 // checkName refuses what cannot be an object's name, such as one with a

@@ -70,6 +70,8 @@ type Options struct {
 	MaxConcurrent   int    // checkpoints at a time on this node
 	Disk            DiskLimits
 	GiveUpAfter     time.Duration // how long a restore may keep failing; 0: for ever
+	LazyThreshold   int           // MiB of memory from which on it is restored lazily
+	LazyBandwidth   int           // MiB a second that are streamed to a container; 0: unbounded
 	KeepCopies      time.Duration // how long a fetched checkpoint stays that nobody uses
 	LacksFeatures   []string      // of its CPU, that this node is said to lack
 	API             APIOptions
@@ -90,6 +92,7 @@ type daemon struct {
 	cri      *criservice.Service
 	observer *observer
 	room     *room
+	lazily   restoring.Memory
 	stages   stages
 	platform platform.Description // what this node is to checkpoints
 	// kube is nil without Kubernetes, and until its API server has been reached.
@@ -220,6 +223,7 @@ func (d *daemon) run(ctx context.Context) error {
 		d.Log.Info("leftovers of interrupted work removed", "names", removed)
 	}
 	d.observer = &observer{store: d.store, metrics: d.metrics, log: d.Log, now: time.Now, giveUpAfter: d.GiveUpAfter}
+	d.lazily = d.memory()
 	d.sessions, err = restoring.New(restoring.Config{
 		StateDir:      filepath.Join(d.RunDir, "restore"),
 		ImagesDir:     filepath.Join(d.Root, "restoring"),
@@ -230,6 +234,7 @@ func (d *daemon) run(ctx context.Context) error {
 		Observer:      d.observer,
 		Compatibility: compatibility{d.engines},
 		Node:          &restoresNode{runtime: d.runtime, host: d.host},
+		Memory:        d.lazily,
 		Now:           time.Now,
 		Log:           d.Log,
 	})
@@ -292,6 +297,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	d.cri = criservice.New(criservice.Config{
 		Runtime: d.runtime, Engines: d.engines, Tickets: d.sessions, Host: d.host,
 		Room:     d.room,
+		Memory:   d.lazily.Policy,
 		Handlers: map[string]string{criu.Name: nodeinstall.HandlerName, gvisor.Name: nodeinstall.GVisorHandlerName}, Log: d.Log,
 	})
 	runtimeapi.RegisterRuntimeServiceServer(server, d.cri)

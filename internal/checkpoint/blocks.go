@@ -40,6 +40,14 @@ type FileBlocks struct {
 	sums []byte
 }
 
+// Check checks the whole contents of a file.
+func (f File) Check(data []byte) error {
+	if int64(len(data)) != f.Size || digestOf(data) != f.Digest {
+		return fmt.Errorf("%w: %s is not what was written", ErrCorrupt, f.Path)
+	}
+	return nil
+}
+
 // listed says whether a file's blocks are in the list.
 func (f File) listed() bool { return f.Size > BlockSize && f.Path != BlocksName }
 

@@ -286,6 +286,35 @@ func Verify(ctx context.Context, dir, manifestDigest string) (*Manifest, error) 
 	return m, verifyNothingElse(root, m)
 }
 
+// VerifyFiles checks those files of a checkpoint that which says yes to.
+func VerifyFiles(ctx context.Context, dir string, m *Manifest, which func(File) bool) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("open checkpoint: %w", err)
+	}
+	defer root.Close()
+	for _, f := range m.Files {
+		if !which(f) {
+			continue
+		}
+		if err := verifyFile(ctx, root, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// VerifyNothingElse checks that a checkpoint's directory holds no other files than its
+// manifest lists.
+func VerifyNothingElse(dir string, m *Manifest) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("open checkpoint: %w", err)
+	}
+	defer root.Close()
+	return verifyNothingElse(root, m)
+}
+
 func verifyFile(ctx context.Context, root *os.Root, want File) error {
 	f, err := openRegular(root, filepath.FromSlash(want.Path))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"time"
@@ -15,6 +16,7 @@ import (
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/pages"
 )
 
 // undoTimeout bounds the removal of a sandbox whose restore failed.
@@ -37,7 +39,11 @@ func (s *Service) RestorePod(ctx context.Context, in *runtimeapi.RestorePodReque
 }
 
 func (s *Service) restore(ctx context.Context, in *runtimeapi.RestorePodRequest, handler string) (response *runtimeapi.RestorePodResponse, err error) {
-	ticket := s.tickets.Issue(in.CheckpointPath)
+	mode, err := memoryMode(in.Options)
+	if err != nil {
+		return nil, err
+	}
+	ticket := s.tickets.Issue(in.CheckpointPath, mode)
 	defer s.tickets.Revoke(ticket)
 	config := proto.Clone(in.Config).(*runtimeapi.PodSandboxConfig)
 	if config.Annotations == nil {
@@ -92,15 +98,21 @@ func (s *Service) checkRestoreRequest(ctx context.Context, in *runtimeapi.Restor
 	if in.Config.GetMetadata() == nil {
 		return nil, "", invalid("config has no metadata")
 	}
+	mode, err := memoryMode(in.Options)
+	if err != nil {
+		return nil, "", err
+	}
 	if len(in.ContainerConfigs) == 0 {
 		return nil, "", invalid("container_configs is empty")
 	}
 	var m *checkpoint.Manifest
-	err := s.host.Do(func() (err error) {
-		m, err = checkpoint.Verify(ctx, in.CheckpointPath, "")
+	err = s.host.Do(func() (err error) {
+		m, _, err = s.memory.Verify(ctx, in.CheckpointPath, "", mode)
 		return err
 	})
-	if err != nil {
+	if errors.Is(err, pages.ErrNotLazy) {
+		return nil, "", status.Errorf(codes.FailedPrecondition, "option %s: %v", optionMemory, err)
+	} else if err != nil {
 		return nil, "", err
 	}
 	by, err := s.engines.Named(m.Engine.Name)
@@ -112,13 +124,30 @@ func (s *Service) checkRestoreRequest(ctx context.Context, in *runtimeapi.Restor
 	if in.RuntimeHandler != "" && in.RuntimeHandler != handler {
 		return nil, "", invalid("runtime_handler %q cannot restore this checkpoint; %q can", in.RuntimeHandler, handler)
 	}
-	if err := by.CheckOptions(in.Options); err != nil {
+	if err := by.CheckOptions(without(in.Options, optionMemory)); err != nil {
 		return nil, "", err
 	}
 	if err := by.CheckRestore(ctx, m); err != nil {
 		return nil, "", err
 	}
 	return m, handler, matchContainers(m, in.ContainerConfigs)
+}
+
+// optionMemory says how memory is brought (pages.Mode).
+const optionMemory = "memory"
+
+func memoryMode(options map[string]string) (pages.Mode, error) {
+	mode, err := pages.ParseMode(options[optionMemory])
+	if err != nil {
+		return "", invalid("option %s: %v", optionMemory, err)
+	}
+	return mode, nil
+}
+
+func without(options map[string]string, key string) map[string]string {
+	options = maps.Clone(options)
+	delete(options, key)
+	return options
 }
 
 // matchContainers checks that the configurations are those of exactly the

@@ -23,13 +23,14 @@ import (
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/hostns"
+	"podstasis.dev/stasis/internal/pages"
 )
 
 // Tickets hands out single-use names for prepared restores. The sandbox that
 // carries one in its annotations is made from the checkpoint behind it.
 type Tickets interface {
 	// Issue registers a directory whose manifest the caller has verified.
-	Issue(dir string) (ticket string)
+	Issue(dir string, memory pages.Mode) (ticket string)
 	// Revoke forgets a ticket, used or not.
 	Revoke(ticket string)
 }
@@ -55,6 +56,8 @@ type Config struct {
 	Host *hostns.Host
 	// Room is asked before a checkpoint is taken; nil is room for everything.
 	Room Room
+	// Memory decides which memory is given while processes run.
+	Memory pages.Policy
 	// Handlers are the runtime handlers that restore checkpoints, by the engine's name.
 	Handlers map[string]string
 	Log      *slog.Logger
@@ -68,6 +71,7 @@ type Service struct {
 	tickets  Tickets
 	host     *hostns.Host
 	room     Room
+	memory   pages.Policy
 	handlers map[string]string
 	log      *slog.Logger
 
@@ -80,7 +84,7 @@ var _ runtimeapi.RuntimeServiceServer = (*Service)(nil)
 // New makes the service.
 func New(c Config) *Service {
 	return &Service{
-		runtime: c.Runtime, engines: c.Engines, tickets: c.Tickets, host: c.Host, room: c.Room,
+		runtime: c.Runtime, engines: c.Engines, tickets: c.Tickets, host: c.Host, room: c.Room, memory: c.Memory,
 		handlers: c.Handlers, log: c.Log, busy: map[string]bool{},
 	}
 }

@@ -185,6 +185,8 @@ type Command struct {
 	// the caller's cgroups: it survives the end of the caller's container, and is
 	// not counted against its limits.
 	Outside bool
+	// Stderr is where the stderr of a command of Start goes; nil: where the caller's does.
+	Stderr *os.File
 }
 
 // Output is what a finished command left.
@@ -218,12 +220,15 @@ type Process struct {
 func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Start starts a command that outlives the caller: in a session of its own, with
-// stdin and stdout as given. Its stderr goes where the caller's does.
+// stdin and stdout as given.
 func (h *Host) Start(c Command, stdin, stdout *os.File) (*Process, error) {
 	var cmd *exec.Cmd
 	err := h.Do(func() error {
 		cmd = exec.Command(c.Name, c.Args...)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, os.Stderr
+		if c.Stderr != nil {
+			cmd.Stderr = c.Stderr
+		}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 		return h.start(cmd, c)
 	})

@@ -99,6 +99,7 @@ const (
 	StageStarted ReportStage = "started" // the container has been let go
 	StageFailed  ReportStage = "failed"  // the container could not be restored
 	StageDeleted ReportStage = "deleted" // the sandbox is gone: what was kept for it can go
+	StageMemory  ReportStage = "memory"  // the memory that a container is given has come further, or was lost
 )
 
 // Action is what stasis-runtime is to do.
@@ -159,6 +160,9 @@ type ContainerRestore struct {
 	HoldAfter  []Connection `json:"holdAfter,omitempty"`
 	// SysVIPC says what to make of the sandbox's System V IPC objects.
 	SysVIPC SysVIPC `json:"sysvIPC,omitempty"`
+	// Lazy says that the processes are given their memory while they run. Which, is in
+	// WorkDir.
+	Lazy bool `json:"lazy,omitempty"`
 	// Published are names that volumes which the kubelet writes had in the source.
 	Published []Published `json:"published,omitempty"`
 	// FreezeHook is the program that the engine calls to keep the container frozen.

@@ -90,6 +90,12 @@ func Main(ctx context.Context, executable string, args []string) error {
 	case cow.HelperName:
 		return cow.Serve(os.Stdin, os.Stdout, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	}
+	switch {
+	case len(args) == 2 && args[1] == criu.MemoryKeeper:
+		return keepMemory(ctx, executable)
+	case len(args) == 4 && args[1] == criu.MemoryServer:
+		return criu.ServeMemory(args[2], args[3], slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	}
 	in := aside.Parse(args[1:])
 	run := run
 	if filepath.Base(args[0]) == nodeapi.RunscName {
@@ -341,7 +347,7 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		return err
 	}
 	options := filepath.Join(c.Bundle, "stasis-criu.conf")
-	if err := criu.WriteRestoreConfig(options, from.FreezeHook); err != nil {
+	if err := criu.WriteRestoreConfig(options, from.FreezeHook, from.Lazy); err != nil {
 		return err
 	}
 	b.useCRIUConfig(options)
@@ -355,7 +361,8 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		}
 		defer remove()
 	}
-	return criu.Restore(ctx, criu.RestoreRequest{
+	err = criu.Restore(ctx, criu.RestoreRequest{
+		Memory:  c.memory(b, from),
 		Runtime: c.Runtime, Root: c.Root, Global: c.Others, Sandbox: b.annotations[annotationSandboxID], ID: c.ID, Bundle: c.Bundle,
 		PIDFile: c.PIDFile, ConsoleSocket: c.Console,
 		ImageDir: from.ImageDir, WorkDir: from.WorkDir, RunDir: filepath.Dir(c.Socket),
@@ -363,6 +370,14 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		UTSNamespace: namespaces["uts"], NetNamespace: namespaces["network"], IPCNamespace: namespaces["ipc"],
 		HoldDuring: from.HoldDuring, HoldAfter: from.HoldAfter, SysVIPC: from.SysVIPC,
 	})
+	if err == nil && from.Lazy {
+		// The container keeps the file for its lifetime, and the OCI runtime passes it on
+		// when it is checkpointed. To a dump the option means to serve pages itself.
+		if err = criu.WriteRestoreConfig(options, from.FreezeHook, false); err != nil {
+			err = errors.Join(err, c.passOnAs(ctx, "delete", "--force", c.ID))
+		}
+	}
+	return err
 }
 
 // turningPoint gives a root file system that is to be read-only the directory /tmp,

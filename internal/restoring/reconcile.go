@@ -39,6 +39,8 @@ type Node interface {
 	// StartFailed says whether the container runtime has a container down as one
 	// that it could not start.
 	StartFailed(ctx context.Context, root, containerID string) (bool, error)
+	// Kill kills a container.
+	Kill(ctx context.Context, root, containerID string) error
 }
 
 // Run keeps the records in step with the node until ctx ends.
@@ -118,11 +120,12 @@ func (s *Sessions) reconcile(ctx context.Context, before record, up map[string]b
 			return ifKept(err)
 		}
 	}
+	rec, memoryErr := s.reconcileMemory(ctx, rec)
 	if rec.Gone || up != nil && !up[id] && (before.Seen || s.Now().Sub(rec.Since) > makingPatience) {
 		s.endTurn(id)
 		return s.forget(id)
 	}
-	var errs []error
+	errs := []error{memoryErr}
 	for container, why := range unclear {
 		errs = append(errs, fmt.Errorf("container %s: %w", container, why))
 	}

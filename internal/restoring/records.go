@@ -24,6 +24,13 @@ type record struct {
 	Since    time.Time       `json:"since"` // when it was admitted
 	Ordinary bool            `json:"ordinary,omitempty"`
 	Dir      string          `json:"dir,omitempty"`
+	// Digest is that of the checkpoint's manifest, and Lazy says that memory is given to
+	// processes while they run.
+	Digest string `json:"digest,omitempty"`
+	Lazy   bool   `json:"lazy,omitempty"`
+	// MemoryTold names the containers of which the observer knows what has become of
+	// their memory.
+	MemoryTold []string `json:"memoryTold,omitempty"`
 	// Containers names those of the checkpoint.
 	Containers []string `json:"containers,omitempty"`
 	// Whole says that the engine restores the sandbox as a whole.
@@ -211,7 +218,7 @@ func (s *Sessions) supersede(sandbox nodeapi.Sandbox) error {
 }
 
 // InUse lists the checkpoint directories that a restore under way reads: their
-// data must stay until every container has been let go.
+// data must stay until every container has been let go, and has all its memory.
 func (s *Sessions) InUse() ([]string, error) {
 	records, err := s.records()
 	if err != nil {
@@ -219,7 +226,7 @@ func (s *Sessions) InUse() ([]string, error) {
 	}
 	var dirs []string
 	for _, rec := range records {
-		if !rec.Ordinary && !rec.whole() {
+		if !rec.Ordinary && (!rec.whole() || s.givesMemory(rec)) {
 			dirs = append(dirs, rec.Dir)
 		}
 	}

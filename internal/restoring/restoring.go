@@ -8,6 +8,8 @@ import (
 	"context"
 
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/pages"
+	"podstasis.dev/stasis/internal/pages/lazy"
 )
 
 // Resolver finds the checkpoint that a sandbox asks to be restored from, and
@@ -28,6 +30,8 @@ type Source struct {
 	// ManifestDigest is what the manifest's digest must be; empty only where the
 	// caller vouches for the directory itself (RestorePod of the CRI).
 	ManifestDigest string
+	// Memory says how it is brought; Sessions fill it in.
+	Memory pages.Mode
 	// CompletedInit names the init containers that had completed.
 	CompletedInit []string
 	// Together names the containers that are let go together, at the start of the
@@ -54,4 +58,8 @@ type Observer interface {
 	// before it could note that. containers are the IDs of those that were let go, by
 	// name.
 	Succeeded(ctx context.Context, sandbox nodeapi.Sandbox, containers map[string]string) error
+	// Memory: what has become of the memory that a container was given while it ran: all
+	// is there, or it could not be had and the container was killed. It is called again
+	// until it returns no error.
+	Memory(ctx context.Context, sandbox nodeapi.Sandbox, container string, status lazy.Status) error
 }

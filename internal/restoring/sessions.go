@@ -18,6 +18,8 @@ import (
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/pages"
+	"podstasis.dev/stasis/internal/pages/lazy"
 )
 
 // Annotations that a sandbox asks to be restored by.
@@ -25,6 +27,7 @@ const (
 	annotationFrom    = nodeapi.AnnotationPrefix + "restore-from"
 	annotationFromUID = nodeapi.AnnotationPrefix + "restore-from-uid"
 	annotationTicket  = nodeapi.AnnotationPrefix + "restore-ticket"
+	annotationMemory  = nodeapi.AnnotationPrefix + "restore-memory"
 )
 
 // Reasons of refusals that are found here and not by the resolver.
@@ -77,6 +80,8 @@ type Config struct {
 	ImagesDir string
 	// FreezeHook and Path are handed to the OCI runtime, as nodeapi describes.
 	FreezeHook, Path string
+	// Memory says whose memory is given while it runs, and how.
+	Memory Memory
 	// NodeName is this node's, for restored containers to know; may be empty.
 	NodeName      string
 	Resolver      Resolver
@@ -95,7 +100,7 @@ type Sessions struct {
 	wake chan struct{} // has one element when Run has something to do at once
 
 	mu      sync.Mutex // guards tickets, turns and every record on disk
-	tickets map[string]string
+	tickets map[string]ticket
 	turns   map[podName]nodeapi.Sandbox // whose restore is under way
 }
 
@@ -113,7 +118,7 @@ func New(c Config) (*Sessions, error) {
 	if err := checkpoint.RemoveTemporary(c.StateDir); err != nil {
 		c.Log.Warn("what a killed agent had half written could not be removed", "error", err)
 	}
-	s := &Sessions{Config: c, tickets: map[string]string{}, turns: map[podName]nodeapi.Sandbox{}, wake: make(chan struct{}, 1)}
+	s := &Sessions{Config: c, tickets: map[string]ticket{}, turns: map[podName]nodeapi.Sandbox{}, wake: make(chan struct{}, 1)}
 	records, err := s.records()
 	if err != nil { // to be an agent that does not start would help nobody
 		c.Log.Error("whose restores are under way is not known", "error", err)
@@ -128,13 +133,19 @@ func New(c Config) (*Sessions, error) {
 	return s, nil
 }
 
+// ticket is for one restore.
+type ticket struct {
+	dir    string
+	memory pages.Mode
+}
+
 // Issue implements criservice.Tickets.
-func (s *Sessions) Issue(dir string) string {
-	ticket := rand.Text()
+func (s *Sessions) Issue(dir string, memory pages.Mode) string {
+	name := rand.Text()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.tickets[ticket] = dir
-	return ticket
+	s.tickets[name] = ticket{dir, memory}
+	return name
 }
 
 // Revoke implements criservice.Tickets.
@@ -251,8 +262,10 @@ func (s *Sessions) admit(ctx context.Context, in nodeapi.CreateSandbox) (record,
 	if source.Ordinary {
 		return rec, nil
 	}
-	m, err := checkpoint.Verify(ctx, source.Dir, source.ManifestDigest)
+	m, lazily, err := s.Memory.Policy.Verify(ctx, source.Dir, source.ManifestDigest, source.Memory)
 	switch {
+	case errors.Is(err, pages.ErrNotLazy):
+		return record{}, &nodeapi.Error{Reason: reasonFailed, Message: fmt.Sprintf("annotation %s: %v", annotationMemory, err)}
 	case errors.Is(err, checkpoint.ErrMissing):
 		return record{}, &nodeapi.Error{Reason: reasonMissing, Message: err.Error()}
 	case errors.Is(err, checkpoint.ErrCorrupt):
@@ -277,6 +290,9 @@ func (s *Sessions) admit(ctx context.Context, in nodeapi.CreateSandbox) (record,
 	for _, c := range m.Containers {
 		rec.Containers = append(rec.Containers, c.Name)
 	}
+	if lazily != nil {
+		rec.Lazy, rec.Digest = true, lazily.ManifestDigest
+	}
 	rec.Since = s.Now() // to look at all of it may take long
 	return rec, nil
 }
@@ -286,17 +302,23 @@ func (s *Sessions) source(ctx context.Context, sandbox nodeapi.Sandbox) (Source,
 	if ticket := sandbox.Annotations[annotationTicket]; ticket != "" {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		dir, ok := s.tickets[ticket]
+		of, ok := s.tickets[ticket]
 		delete(s.tickets, ticket)
 		if !ok {
 			return Source{}, &nodeapi.Error{Reason: reasonFailed, Message: "the annotation " + annotationTicket + " names no prepared restore; only RestorePod of the CRI sets it"}
 		}
-		return Source{Dir: dir}, nil
+		return Source{Dir: of.dir, Memory: of.memory}, nil
 	}
 	if sandbox.Annotations[annotationFrom] == "" {
 		return Source{}, &nodeapi.Error{Reason: reasonFailed, Message: "the sandbox does not ask to be restored"}
 	}
-	return s.Resolver.Resolve(ctx, sandbox)
+	mode, err := pages.ParseMode(sandbox.Annotations[annotationMemory])
+	if err != nil {
+		return Source{}, &nodeapi.Error{Reason: reasonFailed, Message: fmt.Sprintf("annotation %s: %v", annotationMemory, err)}
+	}
+	source, err := s.Resolver.Resolve(ctx, sandbox)
+	source.Memory = mode
+	return source, err
 }
 
 func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContainer) (nodeapi.Response, error) {
@@ -340,7 +362,7 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 		return nodeapi.Response{}, &nodeapi.Error{Reason: "PodSpecMismatch", Message: fmt.Sprintf("the checkpoint holds no container %q", in.Container)}
 	}
 	workDir := filepath.Join(s.workDirs(in.Sandbox.ID), in.Container)
-	if err := errors.Join(os.MkdirAll(workDir, 0o700), nodeapi.ForgetProgress(workDir)); err != nil {
+	if err := errors.Join(os.MkdirAll(workDir, 0o700), nodeapi.ForgetProgress(workDir), lazy.Forget(workDir)); err != nil {
 		return nodeapi.Response{}, fmt.Errorf("make the engine's work directory: %w", err)
 	}
 	if rec.Whole {
@@ -356,6 +378,10 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 	answer, err := s.Compatibility.Adapt(ctx, adaptation(rec, m, in), adapted)
 	if err != nil {
 		err = fmt.Errorf("adapt the checkpoint's images to the new sandbox: %w", err)
+		s.Observer.Failed(ctx, in.Sandbox, in.Container, err.Error())
+		return nodeapi.Response{}, err
+	}
+	if answer.Lazy, err = s.planMemory(ctx, rec, in.Container, workDir); err != nil {
 		s.Observer.Failed(ctx, in.Sandbox, in.Container, err.Error())
 		return nodeapi.Response{}, err
 	}
@@ -460,6 +486,9 @@ func (s *Sessions) report(ctx context.Context, in nodeapi.Report) error {
 	switch in.Stage {
 	case nodeapi.StageDeleted:
 		return s.deleted(ctx, in.Sandbox.ID)
+	case nodeapi.StageMemory:
+		s.Wake()
+		return nil
 	case nodeapi.StageFailed:
 		s.Observer.Failed(ctx, in.Sandbox, in.Container, in.Message)
 		if in.Container == "" {

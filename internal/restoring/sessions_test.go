@@ -14,6 +14,7 @@ import (
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/pages/lazy"
 	"podstasis.dev/stasis/internal/restoring"
 )
 
@@ -81,6 +82,14 @@ func (f *fakes) Succeeded(_ context.Context, _ nodeapi.Sandbox, containers map[s
 		f.told = append(f.told, "succeeded")
 	}
 	return f.unheard
+}
+func (f *fakes) Memory(_ context.Context, _ nodeapi.Sandbox, container string, s lazy.Status) error {
+	f.told = append(f.told, "memory of "+container+" "+string(s.Stage))
+	return nil
+}
+func (f *fakes) Kill(_ context.Context, root, containerID string) error {
+	f.told = append(f.told, "kill "+root+" "+containerID)
+	return nil
 }
 func (f *fakes) StartFailed(_ context.Context, _, containerID string) (bool, error) {
 	return slices.Contains(f.startFailed, containerID), f.startUnknown
@@ -361,7 +370,7 @@ func TestATicketWorksOnceAndForItsDirectory(t *testing.T) {
 	f := &fakes{refusal: errors.New("not to be asked")}
 	s := newSessions(t, f, t.TempDir())
 	dir := data(t).Dir
-	ticket := s.Issue(dir)
+	ticket := s.Issue(dir, "")
 	if r := create(s, sandbox("restore-ticket", ticket)); r.Action != nodeapi.ActionRestore {
 		t.Fatalf("first use: %+v", r)
 	}
@@ -371,7 +380,7 @@ func TestATicketWorksOnceAndForItsDirectory(t *testing.T) {
 	if r := create(s, sandbox("restore-ticket", ticket)); r.Error == nil {
 		t.Errorf("second use: %+v", r)
 	}
-	revoked := s.Issue(dir)
+	revoked := s.Issue(dir, "")
 	s.Revoke(revoked)
 	if r := create(s, sandbox("restore-ticket", revoked)); r.Error == nil {
 		t.Errorf("revoked: %+v", r)

@@ -3,6 +3,20 @@ package main
 // The features, each with the test that is named for it. The list grows with
 // every piece of work.
 var mutants = []mutant{
+	{"a block that is given unchecked", "internal/pages/lazy/blocks.go",
+		`err = b.sums[id.file].Check(id.block, data)`, `err = nil`,
+		node, "test/cri", "TestAContainerWhoseMemoryCannotBeGivenIsKilledAndNeverRunsOnAnythingElse"},
+	{"a keeper that lets go of a container whose server is gone", "internal/pages/lazy/keeper.go",
+		`killErr := container.Kill()`, `killErr := error(nil)`,
+		node, "test/cri", "TestAContainerWhoseMemoryCannotBeGivenIsKilledAndNeverRunsOnAnythingElse"},
+	{"a page that comes back after its process gave it back", "internal/pages/lazy/server.go",
+		`		sp.missing.drop(m.a, m.b)`, ``,
+		node, "test/cri", "TestProcessesThatRunBeforeTheyHaveTheirMemoryNeverMissIt"},
+	{"pages that CRIU reads are not checked", "internal/pages/plan.go",
+		`		if err := verifyEager(ctx, root, l.blocks, file, mem); err != nil {
+			return err
+		}`, `		_ = mem`,
+		unit, "internal/pages", "TestOnlyPagesThatAreGivenLazilyAreNotCheckedBefore"},
 	{"a CRIU option file of a user's that passes for ordinary", "internal/ociruntime/aside/aside.go",
 		`strings.HasPrefix(annotation, "org.criu.") ||`, `false ||`,
 		unit, "internal/ociruntime/aside", "TestABundleThatConcernsStasisIsLeftToTheOtherProgram"},

@@ -112,11 +112,14 @@ type Pages struct {
 	// Offset in the image of pages; negative for pages that lie in an earlier image
 	// (incremental checkpoints).
 	Offset int64
+	// Lazy says that a restore may leave the page out and give it later.
+	Lazy bool
 }
 
 // Flags of an entry of a page map.
 const (
 	inParent = 1 << 0
+	lazy     = 1 << 1
 	present  = 1 << 2
 )
 
@@ -143,7 +146,7 @@ func (s *Source) Pagemap(ctx context.Context, name string, each func(Pages) erro
 		if count > math.MaxInt64/PageSize || e.GetVaddr() > math.MaxUint64-count*PageSize || e.GetVaddr() < last {
 			return fmt.Errorf("%w: %d pages at %x out of order", ErrFormat, count, e.GetVaddr())
 		}
-		run := Pages{Start: e.GetVaddr(), End: e.GetVaddr() + count*PageSize, Offset: offset}
+		run := Pages{Start: e.GetVaddr(), End: e.GetVaddr() + count*PageSize, Offset: offset, Lazy: e.GetFlags()&lazy != 0}
 		last = run.End
 		if (e.Flags == nil && !e.GetInParent()) || e.GetFlags()&present != 0 {
 			if offset > math.MaxInt64-int64(count*PageSize) {

@@ -71,6 +71,9 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 	if err != nil {
 		return nil, err
 	}
+	if err := e.awaitMemory(ctx, s); err != nil {
+		return nil, err
+	}
 	clock := phases{last: time.Now()}
 	m, targets, volumes, err := e.prepare(ctx, s, dir)
 	if err != nil {

@@ -78,7 +78,13 @@ func endContainer(pid int, container string) error {
 
 // killAll kills what is in the cgroup and those below.
 func (f freezer) killAll() error {
-	return filepath.WalkDir(filepath.Join(f.mount, f.path), func(path string, entry fs.DirEntry, err error) error {
+	pids, err := f.processes()
+	return errors.Join(err, kill(pids))
+}
+
+// processes are those in the cgroup and those below.
+func (f freezer) processes() (pids []int, err error) {
+	err = filepath.WalkDir(filepath.Join(f.mount, f.path), func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.Name() != "cgroup.procs" {
 			return err
 		}
@@ -86,7 +92,6 @@ func (f freezer) killAll() error {
 		if err != nil {
 			return err
 		}
-		var pids []int
 		for field := range strings.FieldsSeq(string(data)) {
 			pid, err := strconv.Atoi(field)
 			if err != nil {
@@ -94,8 +99,9 @@ func (f freezer) killAll() error {
 			}
 			pids = append(pids, pid)
 		}
-		return kill(pids)
+		return nil
 	})
+	return pids, err
 }
 
 // removeMountPoints removes the directories upon which CRIUs that were killed had

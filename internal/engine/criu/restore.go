@@ -45,6 +45,9 @@ type RestoreRequest struct {
 	// container is restored, and once it has been.
 	HoldDuring, HoldAfter []nodeapi.Connection
 	SysVIPC               nodeapi.SysVIPC
+	// Memory, if set, gives the processes their memory while they run: a plan of it is
+	// in WorkDir.
+	Memory *MemoryOf
 }
 
 // ConfigAnnotation names a file of CRIU options that the OCI runtime passes on.
@@ -52,11 +55,16 @@ type RestoreRequest struct {
 const ConfigAnnotation = "org.criu.config"
 
 // WriteRestoreConfig writes the CRIU options of a restore that the OCI runtime's
-// command line lacks. hook is the program that CRIU calls at each stage.
+// command line lacks. hook is the program that CRIU calls at each stage; lazily says that
+// somebody else gives the processes their memory.
 //
 // TCP connections are restored: the images say to where (package adapt).
-func WriteRestoreConfig(file, hook string) error {
-	return os.WriteFile(file, []byte("action-script "+hook+"\ntcp-established\n"), 0o600)
+func WriteRestoreConfig(file, hook string, lazily bool) error {
+	options := "action-script " + hook + "\ntcp-established\n"
+	if lazily {
+		options += "lazy-pages\n"
+	}
+	return os.WriteFile(file, []byte(options), 0o600)
 }
 
 // Restore recreates a container's processes. When it returns without error the
@@ -79,7 +87,15 @@ func Restore(ctx context.Context, r RestoreRequest) error {
 			return err
 		}
 	}
+	release := func() {}
+	if r.Memory != nil {
+		var err error
+		if release, err = startMemory(*r.Memory); err != nil {
+			return err
+		}
+	}
 	err := runRestore(ctx, r)
+	release()
 	if err == nil && len(r.HoldDuring) > 0 {
 		err = hold(r.NetNamespace, r.HoldAfter)
 	}

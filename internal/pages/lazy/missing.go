@@ -1,0 +1,171 @@
+package lazy
+
+import (
+	"math"
+	"math/bits"
+	"slices"
+)
+
+const (
+	pageSize  = 4096
+	chunkBits = 16 // a chunk is 64 KiB of addresses
+	chunkSize = 1 << chunkBits
+	inChunk   = chunkSize / pageSize
+)
+
+// missing are the pages that an address space has not been given yet: of which address,
+// and where each is in the file of pages. What is in it may be given; what is not is
+// there already, or is zero.
+//
+// The addresses are those that the pages have now: processes move memory.
+type missing struct {
+	chunks map[uint64]*chunk // by address / chunkSize
+	order  []uint64          // keys of chunks, or what was one, in the order of streaming
+	pages  int               // how many are missing
+}
+
+type chunk struct {
+	set  uint16 // which of its pages are missing
+	page [inChunk]uint32
+}
+
+// newMissing makes the set of a process's runs, which are in order of their addresses.
+func newMissing(runs []Run) *missing {
+	m := &missing{chunks: map[uint64]*chunk{}}
+	for _, r := range runs {
+		for i := uint64(0); i < r.Pages; i++ {
+			m.add(r.Start+i*pageSize, uint32(r.Page+i))
+		}
+	}
+	return m
+}
+
+func (m *missing) add(address uint64, page uint32) {
+	key, bit := address>>chunkBits, address>>12%inChunk
+	c := m.chunks[key]
+	if c == nil {
+		c = &chunk{}
+		m.chunks[key] = c
+		m.order = append(m.order, key)
+	}
+	if c.set&(1<<bit) == 0 {
+		m.pages++
+	}
+	c.set |= 1 << bit
+	c.page[bit] = page
+}
+
+// at says which page of the file belongs to an address, if it is missing.
+func (m *missing) at(address uint64) (page uint32, ok bool) {
+	c := m.chunks[address>>chunkBits]
+	bit := address >> 12 % inChunk
+	if c == nil || c.set&(1<<bit) == 0 {
+		return 0, false
+	}
+	return c.page[bit], true
+}
+
+// empty says whether nothing is missing of a whole chunk.
+func (m *missing) empty(address uint64) bool { return m.chunks[address>>chunkBits] == nil }
+
+// drop takes the pages of addresses out.
+func (m *missing) drop(start, end uint64) {
+	m.each(start, end, func(key uint64, c *chunk, bits uint16) {
+		m.take(key, c, bits)
+	})
+}
+
+func (m *missing) take(key uint64, c *chunk, set uint16) {
+	m.pages -= bits.OnesCount16(c.set & set)
+	c.set &^= set
+	if c.set == 0 {
+		delete(m.chunks, key)
+	}
+}
+
+// each calls with every chunk that has addresses of a range, and the bits of its pages
+// that are in the range. A range may be larger than all memory: there are programs that
+// reserve such.
+func (m *missing) each(start, end uint64, call func(key uint64, c *chunk, bits uint16)) {
+	if end <= start {
+		return
+	}
+	first, last := start>>chunkBits, (end-1)>>chunkBits
+	within := func(key uint64) uint16 {
+		set := uint16(math.MaxUint16)
+		if key == first {
+			set &= math.MaxUint16 << (start >> 12 % inChunk)
+		}
+		if key == last {
+			set &= math.MaxUint16 >> (inChunk - 1 - (end-1)>>12%inChunk)
+		}
+		return set
+	}
+	if last-first > uint64(len(m.chunks)) {
+		for key, c := range m.chunks {
+			if key >= first && key <= last {
+				call(key, c, within(key))
+			}
+		}
+		return
+	}
+	for key := first; ; key++ {
+		if c := m.chunks[key]; c != nil {
+			call(key, c, within(key))
+		}
+		if key == last {
+			return
+		}
+	}
+}
+
+// move follows pages that were moved to other addresses. What was missing there is gone.
+func (m *missing) move(from, to, size uint64) {
+	type moved struct {
+		address uint64
+		page    uint32
+	}
+	var all []moved
+	m.each(from, from+size, func(key uint64, c *chunk, set uint16) {
+		for bit := range uint64(inChunk) {
+			if c.set&set&(1<<bit) != 0 {
+				all = append(all, moved{key<<chunkBits + bit*pageSize, c.page[bit]})
+			}
+		}
+		m.take(key, c, set)
+	})
+	m.drop(to, to+size)
+	slices.SortFunc(all, func(a, b moved) int { return int(int64(a.address) - int64(b.address)) })
+	for _, p := range all {
+		m.add(p.address-from+to, p.page)
+	}
+}
+
+// clone is the set of a process that was forked.
+func (m *missing) clone() *missing {
+	other := &missing{chunks: make(map[uint64]*chunk, len(m.chunks)), order: slices.Clone(m.order), pages: m.pages}
+	copies := make([]chunk, 0, len(m.chunks))
+	for key, c := range m.chunks {
+		copies = append(copies, *c)
+		other.chunks[key] = &copies[len(copies)-1]
+	}
+	return other
+}
+
+// run is how many pages from an address on are missing and follow each other in the
+// file too, most at most.
+func (m *missing) run(address uint64, most int) int {
+	first, ok := m.at(address)
+	if !ok {
+		return 0
+	}
+	n := 1
+	for n < most {
+		page, ok := m.at(address + uint64(n)*pageSize)
+		if !ok || page != first+uint32(n) {
+			break
+		}
+		n++
+	}
+	return n
+}
