@@ -372,6 +372,14 @@ func (s *server) stream() error {
 	}
 }
 
+// stepBack lets whoever wants the processor have it before the calling goroutine's
+// thread, which ends with it: a container is let go, and runs, while its memory is
+// streamed.
+func stepBack() {
+	runtime.LockOSThread()
+	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 10) // of the thread alone
+}
+
 // streamFirst gives the blocks that the processes of an earlier restore asked for. What
 // does not work is left to who comes later.
 func (s *server) streamFirst(spaces []*space, streamers int) {
@@ -402,6 +410,7 @@ func (s *server) streamFirst(spaces []*space, streamers int) {
 	var work sync.WaitGroup
 	for range streamers {
 		work.Go(func() {
+			stepBack()
 			for {
 				i := int(next.Add(1)) - 1
 				if i >= len(hot) || s.ctx.Err() != nil {
@@ -439,6 +448,7 @@ func (sp *space) stream(streamers int) error {
 	errs := make([]error, streamers)
 	for i := range streamers {
 		work.Go(func() {
+			stepBack()
 			for errs[i] == nil {
 				at := int(next.Add(1)) - 1
 				if at >= len(keys) {
