@@ -879,4 +879,7 @@ var mutants = []mutant{
 	}
 	return c.Conn.Read(p)`, `	return c.Conn.Read(p)`,
 		unit, "internal/store/backend/web", "TestAConnectionOnWhichNothingMovesIsBroken"},
+	{"processes with seccomp filters of their own made to fork", "internal/engine/criu/cowplan.go",
+		`	if has > given || filtered && given == 0 {`, `	if has < 0 {`,
+		unit, "internal/engine/criu", "TestAProcessWithAFilterOfItsOwnIsNotMadeToFork"},
 }

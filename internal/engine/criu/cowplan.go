@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/engine/criu/cow"
 )
@@ -103,7 +105,16 @@ func (e *Engine) fitForCOW(s engine.Sandbox, p *plan) error {
 	}
 	var kept int64
 	for i, c := range s.Containers {
+		filters := 0
+		if l := c.Spec.Linux; l != nil && l.Seccomp != nil {
+			if filters = 1; slices.Contains([]specs.LinuxSeccompAction{specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActTrap}, l.Seccomp.DefaultAction) {
+				return unfit("container %s: its seccomp profile ends who makes a system call that it does not name (%s)", c.Name, l.Seccomp.DefaultAction)
+			}
+		}
 		for _, pid := range pids[i] {
+			if err := ownFilter(pid, filters); err != nil {
+				return fmt.Errorf("container %s: %w", c.Name, err)
+			}
 			n, err := cow.Examine(pid)
 			if errors.Is(err, cow.ErrUnfit) {
 				return fmt.Errorf("%w: container %s, process %d (%s): %s", cow.ErrUnfit, c.Name, pid, commandOf(pid), strings.TrimPrefix(err.Error(), cow.ErrUnfit.Error()+": "))
@@ -161,6 +172,31 @@ func (e *Engine) fitForCOW(s engine.Sandbox, p *plan) error {
 		}
 		return nil
 	})
+}
+
+// ownFilter says whether a process has more seccomp filters than its container gave it.
+// They are lifted while it forks; if the helper is killed in just that moment the kernel
+// puts them back, and they may well end a process that forks.
+func ownFilter(pid, given int) error {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return unlessEnded(err)
+	}
+	filtered, has := false, 0
+	for line := range strings.Lines(string(status)) {
+		switch name, value, _ := strings.Cut(line, ":"); name {
+		case "Seccomp":
+			filtered = strings.TrimSpace(value) != "0"
+		case "Seccomp_filters": // since Linux 5.9
+			if has, err = strconv.Atoi(strings.TrimSpace(value)); err != nil {
+				return fmt.Errorf("process %d: %w", pid, err)
+			}
+		}
+	}
+	if has > given || filtered && given == 0 {
+		return fmt.Errorf("%w: process %d (%s) has a seccomp filter of its own", cow.ErrUnfit, pid, commandOf(pid))
+	}
+	return nil
 }
 
 type memoryLimit struct {
