@@ -50,7 +50,7 @@ var mutants = []mutant{
 		`e.host.Do(func() error { return f.stop(ctx) })`, `e.host.Do(func() error { _ = f; return ctx.Err() })`,
 		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
 	{"containers frozen and captured one by one", "internal/engine/criu/checkpoint.go",
-		`	out, err := e.runtimeCapturing(ctx, sandboxID, t.Runtime, "checkpoint",`,
+		`	out, err := e.runtimeCapturingWith(ctx, env, w.sandbox.ID, t.Runtime, "checkpoint",`,
 		`	if _, err := e.runtime(ctx, t.Runtime, "resume", t.ID); err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ var mutants = []mutant{
 	if _, err := e.runtime(ctx, t.Runtime, "pause", t.ID); err != nil {
 		return err
 	}
-	out, err := e.runtimeCapturing(ctx, sandboxID, t.Runtime, "checkpoint",`,
+	out, err := e.runtimeCapturingWith(ctx, env, w.sandbox.ID, t.Runtime, "checkpoint",`,
 		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
 	{"memory read from processes that run", "internal/engine/criu/cow/memory.go",
 		`	mem, err := openMemory(child)`, `	mem, err := openMemory(os.Getpid())`,
@@ -155,7 +155,7 @@ var mutants = []mutant{
 		`	if err := r.besideItsSource(ctx, pod, pcp); err != nil {`, `	if err := error(nil); err != nil {`,
 		unit, "internal/agent", "TestAPodIsNotRestoredBesideASourceThatWritesToTheSameVolume"},
 	{"TCP connections not restored", "internal/engine/criu/restore.go",
-		`+"\ntcp-established\n"`, `+"\ntcp-close\n"`,
+		`"\ntcp-established\n"`, `"\ntcp-close\n"`,
 		node, "test/cri", "TestAContainerWithTCPConnectionsIsCapturedAndItsListenerComesBack"},
 
 	// Never a frozen Pod, nothing half done.
@@ -226,7 +226,7 @@ var mutants = []mutant{
 		`untilEnded{r, t.ended}`, `r`,
 		unit, "internal/layer", "TestWritingStopsInTheMiddleOfALargeFileWhenItsContextEnds"},
 	{"exec sessions not looked for before the freeze", "internal/engine/criu/checkpoint.go",
-		`		if err := awaitStrays(ctx, s.Containers); err != nil {`, `		if err := ctx.Err(); err != nil {`,
+		`	if err := awaitStrays(ctx, w.sandbox.Containers); err != nil {`, `	if err := ctx.Err(); err != nil {`,
 		node, "test/cri", "TestAnExecSessionThatLastsIsRefusedBeforeTheFreezeAndNamed"},
 	{"an exec that begins during the freeze not waited for", "internal/engine/criu/checkpoint.go",
 		`		if !passing(err) || attempt == captureAttempts {`, `		if !passing(err) || attempt > 0 {`,
@@ -460,8 +460,8 @@ var mutants = []mutant{
 		`	case rec.whole(): // an ephemeral`, `	case rec.whole() && false: // an ephemeral`,
 		unit, "internal/restoring", "TestARestoreGoesFromSandboxOverContainersToItsEnd"},
 	{"a ticket that works twice", "internal/restoring/sessions.go",
-		`		dir, ok := s.tickets[ticket]
-		delete(s.tickets, ticket)`, `		dir, ok := s.tickets[ticket]`,
+		`		of, ok := s.tickets[ticket]
+		delete(s.tickets, ticket)`, `		of, ok := s.tickets[ticket]`,
 		unit, "internal/restoring", "TestATicketWorksOnceAndForItsDirectory"},
 	{"engine annotations of users passed on", "internal/ociruntime/bundle.go",
 		`			delete(b.annotations, name)

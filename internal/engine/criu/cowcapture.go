@@ -42,8 +42,6 @@ const (
 	// helperPatience bounds how long a helper may take to come up, and to end when it is
 	// left.
 	helperPatience = 5 * time.Second
-	// collectPatience bounds how long it may take to have children collected.
-	collectPatience = 90 * time.Second
 )
 
 // startHelper starts one, which waits to be asked.

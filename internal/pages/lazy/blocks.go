@@ -90,14 +90,6 @@ func readSmall(ctx context.Context, from source, m *checkpoint.Manifest, name st
 	return nil, fmt.Errorf("%w: no %s", checkpoint.ErrMissing, name)
 }
 
-// count is how many blocks a file has.
-func (b *blocks) count(file int) int {
-	if b.small[file] != nil {
-		return 1
-	}
-	return b.sums[file].Count()
-}
-
 // get reads a block, or waits for who does already. The caller calls release when it is
 // done with the data.
 func (b *blocks) get(ctx context.Context, id blockID) (data []byte, release func(), err error) {

@@ -34,9 +34,8 @@ type server struct {
 	mu     sync.Mutex
 	spaces []*space
 
-	given    atomic.Int64 // pages
-	total    atomic.Int64
-	progress func(given, total int64)
+	given atomic.Int64 // pages
+	total atomic.Int64
 }
 
 func newServer(ctx context.Context, p *Plan, from source, log *slog.Logger, hold func(fd int) error) (*server, error) {
