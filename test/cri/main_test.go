@@ -11,9 +11,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -201,6 +203,30 @@ func (n *node) down() error {
 	}
 	if n.state != "" {
 		errs = append(errs, n.devcluster("down"))
+	}
+	return errors.Join(append(errs, removePodCgroups())...)
+}
+
+// removePodCgroups removes the cgroups of this run's Pods, which on an ordinary node the
+// kubelet makes and removes.
+func removePodCgroups() error {
+	var errs []error
+	for i := 1; i <= podCount; i++ {
+		pods, err := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/*/k8s.io/pod-%d", i))
+		errs = append(errs, err)
+		for _, pod := range pods {
+			var dirs []string // outer ones first
+			err := filepath.WalkDir(pod, func(path string, d fs.DirEntry, err error) error {
+				if err == nil && d.IsDir() {
+					dirs = append(dirs, path)
+				}
+				return err
+			})
+			errs = append(errs, err)
+			for _, dir := range slices.Backward(dirs) {
+				errs = append(errs, os.Remove(dir))
+			}
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -145,6 +145,13 @@ func (p *podman) close(ctx context.Context) error {
 	}
 	_, err := p.do(ctx, "rm", "--all", "--force", "--time", "0")
 	_, resetErr := p.do(ctx, "rmi", "--all", "--force")
+	// Its cgroups stay, empty. Whoever else runs podman here has them in use.
+	for _, name := range []string{"conmon", ""} {
+		dirs, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup/*/libpod_parent", name))
+		for _, dir := range dirs {
+			_ = os.Remove(dir)
+		}
+	}
 	return errors.Join(err, resetErr, unmountBelow(p.dir))
 }
 
