@@ -63,10 +63,14 @@ func (s *Service) write(ctx context.Context, by engine.Engine, sandbox engine.Sa
 		return err
 	}
 	s.log.InfoContext(ctx, "captured a Pod", "sandbox", sandbox.ID, "namespace", sandbox.Namespace, "pod", sandbox.Name, "frozen", m.FreezeDuration)
-	return s.host.Do(func() error {
+	err = s.host.Do(func() error {
 		_, err := checkpoint.Seal(ctx, in.OutputPath, m)
 		return err
 	})
+	if err == nil {
+		err = context.Cause(ctx) // whoever asked has been told that it failed
+	}
+	return err
 }
 
 // Examined is what CheckpointPod would meet.

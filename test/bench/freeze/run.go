@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/test/e2e/cluster"
 )
 
@@ -46,11 +47,14 @@ type hold struct {
 
 // contenders are measured side by side. Those of one place stand together.
 func (h *hold) contenders() []contender {
-	eager := restoration{"Stasis, eager", "eager", h.pods.restore(nil)}
+	restore := func(how string) restoration {
+		return restoration{"Stasis, " + how, how, h.pods.restore(map[string]string{checkpointv1alpha1.AnnotationRestoreMemory: how})}
+	}
 	return []contender{
 		{name: "CRIU by runc, to memory", key: "criu", place: h.runc, checkpoint: h.runc.checkpoint,
 			restores: []restoration{{"CRIU by runc, from memory", "criu", h.runc.restore}}},
-		{name: "Stasis", key: "plain", place: h.pods, checkpoint: h.pods.checkpoint(nil, ""), restores: []restoration{eager}},
+		{name: "Stasis, plain", key: "plain", place: h.pods, checkpoint: h.pods.checkpoint(map[string]string{"capture": "plain"}, ""), restores: []restoration{restore("eager")}},
+		{name: "Stasis, copy-on-write", key: "cow", place: h.pods, checkpoint: h.pods.checkpoint(map[string]string{"capture": "cow"}, ""), restores: []restoration{restore("lazy")}},
 		{name: "Stasis, to a store", key: "stored", place: h.pods, checkpoint: h.pods.checkpoint(nil, h.store), only: []Shape{gib1}},
 		{name: "kubelet's endpoint, containerd", key: "kubelet", place: h.pods, checkpoint: h.pods.checkpointByKubelet, fewer: true},
 		{name: "podman, to memory", key: "podman", place: h.podman, checkpoint: h.podman.checkpoint,
