@@ -15,7 +15,7 @@ const (
 	AnnotationGivenUp = GroupName + "/given-up"
 	// AnnotationRestoreMemory says when a restored Pod's processes run: lazy, at once, and
 	// their memory comes when they touch it; eager, when all of it is there; auto, the
-	// default, which of the two by how much it is.
+	// default, which of the two by how much it is, as the node's agent is set.
 	AnnotationRestoreMemory = GroupName + "/restore-memory"
 	// AnnotationRestoreTicket is what the CRI service's RestorePod hands to the
 	// runtime it drives: a random, single-use name for one prepared restore. It is

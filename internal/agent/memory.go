@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,9 +24,6 @@ import (
 )
 
 const (
-	// defaultLazyThreshold is how much memory makes it worth it to let processes run
-	// before they have it, in MiB: below it, all of it is there as soon.
-	defaultLazyThreshold = 256
 	// lazyPatience is how long a process waits for a page.
 	lazyPatience = time.Minute
 	// maxOrders is of how many restores it is kept in which order pages were asked for.
@@ -36,6 +34,9 @@ const (
 // memory says how memory is given to processes while they run.
 func (o Options) memory() restoring.Memory {
 	policy := pages.Policy{Unsupported: lazy.Supported(), Threshold: int64(o.LazyThreshold) << 20}
+	if o.LazyThreshold <= 0 {
+		policy.Threshold = math.MaxInt64
+	}
 	if policy.Unsupported != nil {
 		o.Log.Warn("restored processes wait until all their memory is there", "reason", policy.Unsupported)
 	}
