@@ -395,7 +395,7 @@ func (n *nodes) leftovers(pods map[string][]string, agentsAreNew bool) error {
 		if got := count[node+" stasis-guard"]; got != 1 {
 			found(node, "%d guards", got)
 		}
-		for _, dir := range []string{"/var/lib/stasis/checkpoints", "/var/lib/stasis/checkpoints/.copies", "/var/lib/stasis/storing", "/var/lib/stasis/records", "/var/lib/stasis/restored", "/run/stasis", "/run/stasis/frozen", "/run/stasis/restore", "/run/stasis/work"} {
+		for _, dir := range []string{"/var/lib/stasis/checkpoints", "/var/lib/stasis/checkpoints/.copies", "/var/lib/stasis/storing", "/var/lib/stasis/records", "/var/lib/stasis/restored", "/run/stasis", "/run/stasis/frozen", "/run/stasis/cow", "/run/stasis/restore", "/run/stasis/work"} {
 			entries, err := os.ReadDir(n.file(node, dir))
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				found(node, "%w", err)
@@ -404,7 +404,7 @@ func (n *nodes) leftovers(pods map[string][]string, agentsAreNew bool) error {
 				if !agentsAreNew && (filepath.Base(dir) == "restored" || strings.HasPrefix(entry.Name(), "freeze-")) {
 					continue
 				}
-				if !slices.Contains([]string{".copies", "agent.sock", "cri.sock", "frozen", "restore", "work", "lock"}, entry.Name()) {
+				if !slices.Contains([]string{".copies", "agent.sock", "cri.sock", "frozen", "cow", "restore", "work", "lock"}, entry.Name()) {
 					found(node, "file %s/%s", dir, entry.Name())
 				}
 			}
