@@ -31,13 +31,19 @@ type pod struct {
 	containers map[string]string // name to ID
 }
 
+// cgroupsOfPods is where they have theirs, and podNames whose there are.
+const cgroupsOfPods = "/k8s.io/"
+
+var podNames = map[string]bool{}
+
 func sandboxConfig(name string) *runtimeapi.PodSandboxConfig {
+	podNames[name] = true
 	return &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Uid: "uid-" + name, Namespace: "test"},
 		Hostname:     name,
 		LogDirectory: scratch + "/logs/" + name,
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent:    "/k8s.io/" + name,
+			CgroupParent:    cgroupsOfPods + name,
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}},
 		},
 	}

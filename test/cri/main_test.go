@@ -211,8 +211,8 @@ func (n *node) down() error {
 // kubelet makes and removes.
 func removePodCgroups() error {
 	var errs []error
-	for i := 1; i <= podCount; i++ {
-		pods, err := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/*/k8s.io/pod-%d", i))
+	for name := range podNames {
+		pods, err := filepath.Glob("/sys/fs/cgroup/*" + cgroupsOfPods + name)
 		errs = append(errs, err)
 		for _, pod := range pods {
 			var dirs []string // outer ones first

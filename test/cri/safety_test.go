@@ -287,25 +287,25 @@ func diskFillsUp(t *testing.T) {
 	in := p.checkpointRequest(t)
 	mount, dir := theNode.smallDisk(t, 1<<30)
 	in.OutputPath = dir
-	go func() { // somebody else takes the rest, once the Pod stands still
-		for end := time.Now().Add(20 * time.Second); !theNode.frozen(t, p) && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	go func() { // no more than is taken is to be had, once the Pod stands still
+		begun := func() bool {
+			images, _ := os.ReadDir(theNode.host.Path(dir + "/containers/big/criu"))
+			return len(images) > 0 || theNode.frozen(t, p)
+		}
+		for end := time.Now().Add(20 * time.Second); !begun() && time.Now().Before(end); time.Sleep(time.Millisecond) {
 		}
 		theNode.host.Do(func() error {
-			f, err := os.Create(filepath.Join(mount, "other"))
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			for taken := int64(0); ; { // while CRIU writes, too
+			for end := time.Now().Add(20 * time.Second); time.Now().Before(end); { // while others write, too
 				var st unix.Statfs_t
-				if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Bavail == 0 {
+				if err := unix.Statfs(mount, &st); err != nil {
 					return err
 				}
-				rest := int64(st.Bavail) * st.Bsize
-				if unix.Fallocate(int(f.Fd()), 0, taken, rest) == nil {
-					taken += rest
+				taken := int64(st.Blocks-st.Bavail) * st.Bsize
+				if unix.Mount("", mount, "", unix.MS_REMOUNT, fmt.Sprintf("size=%d", taken+64<<10)) == nil {
+					break
 				}
 			}
+			return nil
 		})
 	}()
 	_, err := theNode.stasis.CheckpointPod(testContext(t), in)

@@ -571,19 +571,24 @@ func (e *Engine) dump(ctx context.Context, w window, t target) error {
 		reason = lastErrors(filepath.Join(t.workDir, "dump.log"))
 		return nil
 	})
-	if ctx.Err() != nil || reason == "" {
+	if ctx.Err() != nil {
 		return fmt.Errorf("capture the processes of container %s: %w", t.Name, err)
 	}
-	// The runtime's own message quotes the same log at length.
-	e.log.WarnContext(ctx, "CRIU failed", "container", t.ID, "runtime", out.Stderr)
-	err = fmt.Errorf("capture the processes of container %s: CRIU failed: %s", t.Name, reason)
+	if reason == "" {
+		// CRIU was not started yet; the runtime writes to the disk, too.
+		reason, err = out.Stderr, fmt.Errorf("capture the processes of container %s: %w", t.Name, err)
+	} else {
+		// The runtime's own message quotes the same log at length.
+		e.log.WarnContext(ctx, "CRIU failed", "container", t.ID, "runtime", out.Stderr)
+		err = fmt.Errorf("capture the processes of container %s: CRIU failed: %s", t.Name, reason)
+	}
 	if disk := diskError(reason); disk != nil {
 		err = fmt.Errorf("write %s: %w: %w", t.dir, disk, err)
 	}
 	return err
 }
 
-// diskError finds the disk's error in CRIU's, which has only its text and not the
+// diskError finds the disk's error in a program's, which has only its text and not the
 // file that it was about; nil if it is none of the disk's.
 func diskError(reason string) error {
 	for _, errno := range []unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO} {
