@@ -174,11 +174,15 @@ func (e *Engine) captureOnce(ctx context.Context, w window, m *checkpoint.Manife
 	return err
 }
 
+// errEnding says that a process was frozen whose first thread has ended and others have
+// not, which CRIU cannot capture. Mostly it is about to end.
+var errEnding = errors.New("a process was ending")
+
 // passing says whether an error is one that another attempt may not meet.
 func passing(err error) bool {
 	var late *lateStrays
 	var between *spawning
-	return errors.As(err, &late) || errors.As(err, &between) || errors.Is(err, ErrTorn) || errors.Is(err, errCOW)
+	return errors.As(err, &late) || errors.As(err, &between) || errors.Is(err, ErrTorn) || errors.Is(err, errCOW) || errors.Is(err, errEnding)
 }
 
 // checkCut looks at what has been captured: is it of one moment?
@@ -584,6 +588,9 @@ func (e *Engine) dump(ctx context.Context, w window, t target) error {
 	}
 	if disk := diskError(reason); disk != nil {
 		err = fmt.Errorf("write %s: %w: %w", t.dir, disk, err)
+	}
+	if strings.Contains(reason, "Zombies with threads") {
+		err = fmt.Errorf("%w: %w", errEnding, err)
 	}
 	return err
 }
