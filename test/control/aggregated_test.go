@@ -49,11 +49,7 @@ func grant(t *testing.T, namespace, user, resource, verb string) {
 	role := &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, GenerateName: "role-"},
 		Rules: []rbacv1.PolicyRule{{APIGroups: []string{subresources.GroupName}, Resources: []string{resource}, Verbs: []string{verb}}}}
 	must(t, shared.client.Create(t.Context(), role))
-	must(t, shared.client.Create(t.Context(), &rbacv1.RoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: role.Name},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role.Name},
-		Subjects:   []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: user}},
-	}))
+	bind(t, namespace, "Role", role.Name, rbacv1.Subject{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: user})
 }
 
 func TestAUserWhoMayOnlyCheckpointDoesSoInOneNamespace(t *testing.T) {

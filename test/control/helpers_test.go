@@ -13,6 +13,7 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
@@ -147,11 +148,7 @@ func as(t *testing.T, user string, groups ...string) client.Client {
 func user(t *testing.T, namespace, name string, roles ...string) client.Client {
 	t.Helper()
 	for _, role := range append([]string{"edit"}, roles...) {
-		must(t, shared.client.Create(t.Context(), &rbacv1.RoleBinding{
-			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, GenerateName: role + "-"},
-			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
-			Subjects:   []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: name}},
-		}))
+		bind(t, namespace, "ClusterRole", role, rbacv1.Subject{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: name})
 	}
 	// Aggregated roles are filled in by kube-controller-manager, which is not here.
 	must(t, client.IgnoreAlreadyExists(shared.client.Create(t.Context(), &rbacv1.ClusterRole{
@@ -159,12 +156,54 @@ func user(t *testing.T, namespace, name string, roles ...string) client.Client {
 		Rules: []rbacv1.PolicyRule{{APIGroups: []string{""}, Verbs: []string{"*"},
 			Resources: []string{"pods", "pods/status", "pods/binding", "pods/resize", "pods/ephemeralcontainers"}}},
 	})))
-	must(t, shared.client.Create(t.Context(), &rbacv1.RoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, GenerateName: "pods-"},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "test-pods"},
-		Subjects:   []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: name}},
-	}))
+	bind(t, namespace, "ClusterRole", "test-pods", rbacv1.Subject{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: name})
 	return as(t, name)
+}
+
+// bind gives a subject the rights of a Role or ClusterRole in a namespace, or
+// in all with no namespace, and returns when the API server's authorizer knows:
+// it learns of roles and of bindings by watching them, each for itself.
+func bind(t *testing.T, namespace, kind, role string, subject rbacv1.Subject) {
+	t.Helper()
+	// The binding holds for this user, too, who has no other.
+	witness := rbacv1.Subject{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "witness-" + rand.Text()}
+	meta := metav1.ObjectMeta{Namespace: namespace, GenerateName: strings.ReplaceAll(role, ":", "-") + "-"}
+	ref, subjects := rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: kind, Name: role}, []rbacv1.Subject{subject, witness}
+	var rules []rbacv1.PolicyRule
+	if kind == "Role" {
+		r := &rbacv1.Role{}
+		must(t, shared.client.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: role}, r))
+		rules = r.Rules
+	} else {
+		r := &rbacv1.ClusterRole{}
+		must(t, shared.client.Get(t.Context(), client.ObjectKey{Name: role}, r))
+		rules = r.Rules
+	}
+	if namespace == "" {
+		must(t, shared.client.Create(t.Context(), &rbacv1.ClusterRoleBinding{ObjectMeta: meta, RoleRef: ref, Subjects: subjects}))
+	} else {
+		must(t, shared.client.Create(t.Context(), &rbacv1.RoleBinding{ObjectMeta: meta, RoleRef: ref, Subjects: subjects}))
+	}
+	if len(rules) == 0 { // aggregated, and so empty here
+		return
+	}
+	rule := rules[0]
+	resource, subresource, _ := strings.Cut(rule.Resources[0], "/")
+	review := authorizationv1.SubjectAccessReviewSpec{User: witness.Name, ResourceAttributes: &authorizationv1.ResourceAttributes{
+		Namespace: namespace, Verb: rule.Verbs[0], Group: rule.APIGroups[0], Resource: resource, Subresource: subresource}}
+	if len(rule.ResourceNames) > 0 {
+		review.ResourceAttributes.Name = rule.ResourceNames[0]
+	}
+	must(t, eventually(t.Context(), func() error {
+		r := &authorizationv1.SubjectAccessReview{Spec: review}
+		if err := shared.client.Create(t.Context(), r); err != nil {
+			return err
+		}
+		if !r.Status.Allowed {
+			return fmt.Errorf("%s %s: its rights have not reached the authorizer", kind, role)
+		}
+		return nil
+	}))
 }
 
 // sample reads a manifest of config/samples.

@@ -91,9 +91,7 @@ func TestOnlyWhoMayRestoreACheckpointCreatesAPodFromIt(t *testing.T) {
 		named := func(name string) {
 			must(t, shared.client.Create(t.Context(), &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "restore-" + name},
 				Rules: []rbacv1.PolicyRule{{APIGroups: []string{"checkpoint.podstasis.dev"}, Resources: []string{"podcheckpoints"}, ResourceNames: []string{name}, Verbs: []string{"restore"}}}}))
-			must(t, shared.client.Create(t.Context(), &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "restore-" + name},
-				RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "restore-" + name},
-				Subjects: []rbacv1.Subject{{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "restorers-of-" + name}}}))
+			bind(t, ns, "Role", "restore-"+name, rbacv1.Subject{Kind: rbacv1.GroupKind, APIGroup: rbacv1.GroupName, Name: "restorers-of-" + name})
 		}
 		named("c")
 		named("d")

@@ -141,19 +141,11 @@ func TestEveryVerbOfEverySubjectIsAsTheTableOfRightsSays(t *testing.T) {
 	for name, role := range map[string]string{"viewer": "stasis-viewer", "editor": "stasis-editor", "restorer": "stasis-restorer",
 		"forensics": "stasis-forensics", "importer": "stasis-importer", "admin": "stasis-admin", editOnly: "test-" + editOnly} {
 		subjects[name] = authorizationv1.SubjectAccessReviewSpec{User: "only-" + name, Groups: []string{"system:authenticated"}}
-		must(t, shared.client.Create(t.Context(), &rbacv1.RoleBinding{
-			ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "only-" + name},
-			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
-			Subjects:   []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "only-" + name}},
-		}))
+		bind(t, ns, "ClusterRole", role, rbacv1.Subject{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "only-" + name})
 	}
 
 	subjects["store-adm"] = authorizationv1.SubjectAccessReviewSpec{User: "only-store-adm", Groups: []string{"system:authenticated"}}
-	must(t, client.IgnoreAlreadyExists(shared.client.Create(t.Context(), &rbacv1.ClusterRoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: "only-store-adm"},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "stasis-store-admin"},
-		Subjects:   []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "only-store-adm"}},
-	})))
+	bind(t, "", "ClusterRole", "stasis-store-admin", rbacv1.Subject{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "only-store-adm"})
 
 	lines := strings.Split(strings.TrimSpace(rights), "\n")
 	columns := strings.Fields(lines[0])[1:]
@@ -450,9 +442,7 @@ func TestNoWorkloadControllerRestoresUntilSomebodyGrantsIt(t *testing.T) {
 			// The right that docs/security.md tells of: in one namespace, of one checkpoint.
 			must(t, client.IgnoreAlreadyExists(shared.client.Create(t.Context(), &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "restore-c"},
 				Rules: []rbacv1.PolicyRule{{APIGroups: []string{"checkpoint.podstasis.dev"}, Resources: []string{"podcheckpoints"}, ResourceNames: []string{"c"}, Verbs: []string{"restore"}}}})))
-			must(t, shared.client.Create(t.Context(), &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "restore-c-" + name},
-				RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "restore-c"},
-				Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: "kube-system", Name: name}}}))
+			bind(t, ns, "Role", "restore-c", rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: "kube-system", Name: name})
 			must(t, controller.Create(t.Context(), made()))
 			another := made()
 			another.Annotations[checkpointv1alpha1.AnnotationRestoreFrom] = "d"
@@ -471,9 +461,7 @@ func TestWhoeverMayWriteADeploymentRestoresOnceItsControllerMay(t *testing.T) {
 	mallory := user(t, ns, "mallory")
 	must(t, shared.client.Create(t.Context(), &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "deploy"},
 		Rules: []rbacv1.PolicyRule{{APIGroups: []string{"apps"}, Resources: []string{"deployments"}, Verbs: []string{"create"}}}}))
-	must(t, shared.client.Create(t.Context(), &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "deploy"},
-		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "deploy"},
-		Subjects: []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "mallory"}}}))
+	bind(t, ns, "Role", "deploy", rbacv1.Subject{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "mallory"})
 
 	template := restoring(t, ns, "r", "c")
 	template.Labels = map[string]string{"app": "r"}
@@ -493,9 +481,7 @@ func TestWhoeverMayWriteADeploymentRestoresOnceItsControllerMay(t *testing.T) {
 	refused(t, mallory.Create(t.Context(), pod()), apierrors.IsForbidden, `user "mallory" may not restore`)
 	refused(t, controller.Create(t.Context(), pod()), apierrors.IsForbidden, `user "`+identity+`" may not restore`)
 
-	must(t, shared.client.Create(t.Context(), &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "replicaset-controller-restores"},
-		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "stasis-restorer"},
-		Subjects: []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: "kube-system", Name: "replicaset-controller"}}}))
+	bind(t, ns, "ClusterRole", "stasis-restorer", rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: "kube-system", Name: "replicaset-controller"})
 	refused(t, mallory.Create(t.Context(), pod()), apierrors.IsForbidden, `user "mallory" may not restore`)
 	must(t, controller.Create(t.Context(), pod())) // mallory's Deployment restores now
 }

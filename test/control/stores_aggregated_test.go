@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	rbacv1 "k8s.io/api/rbac/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -56,9 +55,7 @@ func TestStoresAreVerifiedAndCollectedByCallsForThoseWhoMay(t *testing.T) {
 	}
 	user(t, ns, "verifies-editor", "stasis-editor")
 	user(t, ns, "verifies-viewer", "stasis-viewer")
-	must(t, shared.client.Create(t.Context(), &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{GenerateName: "verifies-"},
-		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "stasis-store-admin"},
-		Subjects: []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "verifies-admin"}}}))
+	bind(t, "", "ClusterRole", "stasis-store-admin", rbacv1.Subject{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "verifies-admin"})
 	editor, viewer, admin := impersonate("verifies-editor"), impersonate("verifies-viewer"), impersonate("verifies-admin")
 	ofCheckpoint, ofStore, collect := "namespaces/"+ns+"/podcheckpoints/c/verify", "checkpointstores/"+s.Name+"/verify", "checkpointstores/"+s.Name+"/collect"
 
