@@ -207,6 +207,11 @@ type PodCheckpointStatus struct {
 	// +optional
 	FreezeDuration *metav1.Duration `json:"freezeDuration,omitempty"`
 
+	// capture says how the memory of the processes was captured, where the engine has
+	// more than one way. Stasis' addition to the KEP.
+	// +optional
+	Capture *MemoryCapture `json:"capture,omitempty"`
+
 	// phases says how long each phase of the operation took, in order. Stasis'
 	// addition to the KEP.
 	// +optional
@@ -287,6 +292,20 @@ type CheckpointSize struct {
 	Logical string `json:"logical"`
 	// logicalBytes is the same in bytes.
 	LogicalBytes int64 `json:"logicalBytes"`
+}
+
+// MemoryCapture is how the memory of processes is captured.
+//
+// +k8s:openapi-gen=true
+type MemoryCapture struct {
+	// mode is the engine's word. CRIU's are "cow", read while the Pod runs from children
+	// that its processes were made to fork, and "plain", written while it stands still.
+	// +kubebuilder:validation:MaxLength=253
+	Mode string `json:"mode"`
+	// reason says why it is not the mode that the engine prefers.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	Reason string `json:"reason,omitempty"`
 }
 
 // PhaseTiming is how long one phase took.

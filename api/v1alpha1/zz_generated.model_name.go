@@ -66,6 +66,11 @@ func (in GCSStore) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in MemoryCapture) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.MemoryCapture"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in NamespaceUsage) OpenAPIModelName() string {
 	return "dev.podstasis.checkpoint.v1alpha1.NamespaceUsage"
 }

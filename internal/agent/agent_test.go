@@ -152,6 +152,7 @@ func (f *fakeCRI) CheckpointPod(ctx context.Context, in *runtimeapi.CheckpointPo
 		Engine:         checkpoint.Program{Name: "criu", Version: "4.2"},
 		Platform:       checkpoint.Platform{OS: "linux", Architecture: "amd64"},
 		FreezeDuration: 120 * time.Millisecond,
+		Capture:        &checkpoint.Capture{Mode: "plain", Reason: "with 4 MiB\x1bit would not be faster"},
 		Phases:         []checkpoint.Phase{{Name: "freeze", Duration: 10 * time.Millisecond}, {Name: "capture", Duration: 110 * time.Millisecond}},
 	}
 	names := f.names
@@ -411,6 +412,9 @@ func TestACheckpointEndsReadyAndSaysEverythingAboutItself(t *testing.T) {
 	}
 	if s.Engine.Name != "criu" || s.Platform != "linux/amd64" || s.Size.LogicalBytes != 4096 || s.FreezeDuration.Duration != 120*time.Millisecond || len(s.Phases) != 2 {
 		t.Errorf("figures: %+v %s %+v %v %v", s.Engine, s.Platform, s.Size, s.FreezeDuration, s.Phases)
+	}
+	if c := s.Capture; c == nil || c.Mode != "plain" || c.Reason != "with 4 MiB it would not be faster" {
+		t.Errorf("captured %+v", s.Capture)
 	}
 	if !slices.Contains(pcp.Finalizers, v1alpha1.FinalizerData) {
 		t.Error("the finalizer that keeps the object until its data are gone is missing")

@@ -20,6 +20,8 @@ import (
 const (
 	// maxWord bounds what is taken over of names and versions in an archive.
 	maxWord = 253
+	// maxReason bounds what is taken over of why memory was captured as it was.
+	maxReason = 1024
 	// maxPhases is how many timings are taken over.
 	maxPhases = 16
 	// noUID stands for a source Pod of which an archive says no UID.
@@ -61,6 +63,7 @@ func (o *operations) imported(pcp *v1alpha1.PodCheckpoint, in *archive.Unpacked)
 		Requires:                   requirements(m),
 		Size:                       &v1alpha1.CheckpointSize{Logical: binaryBytes(m.LogicalBytes()), LogicalBytes: m.LogicalBytes()},
 		FreezeDuration:             &metav1.Duration{Duration: max(m.FreezeDuration, 0).Round(time.Microsecond)},
+		Capture:                    capture(m.Capture),
 		Phases:                     timings(m.Phases),
 	}
 	setReady(&s, pcp.Generation, now, v1alpha1.ReasonCheckpointCompleted, fmt.Sprintf(

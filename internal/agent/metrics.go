@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"podstasis.dev/stasis/internal/checkpoint"
 )
 
 // Values of the label "result".
@@ -25,7 +27,7 @@ type Metrics struct {
 	checkpoints        *prometheus.CounterVec
 	checkpointDuration *prometheus.HistogramVec
 	checkpointSize     prometheus.Histogram
-	checkpointFreeze   prometheus.Histogram
+	checkpointFreeze   *prometheus.HistogramVec
 	restores           *prometheus.CounterVec
 	restoreDuration    prometheus.Histogram
 	runtimeErrors      *prometheus.CounterVec
@@ -50,11 +52,11 @@ func NewMetrics(registry prometheus.Registerer) *Metrics {
 			Help:    "Logical size of completed checkpoints.",
 			Buckets: prometheus.ExponentialBuckets(1<<20, 4, 10), // 1 MiB to 256 GiB
 		}),
-		checkpointFreeze: prometheus.NewHistogram(prometheus.HistogramOpts{
+		checkpointFreeze: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "stasis_pod_checkpoint_freeze_seconds",
-			Help:    "How long the processes of a Pod stood still for its checkpoint.",
+			Help:    "How long the processes of a Pod stood still for its checkpoint, by the way in which its memory was captured; empty where the engine has one only.",
 			Buckets: prometheus.ExponentialBuckets(0.025, 2, 12), // 25 ms to 51 s
-		}),
+		}, []string{"capture"}),
 		restores: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "stasis_pod_restore_operations_total",
 			Help: "Restores of Pods on this node, by result. A refused sandbox counts each time that it is tried.",
@@ -98,9 +100,17 @@ func (m *Metrics) checkpointFailed(took time.Duration) {
 	m.checkpointDuration.WithLabelValues(resultFailure).Observe(took.Seconds())
 }
 
-func (m *Metrics) checkpointSucceeded(took, frozen time.Duration, bytes int64) {
+func (m *Metrics) checkpointSucceeded(took time.Duration, taken *checkpoint.Manifest) {
 	m.checkpoints.WithLabelValues(resultSuccess).Inc()
 	m.checkpointDuration.WithLabelValues(resultSuccess).Observe(took.Seconds())
-	m.checkpointSize.Observe(float64(bytes))
-	m.checkpointFreeze.Observe(frozen.Seconds())
+	m.checkpointSize.Observe(float64(taken.LogicalBytes()))
+	m.checkpointFreeze.WithLabelValues(mode(taken.Capture)).Observe(taken.FreezeDuration.Seconds())
+}
+
+// mode is an engine's word for the way in which memory is captured; empty if it has one only.
+func mode(c *checkpoint.Capture) string {
+	if c == nil {
+		return ""
+	}
+	return c.Mode
 }

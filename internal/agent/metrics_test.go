@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/checkpoint"
 )
 
 func TestCountersAreThereBeforeAnythingHappens(t *testing.T) {
@@ -40,7 +41,9 @@ stasis_runtime_operations_errors_total{operation_type="restore_pod"} 0
 func TestACheckpointIsMeasuredByItsOutcome(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	m := NewMetrics(registry)
-	m.checkpointSucceeded(2*time.Second, 300*time.Millisecond, 5<<20)
+	m.checkpointSucceeded(2*time.Second, &checkpoint.Manifest{
+		FreezeDuration: 300 * time.Millisecond, Capture: &checkpoint.Capture{Mode: "cow"}, Files: []checkpoint.File{{Size: 5 << 20}},
+	})
 	m.checkpointFailed(time.Second)
 	for _, result := range []string{resultSuccess, resultFailure} {
 		if n := testutil.ToFloat64(m.checkpoints.WithLabelValues(result)); n != 1 {
@@ -54,6 +57,9 @@ func TestACheckpointIsMeasuredByItsOutcome(t *testing.T) {
 	sums := map[string]float64{}
 	for _, f := range families {
 		for _, series := range f.GetMetric() {
+			if f.GetName() == "stasis_pod_checkpoint_freeze_seconds" && series.GetLabel()[0].GetValue() != "cow" {
+				t.Errorf("the freeze is told of as %v", series.GetLabel())
+			}
 			if h := series.GetHistogram(); h != nil {
 				sums[f.GetName()] += h.GetSampleSum()
 			}

@@ -155,8 +155,8 @@ func (o *operations) run(ctx, working context.Context, op operation) {
 			log.Error("the outcome could not be put on record", "error", err)
 		}
 	} else {
-		log.Info("checkpoint taken", "took", took, "frozen", manifest.FreezeDuration, "bytes", manifest.LogicalBytes(), "directory", rec.Data)
-		o.metrics.checkpointSucceeded(took, manifest.FreezeDuration, manifest.LogicalBytes())
+		log.Info("checkpoint taken", "took", took, "frozen", manifest.FreezeDuration, "capture", mode(manifest.Capture), "bytes", manifest.LogicalBytes(), "directory", rec.Data)
+		o.metrics.checkpointSucceeded(took, manifest)
 	}
 	o.tell(ctx, log, rec)
 }
@@ -440,6 +440,7 @@ func (o *operations) success(op operation, m *checkpoint.Manifest, digest string
 		Requires:                   requirements(m),
 		Size:                       &v1alpha1.CheckpointSize{Logical: binaryBytes(m.LogicalBytes()), LogicalBytes: m.LogicalBytes()},
 		FreezeDuration:             &metav1.Duration{Duration: m.FreezeDuration.Round(time.Microsecond)},
+		Capture:                    capture(m.Capture),
 	}
 	for _, p := range m.Phases {
 		s.Phases = append(s.Phases, v1alpha1.PhaseTiming{Name: p.Name, Duration: metav1.Duration{Duration: p.Duration.Round(time.Microsecond)}})
@@ -451,6 +452,14 @@ func (o *operations) success(op operation, m *checkpoint.Manifest, digest string
 		Namespace: op.object.Namespace, Name: op.object.Name, UID: op.object.UID,
 		PodName: op.source.pod.Name, PodUID: op.source.pod.UID, Data: data, StoreName: op.object.Spec.StoreName, Workload: workloadOf(op.source.pod), Status: s,
 	}
+}
+
+// capture tells how memory is captured; nil if the engine does not say.
+func capture(c *checkpoint.Capture) *v1alpha1.MemoryCapture {
+	if c == nil {
+		return nil
+	}
+	return &v1alpha1.MemoryCapture{Mode: word(c.Mode), Reason: printable(c.Reason, maxReason)}
 }
 
 // requirements is what a checkpoint needs of a node; nil if it does not say.

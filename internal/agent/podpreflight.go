@@ -78,6 +78,7 @@ func (p *podPreflight) examine(ctx context.Context, pcp *v1alpha1.PodCheckpoint)
 	if x.Bytes > 0 {
 		found.EstimatedSize = &v1alpha1.CheckpointSize{Logical: binaryBytes(x.Bytes), LogicalBytes: x.Bytes}
 		found.EstimatedFreezeDuration = &metav1.Duration{Duration: x.Freeze}
+		found.Capture = capture(x.Capture)
 	}
 	if budget, err := engine.FreezeBudget(options); err == nil && budget > 0 {
 		found.FreezeBudget = &metav1.Duration{Duration: budget}

@@ -17,6 +17,7 @@ import (
 	api "podstasis.dev/stasis/api/subresources/v1alpha1"
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/agentapi"
+	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/criservice"
 	"podstasis.dev/stasis/internal/engine"
 )
@@ -48,7 +49,7 @@ func TestWhatACheckpointWouldMeetIsToldAndNothingIsTaken(t *testing.T) {
 	x := &fakeExaminer{found: criservice.Examined{
 		Examination: engine.Examination{Problems: []string{"container a, process 7 (x): it uses io_uring", "container b, process 8 (y): it is stopped"},
 			Outside: []engine.Connection{{Container: "a", Remote: "10.0.0.9:5432"}}},
-		Estimate: engine.Estimate{Bytes: 10 << 20, Freeze: 350 * time.Millisecond},
+		Estimate: engine.Estimate{Bytes: 10 << 20, Freeze: 350 * time.Millisecond, Capture: &checkpoint.Capture{Mode: "plain", Reason: "small"}},
 	}}
 	s.server.pods = &podPreflight{nodeName: testNode, live: s.client, runtime: s.runtime, examiner: x, root: "/checkpoints"}
 	ask := func(pcp *v1alpha1.PodCheckpoint) api.CheckpointPreflight {
@@ -71,6 +72,9 @@ func TestWhatACheckpointWouldMeetIsToldAndNothingIsTaken(t *testing.T) {
 	if found.EstimatedSize.LogicalBytes != 10<<20 || found.EstimatedFreezeDuration.Duration != 350*time.Millisecond ||
 		found.FreezeBudget.Duration != 18900*time.Millisecond || !strings.Contains(found.FreezeBudgetReason, "liveness probe of container a") {
 		t.Errorf("it would cost %+v", found)
+	}
+	if found.Capture == nil || found.Capture.Mode != "plain" || found.Capture.Reason != "small" {
+		t.Errorf("it would be captured %+v", found.Capture)
 	}
 	if want := []string{`before: "app stop" in container a`, `after: "app go-on" in container a`}; !slices.Equal(found.Hooks, want) {
 		t.Errorf("the hooks are %q", found.Hooks)

@@ -117,6 +117,9 @@ func (r *reader) facts() *api.CheckpointContents {
 	if m.FreezeDuration > 0 {
 		c.FreezeDuration = &metav1.Duration{Duration: m.FreezeDuration}
 	}
+	if m.Capture != nil {
+		c.Capture = &checkpointv1alpha1.MemoryCapture{Mode: r.clean(m.Capture.Mode), Reason: r.clean(m.Capture.Reason)}
+	}
 	for i, p := range m.Phases {
 		if !r.fits("phases", i, 64, len(p.Name)) {
 			break

@@ -52,6 +52,8 @@ func FreezeBudget(options map[string]string) (time.Duration, error) {
 type Estimate struct {
 	Bytes  int64         // on disk
 	Freeze time.Duration // that the Pod stands still
+	// Capture is how the memory would be captured; nil where the engine has one way only.
+	Capture *checkpoint.Capture
 }
 
 // Sandbox is a running Pod sandbox and those of its containers that are to be

@@ -24,7 +24,7 @@ var kepMetrics = map[string]string{
 	"stasis_pod_checkpoint_operations_total":          "result",
 	"stasis_pod_checkpoint_duration_seconds":          "result",
 	"stasis_pod_checkpoint_size_bytes":                "",
-	"stasis_pod_checkpoint_freeze_seconds":            "",
+	"stasis_pod_checkpoint_freeze_seconds":            "capture",
 	"stasis_pod_restore_operations_total":             "result",
 	"stasis_pod_restore_duration_seconds":             "",
 	"stasis_runtime_operations_errors_total":          "operation_type",

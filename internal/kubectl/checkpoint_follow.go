@@ -154,6 +154,17 @@ func frozenFor(checkpoint *checkpointv1alpha1.PodCheckpoint) string {
 	return short(checkpoint.Status.FreezeDuration.Duration)
 }
 
+// captureOf is how memory is captured, and why not in the way that the engine prefers.
+func captureOf(c *checkpointv1alpha1.MemoryCapture) string {
+	switch {
+	case c == nil:
+		return ""
+	case c.Reason == "":
+		return clean(c.Mode)
+	}
+	return clean(c.Mode + ": " + c.Reason)
+}
+
 func engineOf(engine *checkpointv1alpha1.EngineStatus) string {
 	if engine == nil {
 		return ""

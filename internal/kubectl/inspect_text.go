@@ -84,6 +84,7 @@ func (w *contentsWriter) head(c *subresourcesv1alpha1.CheckpointContents) {
 		{"Addresses:", clean(strings.Join(c.Source.PodIPs, ", "))},
 		{"Moment:", cutTime},
 		{"Frozen:", frozen},
+		{"Capture:", captureOf(c.Capture)},
 		{"Phases:", phases(c.Phases)},
 		{"Engine:", clean(strings.TrimSpace(c.Engine.Name + " " + c.Engine.Version))},
 		{"Runtime:", clean(c.Source.Runtime)},

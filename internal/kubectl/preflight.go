@@ -75,7 +75,7 @@ func (o *checkOptions) checkPod(ctx context.Context, pod string) error {
 	for _, hook := range found.Hooks {
 		hooks = append(hooks, clean(hook))
 	}
-	facts(o.Out, "Node", answer.Status.NodeName, "Size", estimate, "Frozen", expected, "Budget", budget, "Hooks", strings.Join(hooks, "; "))
+	facts(o.Out, "Node", answer.Status.NodeName, "Size", estimate, "Frozen", expected, "Capture", captureOf(found.Capture), "Budget", budget, "Hooks", strings.Join(hooks, "; "))
 	tellPreflight(o.Out, found)
 	if len(found.Problems) > 0 {
 		return silently(ExitFailed)

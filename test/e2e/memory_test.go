@@ -21,6 +21,9 @@ func TestAPodWithMuchMemoryIsCapturedWhileItRunsAndRunsBeforeItHasItAll(t *testi
 	if !slices.ContainsFunc(c.Status.Phases, func(p checkpointv1alpha1.PhaseTiming) bool { return p.Name == "memory" }) {
 		t.Errorf("its phases were %+v", c.Status.Phases)
 	}
+	if how := c.Status.Capture; how == nil || how.Mode != "cow" || how.Reason != "" {
+		t.Errorf("its memory was captured %+v", how)
+	}
 	s.unharmed("source")
 	if got := s.held("source"); got != sum {
 		t.Errorf("the source's memory is another: %s, and was %s", got, sum)

@@ -138,6 +138,9 @@ type CheckpointPreflight struct {
 	// node's checkpoints took lately.
 	// +optional
 	EstimatedFreezeDuration *metav1.Duration `json:"estimatedFreezeDuration,omitempty"`
+	// capture says how its memory would be captured, where the engine has more than one way.
+	// +optional
+	Capture *checkpointv1alpha1.MemoryCapture `json:"capture,omitempty"`
 	// freezeBudget is for how long it may, at most. None: as long as the timeout.
 	// +optional
 	FreezeBudget *metav1.Duration `json:"freezeBudget,omitempty"`
@@ -173,6 +176,9 @@ type CheckpointContents struct {
 	// freezeDuration is how long the source stood still.
 	// +optional
 	FreezeDuration *metav1.Duration `json:"freezeDuration,omitempty"`
+	// capture says how the memory was captured, where the engine has more than one way.
+	// +optional
+	Capture *checkpointv1alpha1.MemoryCapture `json:"capture,omitempty"`
 	// phases says how long each phase took, in order.
 	// +optional
 	// +listType=atomic

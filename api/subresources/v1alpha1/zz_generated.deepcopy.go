@@ -27,6 +27,11 @@ func (in *CheckpointContents) DeepCopyInto(out *CheckpointContents) {
 		*out = new(v1.Duration)
 		**out = **in
 	}
+	if in.Capture != nil {
+		in, out := &in.Capture, &out.Capture
+		*out = new(apiv1alpha1.MemoryCapture)
+		**out = **in
+	}
 	if in.Phases != nil {
 		in, out := &in.Phases, &out.Phases
 		*out = make([]apiv1alpha1.PhaseTiming, len(*in))
@@ -95,6 +100,11 @@ func (in *CheckpointPreflight) DeepCopyInto(out *CheckpointPreflight) {
 	if in.EstimatedFreezeDuration != nil {
 		in, out := &in.EstimatedFreezeDuration, &out.EstimatedFreezeDuration
 		*out = new(v1.Duration)
+		**out = **in
+	}
+	if in.Capture != nil {
+		in, out := &in.Capture, &out.Capture
+		*out = new(apiv1alpha1.MemoryCapture)
 		**out = **in
 	}
 	if in.FreezeBudget != nil {

@@ -96,6 +96,7 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		apiv1alpha1.CheckpointSize{}.OpenAPIModelName():            schema_podstasisdev_stasis_api_v1alpha1_CheckpointSize(ref),
 		apiv1alpha1.CheckpointSource{}.OpenAPIModelName():          schema_podstasisdev_stasis_api_v1alpha1_CheckpointSource(ref),
 		apiv1alpha1.EngineStatus{}.OpenAPIModelName():              schema_podstasisdev_stasis_api_v1alpha1_EngineStatus(ref),
+		apiv1alpha1.MemoryCapture{}.OpenAPIModelName():             schema_podstasisdev_stasis_api_v1alpha1_MemoryCapture(ref),
 		apiv1alpha1.NodeLocalCheckpointSource{}.OpenAPIModelName(): schema_podstasisdev_stasis_api_v1alpha1_NodeLocalCheckpointSource(ref),
 		apiv1alpha1.PhaseTiming{}.OpenAPIModelName():               schema_podstasisdev_stasis_api_v1alpha1_PhaseTiming(ref),
 		apiv1alpha1.PreviousCheckpoint{}.OpenAPIModelName():        schema_podstasisdev_stasis_api_v1alpha1_PreviousCheckpoint(ref),
@@ -2784,6 +2785,12 @@ func schema_stasis_api_subresources_v1alpha1_CheckpointContents(ref common.Refer
 							Ref:         ref(v1.Duration{}.OpenAPIModelName()),
 						},
 					},
+					"capture": {
+						SchemaProps: spec.SchemaProps{
+							Description: "capture says how the memory was captured, where the engine has more than one way.",
+							Ref:         ref(apiv1alpha1.MemoryCapture{}.OpenAPIModelName()),
+						},
+					},
 					"phases": {
 						VendorExtensible: spec.VendorExtensible{
 							Extensions: spec.Extensions{
@@ -2874,7 +2881,7 @@ func schema_stasis_api_subresources_v1alpha1_CheckpointContents(ref common.Refer
 			},
 		},
 		Dependencies: []string{
-			v1.Duration{}.OpenAPIModelName(), v1.MicroTime{}.OpenAPIModelName(), v1.ObjectMeta{}.OpenAPIModelName(), v1alpha1.ContainerContents{}.OpenAPIModelName(), v1alpha1.ContentsSource{}.OpenAPIModelName(), v1alpha1.VolumeContents{}.OpenAPIModelName(), apiv1alpha1.EngineStatus{}.OpenAPIModelName(), apiv1alpha1.PhaseTiming{}.OpenAPIModelName(), apiv1alpha1.StoredCheckpoint{}.OpenAPIModelName()},
+			v1.Duration{}.OpenAPIModelName(), v1.MicroTime{}.OpenAPIModelName(), v1.ObjectMeta{}.OpenAPIModelName(), v1alpha1.ContainerContents{}.OpenAPIModelName(), v1alpha1.ContentsSource{}.OpenAPIModelName(), v1alpha1.VolumeContents{}.OpenAPIModelName(), apiv1alpha1.EngineStatus{}.OpenAPIModelName(), apiv1alpha1.MemoryCapture{}.OpenAPIModelName(), apiv1alpha1.PhaseTiming{}.OpenAPIModelName(), apiv1alpha1.StoredCheckpoint{}.OpenAPIModelName()},
 	}
 }
 
@@ -2942,6 +2949,12 @@ func schema_stasis_api_subresources_v1alpha1_CheckpointPreflight(ref common.Refe
 							Ref:         ref(v1.Duration{}.OpenAPIModelName()),
 						},
 					},
+					"capture": {
+						SchemaProps: spec.SchemaProps{
+							Description: "capture says how its memory would be captured, where the engine has more than one way.",
+							Ref:         ref(apiv1alpha1.MemoryCapture{}.OpenAPIModelName()),
+						},
+					},
 					"freezeBudget": {
 						SchemaProps: spec.SchemaProps{
 							Description: "freezeBudget is for how long it may, at most. None: as long as the timeout.",
@@ -2978,7 +2991,7 @@ func schema_stasis_api_subresources_v1alpha1_CheckpointPreflight(ref common.Refe
 			},
 		},
 		Dependencies: []string{
-			v1.Duration{}.OpenAPIModelName(), apiv1alpha1.CheckpointSize{}.OpenAPIModelName()},
+			v1.Duration{}.OpenAPIModelName(), apiv1alpha1.CheckpointSize{}.OpenAPIModelName(), apiv1alpha1.MemoryCapture{}.OpenAPIModelName()},
 	}
 }
 
@@ -4468,6 +4481,35 @@ func schema_podstasisdev_stasis_api_v1alpha1_EngineStatus(ref common.ReferenceCa
 					},
 				},
 				Required: []string{"name", "version"},
+			},
+		},
+	}
+}
+
+func schema_podstasisdev_stasis_api_v1alpha1_MemoryCapture(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "MemoryCapture is how the memory of processes is captured.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"mode": {
+						SchemaProps: spec.SchemaProps{
+							Description: "mode is the engine's word. CRIU's are \"cow\", read while the Pod runs from children that its processes were made to fork, and \"plain\", written while it stands still.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"reason": {
+						SchemaProps: spec.SchemaProps{
+							Description: "reason says why it is not the mode that the engine prefers.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+				},
+				Required: []string{"mode"},
 			},
 		},
 	}

@@ -113,7 +113,7 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 	}
 	clock.end("archive")
 	m.Phases = clock.done
-	m.Capture = &checkpoint.Capture{Mode: w.plan.mode, Reason: w.plan.reason}
+	m.Capture = w.plan.told()
 	err = e.host.Do(func() error {
 		for _, t := range targets {
 			if err := armTimers(filepath.Join(t.dir, imagesDir)); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/engine/criu/cow"
 )
@@ -50,6 +51,11 @@ type plan struct {
 	forced bool
 	memory int64 // of the processes, bytes
 	limits []cow.Limit
+}
+
+// told is a plan in a manifest.
+func (p plan) told() *checkpoint.Capture {
+	return &checkpoint.Capture{Mode: p.mode, Reason: p.reason}
 }
 
 // planCapture decides, while the Pod runs, how its memory is captured.

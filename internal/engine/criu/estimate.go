@@ -70,16 +70,21 @@ func (e *Engine) Estimate(ctx context.Context, s engine.Sandbox, options map[str
 	}
 	// Files of a tmpfs that processes have mapped are archived, not captured with
 	// the memory.
-	total := memory + max(0, shared-onMemory) + files
+	shared = max(0, shared-onMemory)
 	how, err := e.planCapture(s, options)
 	if err != nil {
 		return engine.Estimate{}, err
 	}
+	// Files are copied before the freeze, and in it only what changed meanwhile: the
+	// latest checkpoints tell how long that takes.
+	estimate := engine.Estimate{Bytes: memory + shared + files, Capture: how.told()}
 	if how.mode == CaptureCOW {
 		forks := time.Duration(forking(memory))
-		return engine.Estimate{Bytes: total, Freeze: e.cowPace.expect(total-memory) + forks.Round(time.Millisecond)}, nil
+		estimate.Freeze = e.cowPace.expect(shared) + forks.Round(time.Millisecond)
+	} else {
+		estimate.Freeze = e.pace.expect(memory + shared)
 	}
-	return engine.Estimate{Bytes: total, Freeze: e.pace.expect(total)}, nil
+	return estimate, nil
 }
 
 // memory is what CRIU writes of a process: pages that are its own, and its part
