@@ -19,6 +19,7 @@ include test/zoo/zoo.mk
 include test/checkpointctl/checkpointctl.mk
 include test/store/store.mk
 include test/bench/bench.mk
+include test/matrix/matrix.mk
 -include internal/contents/contents.mk
 
 .PHONY: help programs up install-stasis test lint test-unit test-control test-cri test-install test-e2e
@@ -46,7 +47,7 @@ lint: ## formatting, vet, static analysis
 	go tool -modfile=config/tools/go.mod staticcheck ./...
 
 test-unit: ## tests that need nothing but this checkout
-	go test $$(go list ./... | grep -v '/test/') ./test/mutants ./test/zoo ./test/soak ./test/bench/...
+	go test $$(go list ./... | grep -v '/test/') ./test/matrix ./test/mutants ./test/zoo ./test/soak ./test/bench/...
 
 test-control: deps bin/devcluster ## the control plane against a real API server
 	STASIS_KUBE_BIN=$$(dirname $$(bin/devcluster build)) go test -count=1 ./test/control

@@ -19,7 +19,7 @@ set -eu
 # The first Debian release whose CRIU knows current kernels: bookworm's 3.17 fails on the
 # vDSO, and trixie's 4.1 cannot dump a process that has an internet socket since Linux 6.16
 # (SO_PASSCRED of such a socket is an error there); 4.2 can.
-suite=forky
+suite=${STASIS_CRIU_SUITE:-forky}
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 fail() { echo "criu: $*" >&2; exit 1; }
@@ -37,7 +37,7 @@ done
 # Kept under a key made from all that decides the result, except the mirror's state: delete the
 # directory (or set STASIS_CRIU_REFRESH=1) to take up a newer package.
 arch=$(dpkg --print-architecture)
-key=$( (cat "$0"; echo "$arch") | sha256sum | cut -c1-16)
+key=$( (cat "$0"; echo "$arch $suite") | sha256sum | cut -c1-16)
 cached=${STASIS_CACHE:-${HOME:?HOME is not set}/.cache/stasis}/criu/$key
 work=
 cleanup() { [ -z "$work" ] || rm -rf "$work"; }

@@ -8,6 +8,7 @@
 //
 // With STASIS_KUBECONFIG the devcluster that it belongs to is used as it is and
 // left running: Stasis must be installed in it and its images loaded.
+// STASIS_E2E_CLUSTER gives other flags to devcluster up than --gvisor, such as versions.
 package e2e
 
 import (
@@ -19,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,7 +68,11 @@ func run(m *testing.M) (code int, err error) {
 		}
 		return m.Run(), nil
 	}
-	shared, err = cluster.Up(ctx, root, filepath.Join(root, ".devcluster-e2e"), 2, "--gvisor")
+	flags := []string{"--gvisor"}
+	if given := os.Getenv("STASIS_E2E_CLUSTER"); given != "" {
+		flags = strings.Fields(given)
+	}
+	shared, err = cluster.Up(ctx, root, filepath.Join(root, ".devcluster-e2e"), 2, flags...)
 	defer func() { err = errors.Join(err, shared.Down(context.Background())) }()
 	if err != nil {
 		return 1, err

@@ -19,20 +19,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstasis.dev/stasis/test/devcluster/internal/image"
+	"podstasis.dev/stasis/test/devcluster/internal/plan"
 )
 
-// Versions of what is built; go.mod of the modules under build/ must agree.
-const (
-	Kubernetes = "v1.37.0"
-	Containerd = "v2.4.2"
-	Runc       = "v1.5.2"
-	GVisor     = "v0.0.0-20260905035102-160fafc42237"
-)
+// Pinned are the versions that are built unless others are asked for. They are pinned with
+// all that they depend on, by the modules under build/, whose go.mod must agree.
+var Pinned = plan.Versions{Kubernetes: "v1.37.0", Containerd: "v2.4.2", Runc: "v1.5.2"}
+
+// GVisor is the version of gVisor, likewise.
+const GVisor = "v0.0.0-20260905035102-160fafc42237"
 
 // Builder makes things from the sources of a checkout.
 type Builder struct {
 	// Root is the checkout, Cache the per-user cache directory.
 	Root, Cache string
+	// Versions are those that are wanted. For others than the pinned ones go.mod is made on
+	// the way, with what their own names, checked by Go's checksum database.
+	Versions plan.Versions
 	// Say tells the user what takes long.
 	Say func(format string, args ...any)
 }
@@ -89,47 +92,6 @@ func (b Builder) source(parts ...string) string {
 	return filepath.Join(append([]string{b.Root, "test", "devcluster", "build"}, parts...)...)
 }
 
-func (b Builder) kube(ctx context.Context) (string, error) {
-	ldflags := "-s -w"
-	for _, p := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
-		for _, v := range []string{"gitVersion=" + Kubernetes, "gitMajor=1", "gitMinor=37", "gitTreeState=archive", "buildDate=1970-01-01T00:00:00Z"} {
-			ldflags += " -X " + p + "." + v
-		}
-	}
-	return b.once(ctx, "kube", "Kubernetes "+Kubernetes+" and etcd", "10 minutes on 2 cores", keyOf{
-		files: []string{b.source("kube", "go.mod"), b.source("kube", "go.sum"), b.source("kube", "main.go")},
-		words: []string{ldflags},
-	}, func(dir string) error {
-		return b.goBuild(ctx, b.source("kube"), "0", "", ldflags, filepath.Join(dir, "kube"), ".")
-	})
-}
-
-func (b Builder) runtime(ctx context.Context) (string, error) {
-	const p = "github.com/containerd/containerd/v2"
-	const tags = "urfave_cli_no_docs no_btrfs no_zfs no_devmapper no_aufs osusergo netgo static_build"
-	ldflags := "-s -w -X " + p + "/version.Version=" + Containerd + " -X " + p + "/version.Revision=module -X " + p + "/version.Package=" + p
-	seccomp, err := packageVersion(ctx, "libseccomp-dev")
-	if err != nil {
-		return "", err
-	}
-	return b.once(ctx, "runtime", "containerd "+Containerd+" and runc "+Runc, "2 minutes on 2 cores", keyOf{
-		files: []string{b.source("containerd", "go.mod"), b.source("containerd", "go.sum")},
-		words: []string{ldflags, tags, seccomp},
-	}, func(dir string) error {
-		for _, program := range []struct{ name, cgo, tags, ldflags, pkg string }{
-			{"containerd", "0", tags, ldflags, p + "/cmd/containerd"},
-			{"containerd-shim-runc-v2", "0", tags + " no_grpc", ldflags, p + "/cmd/containerd-shim-runc-v2"},
-			{"ctr", "0", tags, ldflags, p + "/cmd/ctr"},
-			{"runc", "1", "seccomp urfave_cli_no_docs", "-s -w -X main.gitCommit=" + Runc, "github.com/opencontainers/runc"},
-		} {
-			if err := b.goBuild(ctx, b.source("containerd"), program.cgo, program.tags, program.ldflags, filepath.Join(dir, program.name), program.pkg); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
 // gvisor builds runsc and its shim. runsc starts itself again in other namespaces, which
 // only a static program can; without a version it takes images of any.
 func (b Builder) gvisor(ctx context.Context) (string, error) {
@@ -148,16 +110,9 @@ func (b Builder) gvisor(ctx context.Context) (string, error) {
 	})
 }
 
-func (b Builder) goBuild(ctx context.Context, module, cgo, tags, ldflags, out, pkg string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-tags", tags, "-ldflags", ldflags, "-o", out, pkg)
-	cmd.Dir = module
-	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo, "GOFLAGS=", "GOWORK=off", "GOOS=linux")
-	return run(cmd, "building "+filepath.Base(out))
-}
-
 func (b Builder) criu(ctx context.Context) (string, error) {
 	script := filepath.Join(b.Root, "hack", "criu.sh")
-	dir, err := b.once(ctx, "criu", "CRIU", "", keyOf{files: []string{script}}, func(dir string) error {
+	dir, err := b.once(ctx, "criu", "CRIU", "", keyOf{files: []string{script}, words: []string{os.Getenv("STASIS_CRIU_SUITE")}}, func(dir string) error {
 		cmd := exec.CommandContext(ctx, script, filepath.Join(dir, "criu"))
 		cmd.Env = append(os.Environ(), "STASIS_CACHE="+b.Cache)
 		return run(cmd, "getting CRIU")

@@ -105,8 +105,8 @@ func TestWaitingForAnotherBuildEndsWithTheContext(t *testing.T) {
 func TestVersionsAreThoseOfTheModules(t *testing.T) {
 	b := builder(t)
 	for module, want := range map[string]map[string]string{
-		"kube":       {"k8s.io/kubernetes": Kubernetes},
-		"containerd": {"github.com/containerd/containerd/v2": Containerd, "github.com/opencontainers/runc": Runc},
+		"kube":       {"k8s.io/kubernetes": Pinned.Kubernetes},
+		"containerd": {"github.com/containerd/containerd/v2": Pinned.Containerd, "github.com/opencontainers/runc": Pinned.Runc},
 		"gvisor":     {"gvisor.dev/gvisor": GVisor},
 	} {
 		text, err := os.ReadFile(b.source(module, "go.mod"))

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -9,9 +10,30 @@ import (
 	"podstasis.dev/stasis/test/devcluster/internal/project"
 )
 
+// versionsCommand prints the versions that are built unless others are asked for.
+func versionsCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use: "versions", Short: "Print the versions that up and build take by themselves", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch v := build.Pinned; output {
+			case "json":
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(v)
+			case "":
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "Kubernetes %s\ncontainerd %s\nrunc %s\n", v.Kubernetes, v.Containerd, v.Runc)
+				return err
+			}
+			return fmt.Errorf("output %q is not known: json, or none for lines", output)
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "json for programs")
+	return cmd
+}
+
 // buildCommand builds what a cluster is made of, without a cluster.
 func buildCommand() *cobra.Command {
 	var gvisor bool
+	versions := build.Pinned
 	cmd := &cobra.Command{
 		Use: "build", Short: "Build what a cluster is made of and print where the Kubernetes programs are", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -24,7 +46,7 @@ func buildCommand() *cobra.Command {
 				return err
 			}
 			say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
-			binaries, err := build.Builder{Root: root, Cache: cache, Say: say}.All(cmd.Context(), true, gvisor)
+			binaries, err := build.Builder{Root: root, Cache: cache, Versions: versions, Say: say}.All(cmd.Context(), true, gvisor)
 			if err != nil {
 				return err
 			}
@@ -33,5 +55,6 @@ func buildCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&gvisor, "gvisor", false, "build gVisor too")
+	addVersions(cmd, &versions)
 	return cmd
 }

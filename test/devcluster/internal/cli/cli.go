@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"podstasis.dev/stasis/test/devcluster/internal/build"
 	"podstasis.dev/stasis/test/devcluster/internal/cluster"
 	"podstasis.dev/stasis/test/devcluster/internal/host"
 	"podstasis.dev/stasis/test/devcluster/internal/node"
@@ -61,7 +62,7 @@ func New() *cobra.Command {
 	root.AddCommand(
 		upCommand(&state), downCommand(&state), statusCommand(&state), loadCommand(&state), execCommand(&state, "exec", false),
 		killCommand(&state), startCommand(&state), stopCommand(&state), logsCommand(&state),
-		execCommand(&state, cluster.ExecCommand, true), superviseCommand(&state), setupCommand(), probeCommand(), buildCommand(),
+		execCommand(&state, cluster.ExecCommand, true), superviseCommand(&state), setupCommand(), probeCommand(), buildCommand(), versionsCommand(),
 	)
 	return root
 }
@@ -69,6 +70,7 @@ func New() *cobra.Command {
 func upCommand(state *stateDir) *cobra.Command {
 	var nodes int
 	var bare, gvisor bool
+	versions := build.Pinned
 	cmd := &cobra.Command{
 		Use: "up", Short: "Bring the cluster up, or complete and repair the one that is there", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -76,16 +78,24 @@ func upCommand(state *stateDir) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return bringUp(cmd, dir, nodes, !bare, gvisor)
+			return bringUp(cmd, dir, nodes, !bare, gvisor, versions)
 		},
 	}
 	cmd.Flags().IntVar(&nodes, "nodes", 1, "number of nodes")
 	cmd.Flags().BoolVar(&bare, "no-kubernetes", false, "nodes with a container runtime only")
 	cmd.Flags().BoolVar(&gvisor, "gvisor", false, "nodes that have gVisor too, as the runtime handler runsc")
+	addVersions(cmd, &versions)
 	return cmd
 }
 
-func bringUp(cmd *cobra.Command, dir string, nodes int, kubernetes, gvisor bool) error {
+// addVersions adds flags for other versions than the pinned ones.
+func addVersions(cmd *cobra.Command, v *plan.Versions) {
+	cmd.Flags().StringVar(&v.Kubernetes, "kubernetes", v.Kubernetes, "version of Kubernetes, of its Go module")
+	cmd.Flags().StringVar(&v.Containerd, "containerd", v.Containerd, "version of containerd, likewise")
+	cmd.Flags().StringVar(&v.Runc, "runc", v.Runc, "version of runc, likewise")
+}
+
+func bringUp(cmd *cobra.Command, dir string, nodes int, kubernetes, gvisor bool, versions plan.Versions) error {
 	root, err := project.Root()
 	if err != nil {
 		return err
@@ -95,7 +105,7 @@ func bringUp(cmd *cobra.Command, dir string, nodes int, kubernetes, gvisor bool)
 		return err
 	}
 	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
-	running, err := cluster.Up(cmd.Context(), cluster.Options{Root: root, Cache: cache, Dir: dir, Nodes: nodes, Kubernetes: kubernetes, GVisor: gvisor, Say: say})
+	running, err := cluster.Up(cmd.Context(), cluster.Options{Root: root, Cache: cache, Dir: dir, Nodes: nodes, Kubernetes: kubernetes, GVisor: gvisor, Versions: versions, Say: say})
 	if err != nil {
 		return err
 	}
@@ -253,7 +263,7 @@ func powerOn(cmd *cobra.Command, running cluster.Running, name string) error {
 	if !slices.Contains(running.NodeNames(), name) {
 		return fmt.Errorf("no node %q; there are: %s", name, strings.Join(running.NodeNames(), ", "))
 	}
-	return bringUp(cmd, running.Dir, running.Nodes, running.Kubernetes, running.GVisor)
+	return bringUp(cmd, running.Dir, running.Nodes, running.Kubernetes, running.GVisor, running.Versions)
 }
 
 func stopCommand(state *stateDir) *cobra.Command {

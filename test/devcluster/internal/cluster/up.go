@@ -40,6 +40,8 @@ type Options struct {
 	Kubernetes bool
 	// GVisor says whether the nodes have gVisor beside runc.
 	GVisor bool
+	// Versions are those of the programs.
+	Versions plan.Versions
 	// Say tells the user what goes on.
 	Say func(format string, args ...any)
 }
@@ -61,6 +63,9 @@ func Up(ctx context.Context, o Options) (Running, error) {
 	if o.Nodes < 1 || o.Nodes > plan.MaxNodes {
 		return u.Running, fmt.Errorf("%d nodes: between 1 and %d can be had", o.Nodes, plan.MaxNodes)
 	}
+	if o.GVisor && strings.HasPrefix(o.Versions.Containerd, "v1.") {
+		return u.Running, fmt.Errorf("gVisor is set up for containerd 2 only, not for %s", o.Versions.Containerd)
+	}
 	if err := host.Check(ctx); err != nil {
 		return u.Running, err
 	}
@@ -75,7 +80,7 @@ func Up(ctx context.Context, o Options) (Running, error) {
 	if u.groups, err = cgroup.Find(); err != nil {
 		return u.Running, err
 	}
-	builder := build.Builder{Root: o.Root, Cache: o.Cache, Say: u.say}
+	builder := build.Builder{Root: o.Root, Cache: o.Cache, Versions: o.Versions, Say: u.say}
 	if u.binaries, err = builder.All(ctx, o.Kubernetes, o.GVisor); err != nil {
 		return u.Running, err
 	}
@@ -104,6 +109,9 @@ func (u *up) claim() error {
 		if old.GVisor != u.Options.GVisor {
 			return fmt.Errorf("the cluster in %s is of the other kind (with or without gVisor): run devcluster down first", u.Dir)
 		}
+		if old.Versions != u.Options.Versions {
+			return fmt.Errorf("the cluster in %s is of other versions: run devcluster down first", u.Dir)
+		}
 		if old.Nodes > u.Options.Nodes {
 			u.say("the cluster has %d nodes already: they stay", old.Nodes)
 		}
@@ -118,7 +126,7 @@ func (u *up) claim() error {
 			return fmt.Errorf("clearing away what an earlier run has left: %w", err)
 		}
 	}
-	u.Cluster = plan.Cluster{ID: plan.ID(u.Dir), Nodes: u.Options.Nodes, Kubernetes: u.Options.Kubernetes, GVisor: u.Options.GVisor, Dir: u.Dir}
+	u.Cluster = plan.Cluster{ID: plan.ID(u.Dir), Nodes: u.Options.Nodes, Kubernetes: u.Options.Kubernetes, GVisor: u.Options.GVisor, Versions: u.Options.Versions, Dir: u.Dir}
 	u.RuntimeGroup = !u.groups.Exists(plan.RuntimeCgroup)
 	if err := os.RemoveAll(filepath.Join(u.Dir, "log")); err != nil {
 		return fmt.Errorf("removing logs of an earlier cluster: %w", err)

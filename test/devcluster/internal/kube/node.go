@@ -33,25 +33,37 @@ func Node(c plan.Cluster, i int) []supervise.Component {
 // RuntimeFiles are the files of node i's container runtime. limited says that the machine
 // withholds CAP_SYS_RESOURCE.
 func RuntimeFiles(c plan.Cluster, i int, limited bool) map[string]string {
-	extra := ""
-	if limited {
-		extra = "\n# This machine has no CAP_SYS_RESOURCE: no container may get a lower oom_score_adj than containerd's.\n[plugins.'io.containerd.cri.v1.runtime']\n  restrict_oom_score_adj = true\n"
-	}
 	files := map[string]string{
 		"/etc/containerd/conf.d/README":         "Files *.toml in this directory are read after ../config.toml.\n",
 		"/etc/cni/net.d/10-devcluster.conflist": cniConfig(c, i),
 		"/etc/crictl.yaml":                      "runtime-endpoint: unix://" + ContainerdSocket + "\nimage-endpoint: unix://" + ContainerdSocket + "\n",
 	}
 	if c.GVisor {
-		launch := ""
-		if limited {
-			launch = "  runtime_path = '/usr/local/bin/shim-launch'\n"
-		}
-		extra += fmt.Sprintf(gvisorHandler, launch)
 		files["/etc/containerd/runsc.toml"] = runscConfig
 	}
-	files["/etc/containerd/config.toml"] = containerdConfig + extra
+	files["/etc/containerd/config.toml"] = containerdFile(c, limited)
 	return files
+}
+
+// containerdFile is containerd's configuration. Where the machine withholds
+// CAP_SYS_RESOURCE no container may get a lower oom_score_adj than containerd's.
+func containerdFile(c plan.Cluster, limited bool) string {
+	const restrict = "  restrict_oom_score_adj = true\n"
+	if strings.HasPrefix(c.Versions.Containerd, "v1.") {
+		if limited {
+			return containerd1Config + restrict
+		}
+		return containerd1Config
+	}
+	text, launch := containerdConfig, ""
+	if limited {
+		text += "\n[plugins.'io.containerd.cri.v1.runtime']\n" + restrict
+		launch = "  runtime_path = '/usr/local/bin/shim-launch'\n"
+	}
+	if c.GVisor {
+		text += fmt.Sprintf(gvisorHandler, launch)
+	}
+	return text
 }
 
 // gvisorHandler is as gVisor's own documentation has it.
@@ -75,15 +87,19 @@ imports = ['/etc/containerd/conf.d/*.toml']
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = 'localhost/pause:1'
 
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-  bin_dirs = ['/opt/cni/bin']
-  conf_dir = '/etc/cni/net.d'
-
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
   runtime_type = 'io.containerd.runc.v2'
 
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
   SystemdCgroup = false
+`
+
+// containerd1Config is the same for containerd 1, whose own settings for runc do.
+const containerd1Config = `version = 2
+imports = ['/etc/containerd/conf.d/*.toml']
+
+[plugins.'io.containerd.grpc.v1.cri']
+  sandbox_image = 'localhost/pause:1'
 `
 
 func cniConfig(c plan.Cluster, i int) string {

@@ -27,6 +27,13 @@ const MaxIndex = 64
 // where etcd and the control plane run.
 const ControlPlane = "control-plane"
 
+// Versions are those of the programs that a cluster consists of, as Go modules have them.
+type Versions struct {
+	Kubernetes string `json:"kubernetes"`
+	Containerd string `json:"containerd"`
+	Runc       string `json:"runc"`
+}
+
 // Cluster is what there is to know about a cluster before any of it exists.
 type Cluster struct {
 	// ID is derived from the state directory: six hex digits.
@@ -39,6 +46,8 @@ type Cluster struct {
 	Kubernetes bool `json:"kubernetes"`
 	// GVisor says whether the nodes have gVisor beside runc.
 	GVisor bool `json:"gvisor,omitempty"`
+	// Versions are those that it was brought up with.
+	Versions Versions `json:"versions"`
 	// RuntimeGroup says that this cluster's container runtimes may have made the control group
 	// /k8s.io, where containers go that nobody placed elsewhere.
 	RuntimeGroup bool `json:"runtimeGroup"`

@@ -1,0 +1,243 @@
+// Command matrix runs the main job and five end-to-end tests on each of the sets of
+// versions that people run, and prints what passed as a table.
+//
+//	make matrix
+//	make matrix ROWS='containerd v1.7'                    rows whose title matches
+//	make matrix UPDATE=docs/compatibility.md              writes the table there
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	only := flag.String("rows", "", "`regexp` of the titles of rows to run")
+	update := flag.String("update", "", "`file` to write the table into, between its markers")
+	out := flag.String("o", "dist/matrix.md", "`file` to write the table to")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *only, *update, *out); err != nil {
+		fmt.Fprintln(os.Stderr, "matrix:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, only, update, out string) error {
+	wanted, err := regexp.Compile(only)
+	if err != nil {
+		return err
+	}
+	pinned, err := pinnedVersions(ctx)
+	if err != nil {
+		return err
+	}
+	var results []result
+	for _, r := range rows {
+		title := r.title(pinned)
+		if !wanted.MatchString(title) {
+			continue
+		}
+		fmt.Println("matrix:", title)
+		results = append(results, r.run(ctx, pinned))
+		last := results[len(results)-1]
+		fmt.Printf("matrix: %s: %s (%s)\n", title, last.verdict(), last.took.Round(time.Second))
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+	table := markdown(results, time.Now())
+	if err := os.WriteFile(out, []byte(table), 0o644); err != nil {
+		return err
+	}
+	fmt.Print(table)
+	if update == "" {
+		return nil
+	}
+	text, err := os.ReadFile(update)
+	if err != nil {
+		return err
+	}
+	with, err := between(string(text), table)
+	if err != nil {
+		return fmt.Errorf("%s: %w", update, err)
+	}
+	return os.WriteFile(update, []byte(with), 0o644)
+}
+
+// pinnedVersions asks the development cluster for what it builds by itself.
+func pinnedVersions(ctx context.Context) (row, error) {
+	text, err := exec.CommandContext(ctx, "bin/devcluster", "versions", "-o", "json").Output()
+	if err != nil {
+		return row{}, fmt.Errorf("bin/devcluster versions: %w", err)
+	}
+	var pinned row
+	if err := json.Unmarshal(text, &pinned); err != nil {
+		return row{}, fmt.Errorf("bin/devcluster versions: %w", err)
+	}
+	pinned.CRIU = defaultCRIU
+	return pinned, nil
+}
+
+// defaultCRIU is the Debian release that hack/criu.sh takes CRIU from by itself.
+const defaultCRIU = "forky"
+
+func (r row) or(p row) row {
+	return row{cmp.Or(r.Kubernetes, p.Kubernetes), cmp.Or(r.Containerd, p.Containerd), cmp.Or(r.Runc, p.Runc), cmp.Or(r.CRIU, p.CRIU)}
+}
+
+func (r row) title(pinned row) string {
+	r = r.or(pinned)
+	return fmt.Sprintf("Kubernetes %s, containerd %s, runc %s, CRIU of %s", r.Kubernetes, r.Containerd, r.Runc, r.CRIU)
+}
+
+// result is how a row did.
+type result struct {
+	row    // with all versions
+	criu   string
+	passed int
+	failed []failure
+	err    error // nothing could be tested
+	took   time.Duration
+}
+
+// failure is a test that failed and its first words.
+type failure struct{ test, why string }
+
+func (r *result) verdict() string {
+	switch {
+	case r.err != nil:
+		return "no cluster: " + firstLine(r.err.Error())
+	case len(r.failed) == 0:
+		return fmt.Sprintf("passes (%d of %d)", r.passed, len(tests))
+	}
+	var whys []string
+	for _, f := range r.failed {
+		whys = append(whys, f.test+": "+f.why)
+	}
+	return fmt.Sprintf("%d of %d pass; %s", r.passed, len(tests), strings.Join(whys, "; "))
+}
+
+// run brings up a cluster of the row's versions and runs the tests in it.
+func (r row) run(ctx context.Context, pinned row) (done result) {
+	began := time.Now()
+	done.row = r.or(pinned)
+	defer func() { done.took = time.Since(began) }()
+	if r.CRIU != "" {
+		if done.err = images(ctx, r.CRIU); done.err != nil {
+			return done
+		}
+		defer func() { done.err = errors.Join(done.err, images(context.WithoutCancel(ctx), defaultCRIU)) }()
+	}
+	version, err := os.ReadFile("dist/criu/VERSION")
+	if err != nil {
+		done.err = err
+		return done
+	}
+	done.criu = strings.TrimSpace(string(version))
+	v := done.row
+	versions := []string{"--kubernetes=" + v.Kubernetes, "--containerd=" + v.Containerd, "--runc=" + v.Runc}
+	if out, err := exec.CommandContext(ctx, "bin/devcluster", append([]string{"build"}, versions...)...).CombinedOutput(); err != nil {
+		done.err = fmt.Errorf("%s", cmp.Or(lastLines(strings.Split(string(out), "\n")), err.Error()))
+		return done
+	}
+	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-timeout=20m", "-json", "-run=^("+strings.Join(tests, "|")+")$", "./test/e2e")
+	cmd.Env = append(os.Environ(), "STASIS_E2E_CLUSTER="+strings.Join(versions, " "))
+	cmd.Stderr = os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it takes its cluster down
+	cmd.WaitDelay = time.Minute
+	lines, err := cmd.StdoutPipe()
+	if err != nil {
+		done.err = err
+		return done
+	}
+	if done.err = cmd.Start(); done.err != nil {
+		return done
+	}
+	said := done.read(lines)
+	err = cmd.Wait()
+	if err != nil && len(done.failed) == 0 || done.passed+len(done.failed) != len(tests) {
+		done.err = errors.New(cmp.Or(lastLines(said), fmt.Sprint(err)))
+	}
+	return done
+}
+
+// images makes the agent's image with the CRIU of a Debian release.
+func images(ctx context.Context, suite string) error {
+	cmd := exec.CommandContext(ctx, "make", "-B", "dist/criu/VERSION")
+	cmd.Env = append(os.Environ(), "STASIS_CRIU_SUITE="+suite)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("CRIU of %s: %w\n%s", suite, err, out)
+	}
+	if out, err := exec.CommandContext(ctx, "make", "images").CombinedOutput(); err != nil {
+		return fmt.Errorf("make images: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// read takes in what go test -json prints, and returns what was said outside of tests.
+func (r *result) read(from io.Reader) (outside []string) {
+	said := map[string][]string{}
+	lines := bufio.NewScanner(from)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var e struct{ Action, Test, Output string }
+		if json.Unmarshal(lines.Bytes(), &e) != nil {
+			outside = append(outside, lines.Text())
+			continue
+		}
+		switch {
+		case e.Action == "output" && e.Test == "":
+			outside = append(outside, strings.TrimRight(e.Output, "\n"))
+		case e.Action == "output":
+			said[e.Test] = append(said[e.Test], e.Output)
+		case strings.Contains(e.Test, "/") || e.Test == "":
+		case e.Action == "pass":
+			r.passed++
+		case e.Action == "fail" || e.Action == "skip":
+			r.failed = append(r.failed, failure{e.Test, why(said[e.Test])})
+		}
+	}
+	return outside
+}
+
+// position is how a test's message begins.
+var position = regexp.MustCompile(`^\s*\w+\.go:\d+: `)
+
+// why is the first message of a test that failed.
+func why(output []string) string {
+	i := slices.IndexFunc(output, position.MatchString)
+	if i < 0 {
+		return "no message"
+	}
+	return firstLine(position.ReplaceAllString(output[i], ""))
+}
+
+func firstLine(s string) string {
+	s, _, _ = strings.Cut(strings.TrimSpace(s), "\n")
+	const most = 300
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}
+
+func lastLines(lines []string) string {
+	lines = slices.DeleteFunc(lines, func(l string) bool { return strings.TrimSpace(l) == "" })
+	return strings.Join(lines[max(0, len(lines)-5):], "\n")
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestARowTellsWhichTestsFailedAndTheirFirstWords(t *testing.T) {
+	var r result
+	outside := r.read(strings.NewReader(`{"Action":"output","Output":"cluster is ready\n"}
+{"Action":"run","Test":"TestA"}
+{"Action":"output","Test":"TestA","Output":"    a_test.go:7: it was | refused\n"}
+{"Action":"output","Test":"TestA","Output":"    a_test.go:9: and more\n"}
+{"Action":"fail","Test":"TestA/part"}
+{"Action":"fail","Test":"TestA"}
+{"Action":"pass","Test":"TestB"}
+{"Action":"skip","Test":"TestC"}
+not JSON
+`))
+	if r.passed != 1 || len(r.failed) != 2 || r.failed[0] != (failure{"TestA", "it was | refused"}) || r.failed[1].test != "TestC" {
+		t.Errorf("read %+v", r)
+	}
+	if len(outside) != 2 || outside[1] != "not JSON" {
+		t.Errorf("outside of tests: %q", outside)
+	}
+	r.row = row{"v1.37.0", "v2.4.2", "v1.5.2", "forky"}
+	table := markdown([]result{r}, time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC))
+	if !strings.Contains(table, "Of 2026-01-02.") || !strings.Contains(table, `| 1.37.0 | 2.4.2 | 1.5.2 |  | 1 of 6 pass; TestA: it was \| refused; TestC: no message |`) {
+		t.Errorf("the table:\n%s", table)
+	}
+}
+
+func TestTheTableGoesBetweenItsMarks(t *testing.T) {
+	got, err := between("before\n"+beginMark+"old\n"+endMark+"after\n", "new\n")
+	if err != nil || got != "before\n"+beginMark+"new\n"+endMark+"after\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := between("before\n"+beginMark+"old\n", "new\n"); err == nil {
+		t.Error("a text without an end mark is written to")
+	}
+}
+
+func TestARowIsOfThePinnedVersionsUnlessItNamesOthers(t *testing.T) {
+	pinned := row{"k", "c", "r", "u"}
+	if got := (row{Containerd: "x"}).title(pinned); got != "Kubernetes k, containerd x, runc r, CRIU of u" {
+		t.Errorf("title %q", got)
+	}
+}

@@ -1,0 +1,35 @@
+package main
+
+// row is one set of versions; what it does not name is what the development cluster pins.
+type row struct {
+	Kubernetes, Containerd, Runc string
+	// CRIU is the Debian release whose CRIU the agent installs (hack/criu.sh).
+	CRIU string
+}
+
+// rows are pairs that people run: each minor version of Kubernetes with a containerd of its
+// time, each containerd with the newest Kubernetes that its maintainers name for it, and
+// each runc with a containerd that was released with it.
+var rows = []row{
+	{},
+	{Containerd: "v2.3.7"},
+	{Containerd: "v2.2.9", Runc: "v1.3.6"},
+	{Containerd: "v2.1.9", Runc: "v1.3.6"},
+	{Containerd: "v1.7.35", Runc: "v1.3.6"},
+	{Containerd: "v1.7.35", Runc: "v1.1.14"},
+	{Kubernetes: "v1.36.3", Containerd: "v2.3.7"},
+	{Kubernetes: "v1.35.4", Containerd: "v2.2.9", Runc: "v1.3.6"},
+	{Kubernetes: "v1.34.4", Containerd: "v1.7.35", Runc: "v1.3.6"},
+	{CRIU: "trixie"},
+}
+
+// tests are the main job and five more, of what differs most between runtimes: several
+// containers, restores on another node, sidecars and hooks, restarts, and much memory.
+var tests = []string{
+	"TestTheMainJobARunningPodIsCheckpointedAndRestoredTwiceAfterItIsGone",
+	"TestTwoContainersNeverDisagreeAfterARestore",
+	"TestACheckpointOfOneNodeIsRestoredOnAnother",
+	"TestSidecarsAndContainersWithHooksComeBackRunning",
+	"TestAContainerOfARestoredPodThatRestartsStartsAnew",
+	"TestAPodWithMuchMemoryIsCapturedWhileItRunsAndRunsBeforeItHasItAll",
+}
