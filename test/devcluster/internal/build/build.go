@@ -33,9 +33,6 @@ const GVisor = "v0.0.0-20260905035102-160fafc42237"
 type Builder struct {
 	// Root is the checkout, Cache the per-user cache directory.
 	Root, Cache string
-	// Versions are those that are wanted. For others than the pinned ones go.mod is made on
-	// the way, with what their own names, checked by Go's checksum database.
-	Versions plan.Versions
 	// Say tells the user what takes long.
 	Say func(format string, args ...any)
 }
@@ -55,16 +52,20 @@ type Binaries struct {
 	// GVisor is the directory of runsc, containerd-shim-runsc-v1 and, for machines that
 	// withhold CAP_SYS_RESOURCE, shim-launch; empty where it is not wanted.
 	GVisor string
+	// Crun is a directory as hack/crun.sh makes it; empty where it is not wanted.
+	Crun string
 }
 
-// All builds what is not in the cache. kubernetes and gvisor say whether those are wanted.
-func (b Builder) All(ctx context.Context, kubernetes, gvisor bool) (Binaries, error) {
+// All builds what of a kind of cluster is not in the cache. For other versions than the
+// pinned ones go.mod is made on the way, with what their own names, checked by Go's
+// checksum database.
+func (b Builder) All(ctx context.Context, kind plan.Kind) (Binaries, error) {
 	var out Binaries
 	var err error
-	if out.Runtime, err = b.runtime(ctx); err != nil {
+	if out.Runtime, err = b.runtime(ctx, kind.Versions); err != nil {
 		return out, err
 	}
-	if out.CRIU, err = b.criu(ctx); err != nil {
+	if out.CRIU, err = b.debian(ctx, "criu"); err != nil {
 		return out, err
 	}
 	if out.Images, err = b.images(ctx); err != nil {
@@ -73,14 +74,19 @@ func (b Builder) All(ctx context.Context, kubernetes, gvisor bool) (Binaries, er
 	if out.Prlimit, err = b.prlimit(ctx); err != nil {
 		return out, err
 	}
-	if kubernetes {
-		dir, err := b.kube(ctx)
+	if kind.Kubernetes {
+		dir, err := b.kube(ctx, kind.Versions.Kubernetes)
 		if err != nil {
 			return out, err
 		}
 		out.Kube = filepath.Join(dir, "kube")
 	}
-	if gvisor {
+	if kind.Crun {
+		if out.Crun, err = b.debian(ctx, "crun"); err != nil {
+			return out, err
+		}
+	}
+	if kind.GVisor {
 		if out.GVisor, err = b.gvisor(ctx); err != nil {
 			return out, err
 		}
@@ -110,14 +116,17 @@ func (b Builder) gvisor(ctx context.Context) (string, error) {
 	})
 }
 
-func (b Builder) criu(ctx context.Context) (string, error) {
-	script := filepath.Join(b.Root, "hack", "criu.sh")
-	dir, err := b.once(ctx, "criu", "CRIU", "", keyOf{files: []string{script}, words: []string{os.Getenv("STASIS_CRIU_SUITE")}}, func(dir string) error {
-		cmd := exec.CommandContext(ctx, script, filepath.Join(dir, "criu"))
+// debian gets a program of another Debian release by its script in hack.
+func (b Builder) debian(ctx context.Context, program string) (string, error) {
+	script := filepath.Join(b.Root, "hack", program+".sh")
+	dir, err := b.once(ctx, program, program, "", keyOf{
+		files: []string{script, filepath.Join(b.Root, "hack", "foreign.sh")}, words: []string{os.Getenv("STASIS_CRIU_SUITE")},
+	}, func(dir string) error {
+		cmd := exec.CommandContext(ctx, script, filepath.Join(dir, program))
 		cmd.Env = append(os.Environ(), "STASIS_CACHE="+b.Cache)
-		return run(cmd, "getting CRIU")
+		return run(cmd, "getting "+program)
 	})
-	return filepath.Join(dir, "criu"), err
+	return filepath.Join(dir, program), err
 }
 
 func (b Builder) prlimit(ctx context.Context) (string, error) {

@@ -10,10 +10,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"podstasis.dev/stasis/test/devcluster/internal/plan"
 )
 
-func (b Builder) kube(ctx context.Context) (string, error) {
-	version := b.Versions.Kubernetes
+func (b Builder) kube(ctx context.Context, version string) (string, error) {
 	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
 	minor, _, ok := strings.Cut(rest, ".")
 	if !ok {
@@ -38,7 +39,7 @@ func (b Builder) kube(ctx context.Context) (string, error) {
 			return err
 		}
 		defer os.RemoveAll(module)
-		if err := b.kubeModule(ctx, module); err != nil {
+		if err := b.kubeModule(ctx, version, module); err != nil {
 			return err
 		}
 		return b.goBuild(ctx, module, "0", "", ldflags, out, ".")
@@ -49,7 +50,7 @@ func (b Builder) kube(ctx context.Context) (string, error) {
 // k8s.io/… are modules of their own, that it replaces by directories which the module of
 // the whole does not have: they are replaced by their releases here, and etcd is the one
 // that it names.
-func (b Builder) kubeModule(ctx context.Context, dir string) error {
+func (b Builder) kubeModule(ctx context.Context, version, dir string) error {
 	program, err := os.ReadFile(b.source("kube", "main.go"))
 	if err != nil {
 		return err
@@ -57,7 +58,7 @@ func (b Builder) kubeModule(ctx context.Context, dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "main.go"), program, 0o644); err != nil {
 		return err
 	}
-	whole := "k8s.io/kubernetes@" + b.Versions.Kubernetes
+	whole := "k8s.io/kubernetes@" + version
 	text, err := exec.CommandContext(ctx, "go", "mod", "download", "-json", whole).Output()
 	if err != nil {
 		return fmt.Errorf("getting %s: %w\n%s", whole, err, text)
@@ -71,7 +72,7 @@ func (b Builder) kubeModule(ctx context.Context, dir string) error {
 		return err
 	}
 	edit := []string{"mod", "edit", "-require=" + whole}
-	part := "v0" + strings.TrimPrefix(b.Versions.Kubernetes, "v1")
+	part := "v0" + strings.TrimPrefix(version, "v1")
 	for lines := bufio.NewScanner(bytes.NewReader(theirs)); lines.Scan(); {
 		words := strings.Fields(strings.TrimPrefix(strings.TrimSpace(lines.Text()), "replace "))
 		if len(words) == 3 && words[1] == "=>" && strings.HasPrefix(words[2], "./staging/") {
@@ -89,16 +90,16 @@ func (b Builder) kubeModule(ctx context.Context, dir string) error {
 	return nil
 }
 
-func (b Builder) runtime(ctx context.Context) (string, error) {
+func (b Builder) runtime(ctx context.Context, v plan.Versions) (string, error) {
 	p := "github.com/containerd/containerd"
-	if !strings.HasPrefix(b.Versions.Containerd, "v1.") {
+	if !strings.HasPrefix(v.Containerd, "v1.") {
 		p += "/v2"
 	}
 	const tags = "urfave_cli_no_docs no_btrfs no_zfs no_devmapper no_aufs osusergo netgo static_build"
-	ldflags := "-s -w -X " + p + "/version.Version=" + b.Versions.Containerd + " -X " + p + "/version.Revision=module -X " + p + "/version.Package=" + p
-	runcFlags := "-s -w -X main.gitCommit=" + b.Versions.Runc
-	if b.Versions.Runc != Pinned.Runc {
-		runcFlags += " -X main.version=" + strings.TrimPrefix(b.Versions.Runc, "v") // before 1.4 it does not know its own
+	ldflags := "-s -w -X " + p + "/version.Version=" + v.Containerd + " -X " + p + "/version.Revision=module -X " + p + "/version.Package=" + p
+	runcFlags := "-s -w -X main.gitCommit=" + v.Runc
+	if v.Runc != Pinned.Runc {
+		runcFlags += " -X main.version=" + strings.TrimPrefix(v.Runc, "v") // before 1.4 it does not know its own
 	}
 	seccomp, err := packageVersion(ctx, "libseccomp-dev")
 	if err != nil {
@@ -108,18 +109,18 @@ func (b Builder) runtime(ctx context.Context) (string, error) {
 		files: []string{b.source("containerd", "go.mod"), b.source("containerd", "go.sum")},
 		words: []string{ldflags, tags, seccomp},
 	}
-	if b.Versions.Runc != Pinned.Runc {
+	if v.Runc != Pinned.Runc {
 		key.words = append(key.words, runcFlags)
 	}
-	return b.once(ctx, "runtime", "containerd "+b.Versions.Containerd+" and runc "+b.Versions.Runc, "2 minutes on 2 cores", key, func(dir string) error {
+	return b.once(ctx, "runtime", "containerd "+v.Containerd+" and runc "+v.Runc, "2 minutes on 2 cores", key, func(dir string) error {
 		for _, program := range []struct {
 			name, cgo, tags, ldflags, pkg, version string
 			pinned                                 bool
 		}{
-			{"containerd", "0", tags, ldflags, p + "/cmd/containerd", b.Versions.Containerd, b.Versions.Containerd == Pinned.Containerd},
-			{"containerd-shim-runc-v2", "0", tags + " no_grpc", ldflags, p + "/cmd/containerd-shim-runc-v2", b.Versions.Containerd, b.Versions.Containerd == Pinned.Containerd},
-			{"ctr", "0", tags, ldflags, p + "/cmd/ctr", b.Versions.Containerd, b.Versions.Containerd == Pinned.Containerd},
-			{"runc", "1", "seccomp urfave_cli_no_docs", runcFlags, "github.com/opencontainers/runc", b.Versions.Runc, b.Versions.Runc == Pinned.Runc},
+			{"containerd", "0", tags, ldflags, p + "/cmd/containerd", v.Containerd, v.Containerd == Pinned.Containerd},
+			{"containerd-shim-runc-v2", "0", tags + " no_grpc", ldflags, p + "/cmd/containerd-shim-runc-v2", v.Containerd, v.Containerd == Pinned.Containerd},
+			{"ctr", "0", tags, ldflags, p + "/cmd/ctr", v.Containerd, v.Containerd == Pinned.Containerd},
+			{"runc", "1", "seccomp urfave_cli_no_docs", runcFlags, "github.com/opencontainers/runc", v.Runc, v.Runc == Pinned.Runc},
 		} {
 			build := func() error {
 				return b.goBuild(ctx, b.source("containerd"), program.cgo, program.tags, program.ldflags, filepath.Join(dir, program.name), program.pkg)

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"podstasis.dev/stasis/test/devcluster/internal/build"
+	"podstasis.dev/stasis/test/devcluster/internal/plan"
 	"podstasis.dev/stasis/test/devcluster/internal/project"
 )
 
@@ -32,8 +33,7 @@ func versionsCommand() *cobra.Command {
 
 // buildCommand builds what a cluster is made of, without a cluster.
 func buildCommand() *cobra.Command {
-	var gvisor bool
-	versions := build.Pinned
+	kind := plan.Kind{Kubernetes: true, Versions: build.Pinned}
 	cmd := &cobra.Command{
 		Use: "build", Short: "Build what a cluster is made of and print where the Kubernetes programs are", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -46,7 +46,7 @@ func buildCommand() *cobra.Command {
 				return err
 			}
 			say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
-			binaries, err := build.Builder{Root: root, Cache: cache, Versions: versions, Say: say}.All(cmd.Context(), true, gvisor)
+			binaries, err := build.Builder{Root: root, Cache: cache, Say: say}.All(cmd.Context(), kind)
 			if err != nil {
 				return err
 			}
@@ -54,7 +54,6 @@ func buildCommand() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&gvisor, "gvisor", false, "build gVisor too")
-	addVersions(cmd, &versions)
+	addKind(cmd, &kind)
 	return cmd
 }

@@ -69,8 +69,8 @@ func New() *cobra.Command {
 
 func upCommand(state *stateDir) *cobra.Command {
 	var nodes int
-	var bare, gvisor bool
-	versions := build.Pinned
+	var bare bool
+	kind := plan.Kind{Versions: build.Pinned}
 	cmd := &cobra.Command{
 		Use: "up", Short: "Bring the cluster up, or complete and repair the one that is there", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -78,24 +78,27 @@ func upCommand(state *stateDir) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return bringUp(cmd, dir, nodes, !bare, gvisor, versions)
+			kind.Kubernetes = !bare
+			return bringUp(cmd, dir, nodes, kind)
 		},
 	}
 	cmd.Flags().IntVar(&nodes, "nodes", 1, "number of nodes")
 	cmd.Flags().BoolVar(&bare, "no-kubernetes", false, "nodes with a container runtime only")
-	cmd.Flags().BoolVar(&gvisor, "gvisor", false, "nodes that have gVisor too, as the runtime handler runsc")
-	addVersions(cmd, &versions)
+	addKind(cmd, &kind)
 	return cmd
 }
 
-// addVersions adds flags for other versions than the pinned ones.
-func addVersions(cmd *cobra.Command, v *plan.Versions) {
+// addKind adds flags for what a cluster consists of.
+func addKind(cmd *cobra.Command, k *plan.Kind) {
+	cmd.Flags().BoolVar(&k.GVisor, "gvisor", false, "nodes that have gVisor too, as the runtime handler runsc")
+	cmd.Flags().BoolVar(&k.Crun, "crun", false, "nodes whose default runtime handler is crun")
+	v := &k.Versions
 	cmd.Flags().StringVar(&v.Kubernetes, "kubernetes", v.Kubernetes, "version of Kubernetes, of its Go module")
 	cmd.Flags().StringVar(&v.Containerd, "containerd", v.Containerd, "version of containerd, likewise")
 	cmd.Flags().StringVar(&v.Runc, "runc", v.Runc, "version of runc, likewise")
 }
 
-func bringUp(cmd *cobra.Command, dir string, nodes int, kubernetes, gvisor bool, versions plan.Versions) error {
+func bringUp(cmd *cobra.Command, dir string, nodes int, kind plan.Kind) error {
 	root, err := project.Root()
 	if err != nil {
 		return err
@@ -105,12 +108,12 @@ func bringUp(cmd *cobra.Command, dir string, nodes int, kubernetes, gvisor bool,
 		return err
 	}
 	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
-	running, err := cluster.Up(cmd.Context(), cluster.Options{Root: root, Cache: cache, Dir: dir, Nodes: nodes, Kubernetes: kubernetes, GVisor: gvisor, Versions: versions, Say: say})
+	running, err := cluster.Up(cmd.Context(), cluster.Options{Root: root, Cache: cache, Dir: dir, Nodes: nodes, Kind: kind, Say: say})
 	if err != nil {
 		return err
 	}
 	names := strings.Join(running.NodeNames(), ", ")
-	if !kubernetes {
+	if !kind.Kubernetes {
 		say("up: %s with a container runtime each; devcluster status -o json names the sockets", names)
 		return nil
 	}
@@ -263,7 +266,7 @@ func powerOn(cmd *cobra.Command, running cluster.Running, name string) error {
 	if !slices.Contains(running.NodeNames(), name) {
 		return fmt.Errorf("no node %q; there are: %s", name, strings.Join(running.NodeNames(), ", "))
 	}
-	return bringUp(cmd, running.Dir, running.Nodes, running.Kubernetes, running.GVisor, running.Versions)
+	return bringUp(cmd, running.Dir, running.Nodes, running.Kind)
 }
 
 func stopCommand(state *stateDir) *cobra.Command {

@@ -36,12 +36,7 @@ type Options struct {
 	Root, Cache, Dir string
 	// Nodes is the number of nodes.
 	Nodes int
-	// Kubernetes says whether the nodes form a Kubernetes cluster, or only have a container runtime.
-	Kubernetes bool
-	// GVisor says whether the nodes have gVisor beside runc.
-	GVisor bool
-	// Versions are those of the programs.
-	Versions plan.Versions
+	plan.Kind
 	// Say tells the user what goes on.
 	Say func(format string, args ...any)
 }
@@ -63,8 +58,8 @@ func Up(ctx context.Context, o Options) (Running, error) {
 	if o.Nodes < 1 || o.Nodes > plan.MaxNodes {
 		return u.Running, fmt.Errorf("%d nodes: between 1 and %d can be had", o.Nodes, plan.MaxNodes)
 	}
-	if o.GVisor && strings.HasPrefix(o.Versions.Containerd, "v1.") {
-		return u.Running, fmt.Errorf("gVisor is set up for containerd 2 only, not for %s", o.Versions.Containerd)
+	if (o.GVisor || o.Crun) && strings.HasPrefix(o.Versions.Containerd, "v1.") {
+		return u.Running, fmt.Errorf("gVisor and crun are set up for containerd 2 only, not for %s", o.Versions.Containerd)
 	}
 	if err := host.Check(ctx); err != nil {
 		return u.Running, err
@@ -80,8 +75,8 @@ func Up(ctx context.Context, o Options) (Running, error) {
 	if u.groups, err = cgroup.Find(); err != nil {
 		return u.Running, err
 	}
-	builder := build.Builder{Root: o.Root, Cache: o.Cache, Versions: o.Versions, Say: u.say}
-	if u.binaries, err = builder.All(ctx, o.Kubernetes, o.GVisor); err != nil {
+	builder := build.Builder{Root: o.Root, Cache: o.Cache, Say: u.say}
+	if u.binaries, err = builder.All(ctx, o.Kind); err != nil {
 		return u.Running, err
 	}
 	if err := host.CheckCRIU(ctx, u.binaries.CRIU); err != nil {
@@ -103,14 +98,8 @@ func (u *up) claim() error {
 	old, err := plan.Load(u.Dir)
 	switch {
 	case err == nil && node.Exists(old.NamespaceDir(), plan.ControlPlane) && network.Connected(old):
-		if old.Kubernetes != u.Options.Kubernetes {
-			return fmt.Errorf("the cluster in %s is of the other kind (with or without Kubernetes): run devcluster down first", u.Dir)
-		}
-		if old.GVisor != u.Options.GVisor {
-			return fmt.Errorf("the cluster in %s is of the other kind (with or without gVisor): run devcluster down first", u.Dir)
-		}
-		if old.Versions != u.Options.Versions {
-			return fmt.Errorf("the cluster in %s is of other versions: run devcluster down first", u.Dir)
+		if old.Kind != u.Options.Kind {
+			return fmt.Errorf("the cluster in %s is of another kind (%+v, and not %+v): run devcluster down first", u.Dir, old.Kind, u.Options.Kind)
 		}
 		if old.Nodes > u.Options.Nodes {
 			u.say("the cluster has %d nodes already: they stay", old.Nodes)
@@ -126,7 +115,7 @@ func (u *up) claim() error {
 			return fmt.Errorf("clearing away what an earlier run has left: %w", err)
 		}
 	}
-	u.Cluster = plan.Cluster{ID: plan.ID(u.Dir), Nodes: u.Options.Nodes, Kubernetes: u.Options.Kubernetes, GVisor: u.Options.GVisor, Versions: u.Options.Versions, Dir: u.Dir}
+	u.Cluster = plan.Cluster{ID: plan.ID(u.Dir), Nodes: u.Options.Nodes, Kind: u.Options.Kind, Dir: u.Dir}
 	u.RuntimeGroup = !u.groups.Exists(plan.RuntimeCgroup)
 	if err := os.RemoveAll(filepath.Join(u.Dir, "log")); err != nil {
 		return fmt.Errorf("removing logs of an earlier cluster: %w", err)
@@ -173,7 +162,9 @@ func (u *up) addKube(spec *node.Spec, programs []string) {
 		spec.Trees = map[string]string{}
 	}
 	spec.Trees[tree] = filepath.Dir(u.binaries.Kube)
-	spec.Links = map[string]string{}
+	if spec.Links == nil {
+		spec.Links = map[string]string{}
+	}
 	for _, program := range programs {
 		spec.Links[program] = filepath.Join(tree, filepath.Base(u.binaries.Kube))
 	}
@@ -460,6 +451,10 @@ func (u *up) createNode(i int) error {
 	}
 	if u.limited {
 		spec.Preload = u.binaries.Prlimit
+	}
+	if u.Cluster.Crun {
+		spec.Trees["/opt/devcluster/crun"] = u.binaries.Crun
+		spec.Links = map[string]string{"crun": "/opt/devcluster/crun/bin/crun"}
 	}
 	if u.Cluster.GVisor {
 		for _, program := range []string{"runsc", "containerd-shim-runsc-v1", "shim-launch"} {

@@ -14,7 +14,7 @@ import (
 func testCluster(t *testing.T) (plan.Cluster, Authorities) {
 	t.Helper()
 	dir := t.TempDir()
-	c := plan.Cluster{ID: plan.ID(dir), Index: 5, Nodes: 2, Kubernetes: true, Dir: dir}
+	c := plan.Cluster{ID: plan.ID(dir), Index: 5, Nodes: 2, Kind: plan.Kind{Kubernetes: true}, Dir: dir}
 	a, err := LoadAuthorities(c, time.Now())
 	if err != nil {
 		t.Fatal(err)

@@ -60,11 +60,26 @@ func containerdFile(c plan.Cluster, limited bool) string {
 		text += "\n[plugins.'io.containerd.cri.v1.runtime']\n" + restrict
 		launch = "  runtime_path = '/usr/local/bin/shim-launch'\n"
 	}
+	if c.Crun {
+		text += crunHandler
+	}
 	if c.GVisor {
 		text += fmt.Sprintf(gvisorHandler, launch)
 	}
 	return text
 }
+
+const crunHandler = `
+[plugins.'io.containerd.cri.v1.runtime'.containerd]
+  default_runtime_name = 'crun'
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun]
+  runtime_type = 'io.containerd.runc.v2'
+
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun.options]
+  BinaryName = 'crun'
+  SystemdCgroup = false
+`
 
 // gvisorHandler is as gVisor's own documentation has it.
 const gvisorHandler = `

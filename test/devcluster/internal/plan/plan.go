@@ -34,6 +34,18 @@ type Versions struct {
 	Runc       string `json:"runc"`
 }
 
+// Kind is what a cluster consists of.
+type Kind struct {
+	// Kubernetes says whether there is more than a container runtime on the nodes.
+	Kubernetes bool `json:"kubernetes"`
+	// GVisor says whether the nodes have gVisor beside runc.
+	GVisor bool `json:"gvisor,omitempty"`
+	// Crun says whether crun runs what asks for no runtime handler, and not runc.
+	Crun bool `json:"crun,omitempty"`
+	// Versions are those of the programs.
+	Versions Versions `json:"versions"`
+}
+
 // Cluster is what there is to know about a cluster before any of it exists.
 type Cluster struct {
 	// ID is derived from the state directory: six hex digits.
@@ -42,12 +54,7 @@ type Cluster struct {
 	Index int `json:"index"`
 	// Nodes is the number of nodes, named node-1 upward.
 	Nodes int `json:"nodes"`
-	// Kubernetes says whether there is more than a container runtime on the nodes.
-	Kubernetes bool `json:"kubernetes"`
-	// GVisor says whether the nodes have gVisor beside runc.
-	GVisor bool `json:"gvisor,omitempty"`
-	// Versions are those that it was brought up with.
-	Versions Versions `json:"versions"`
+	Kind
 	// RuntimeGroup says that this cluster's container runtimes may have made the control group
 	// /k8s.io, where containers go that nobody placed elsewhere.
 	RuntimeGroup bool `json:"runtimeGroup"`

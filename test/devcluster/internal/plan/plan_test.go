@@ -61,7 +61,7 @@ func TestOnlyNamesOfNodesHaveANumber(t *testing.T) {
 
 func TestASavedClusterIsLoadedAsItWas(t *testing.T) {
 	dir := t.TempDir()
-	want := Cluster{ID: ID(dir), Index: 3, Nodes: 2, Kubernetes: true, RuntimeGroup: true, Dir: dir}
+	want := Cluster{ID: ID(dir), Index: 3, Nodes: 2, Kind: Kind{Kubernetes: true}, RuntimeGroup: true, Dir: dir}
 	if err := want.Save(); err != nil {
 		t.Fatal(err)
 	}
