@@ -75,7 +75,10 @@ build() {
 	# A file that is open and has no name any more is kept with the images, up to this size
 	# (by default 1M: a database's temporary files are larger). internal/engine/criu refuses
 	# larger ones before it freezes anything.
-	printf '%s\n' "network-lock skip" "ghost-limit 2G" >"$tree/etc/.criu/default.conf"
+	# Connections that nobody has accepted yet (a probe's that came while the container was
+	# frozen) are left out: CRIU cannot capture them, and their other ends are connected to the
+	# source, which goes on.
+	printf '%s\n' "network-lock skip" "ghost-limit 2G" "skip-in-flight" >"$tree/etc/.criu/default.conf"
 	"$tree/bin/criu" --version >"$work/version" 2>&1 || fail "the CRIU that was fetched does not run: $(head -n1 "$work/version")"
 	sed -n 's/^Version: //p' "$work/version" >"$tree/VERSION"
 	[ -s "$tree/VERSION" ] || fail "the CRIU that was fetched does not tell its version: $(head -n1 "$work/version")"

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -134,12 +135,23 @@ func (h *handler) normalise() {
 }
 
 // base is the handler that ordinary Pods use, which ours has to be like in all
-// but the binary: a restored Pod is a Pod like any other.
+// but the binary: a restored Pod is a Pod like any other. Where that is crun's it is
+// another one: crun captures, and does not restore into the new Pod's cgroups.
 func (e effective) base() (handler, string, error) {
-	for _, name := range []string{e.defaultName, "runc", "crun"} {
-		if h, ok := e.handlers[name]; ok && name != HandlerName && h.RuntimeType == runcShim {
+	crun := ""
+	for _, name := range append([]string{e.defaultName, "runc"}, slices.Sorted(maps.Keys(e.handlers))...) {
+		h, ok := e.handlers[name]
+		switch {
+		case !ok || name == HandlerName || h.RuntimeType != runcShim:
+		case filepath.Base(h.binary()) == "crun":
+			crun = name
+		default:
 			return h, name, nil
 		}
+	}
+	if crun != "" {
+		return handler{}, "", fmt.Errorf("containerd's only runtime handler of type %s is crun's (%q), which cannot restore Pods: add one for runc; Pods of crun are captured all the same",
+			runcShim, crun)
 	}
 	return handler{}, "", fmt.Errorf("containerd has no runtime handler of type %s to build on (default handler %q, handlers %s)",
 		runcShim, e.defaultName, strings.Join(slices.Sorted(maps.Keys(e.handlers)), ", "))

@@ -625,3 +625,25 @@ func FuzzAddingAndTakingOutTheImportLeavesTheFileAsItWas(f *testing.F) {
 		}
 	})
 }
+
+func TestRestoredPodsAreNotCrunsWhereSomethingElseIsThere(t *testing.T) {
+	of := func(binary string) handler {
+		return handler{RuntimeType: runcShim, Options: map[string]any{"BinaryName": binary}}
+	}
+	runc, crun, kata := handler{RuntimeType: runcShim}, of("/usr/bin/crun"), handler{RuntimeType: "io.containerd.kata.v2"}
+	for _, tc := range []struct {
+		handlers map[string]handler
+		want     string
+	}{
+		{map[string]handler{"fast": runc, "runc": runc, "other": crun}, "fast"},
+		{map[string]handler{"fast": crun, "runc": runc}, "runc"},
+		{map[string]handler{"fast": crun, "own-runc": of("/opt/runc"), "kata": kata, HandlerName: of(runtimeBinary)}, "own-runc"},
+	} {
+		if _, name, err := (effective{defaultName: "fast", handlers: tc.handlers}).base(); err != nil || name != tc.want {
+			t.Errorf("of %v: %q, %v; want %s", tc.handlers, name, err, tc.want)
+		}
+	}
+	if _, _, err := (effective{defaultName: "fast", handlers: map[string]handler{"fast": crun}}).base(); err == nil || !strings.Contains(err.Error(), `"fast"), which cannot restore`) {
+		t.Errorf("with crun alone: %v", err)
+	}
+}

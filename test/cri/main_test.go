@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -75,7 +76,11 @@ func newNode() (n *node, err error) {
 	if err := n.devcluster("down"); err != nil {
 		return n, err
 	}
-	if err := n.devcluster("up", "--no-kubernetes", "--gvisor"); err != nil {
+	flags := []string{"--gvisor", "--crun"}
+	if given := os.Getenv("STASIS_CRI_CLUSTER"); given != "" { // another OCI runtime, other versions
+		flags = strings.Fields(given)
+	}
+	if err := n.devcluster(append([]string{"up", "--no-kubernetes"}, flags...)...); err != nil {
 		return n, err
 	}
 	if n.payload, err = os.MkdirTemp(n.dist, "payload-"); err != nil {

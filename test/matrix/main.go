@@ -98,12 +98,20 @@ func pinnedVersions(ctx context.Context) (row, error) {
 const defaultCRIU = "forky"
 
 func (r row) or(p row) row {
-	return row{cmp.Or(r.Kubernetes, p.Kubernetes), cmp.Or(r.Containerd, p.Containerd), cmp.Or(r.Runc, p.Runc), cmp.Or(r.CRIU, p.CRIU)}
+	return row{cmp.Or(r.Kubernetes, p.Kubernetes), cmp.Or(r.Containerd, p.Containerd), cmp.Or(r.Runc, p.Runc), r.Crun, cmp.Or(r.CRIU, p.CRIU)}
 }
 
 func (r row) title(pinned row) string {
 	r = r.or(pinned)
-	return fmt.Sprintf("Kubernetes %s, containerd %s, runc %s, CRIU of %s", r.Kubernetes, r.Containerd, r.Runc, r.CRIU)
+	return fmt.Sprintf("Kubernetes %s, containerd %s, %s, CRIU of %s", r.Kubernetes, r.Containerd, r.runtime(), r.CRIU)
+}
+
+// runtime names the OCI runtime.
+func (r row) runtime() string {
+	if r.Crun {
+		return "crun of " + defaultCRIU + ", runc " + plain(r.Runc)
+	}
+	return "runc " + plain(r.Runc)
 }
 
 // result is how a row did.
@@ -152,6 +160,9 @@ func (r row) run(ctx context.Context, pinned row) (done result) {
 	done.criu = strings.TrimSpace(string(version))
 	v := done.row
 	versions := []string{"--kubernetes=" + v.Kubernetes, "--containerd=" + v.Containerd, "--runc=" + v.Runc}
+	if v.Crun {
+		versions = append(versions, "--crun-first")
+	}
 	if out, err := exec.CommandContext(ctx, "bin/devcluster", append([]string{"build"}, versions...)...).CombinedOutput(); err != nil {
 		done.err = fmt.Errorf("%s", cmp.Or(lastLines(strings.Split(string(out), "\n")), err.Error()))
 		return done

@@ -24,9 +24,9 @@ not JSON
 	if len(outside) != 2 || outside[1] != "not JSON" {
 		t.Errorf("outside of tests: %q", outside)
 	}
-	r.row = row{"v1.37.0", "v2.4.2", "v1.5.2", "forky"}
+	r.row = row{"v1.37.0", "v2.4.2", "v1.5.2", false, "forky"}
 	table := markdown([]result{r}, time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC))
-	if !strings.Contains(table, "Of 2026-01-02.") || !strings.Contains(table, `| 1.37.0 | 2.4.2 | 1.5.2 |  | 1 of 6 pass; TestA: it was \| refused; TestC: no message |`) {
+	if !strings.Contains(table, "Of 2026-01-02.") || !strings.Contains(table, `| 1.37.0 | 2.4.2 | runc 1.5.2 |  | 1 of 6 pass; TestA: it was \| refused; TestC: no message |`) {
 		t.Errorf("the table:\n%s", table)
 	}
 }
@@ -42,7 +42,7 @@ func TestTheTableGoesBetweenItsMarks(t *testing.T) {
 }
 
 func TestARowIsOfThePinnedVersionsUnlessItNamesOthers(t *testing.T) {
-	pinned := row{"k", "c", "r", "u"}
+	pinned := row{"k", "c", "r", false, "u"}
 	if got := (row{Containerd: "x"}).title(pinned); got != "Kubernetes k, containerd x, runc r, CRIU of u" {
 		t.Errorf("title %q", got)
 	}

@@ -3,6 +3,8 @@ package main
 // row is one set of versions; what it does not name is what the development cluster pins.
 type row struct {
 	Kubernetes, Containerd, Runc string
+	// Crun has crun run all Pods but restored ones.
+	Crun bool
 	// CRIU is the Debian release whose CRIU the agent installs (hack/criu.sh).
 	CRIU string
 }
@@ -17,6 +19,7 @@ var rows = []row{
 	{Containerd: "v2.1.9", Runc: "v1.3.6"},
 	{Containerd: "v1.7.35", Runc: "v1.3.6"},
 	{Containerd: "v1.7.35", Runc: "v1.1.14"},
+	{Crun: true},
 	{Kubernetes: "v1.36.3", Containerd: "v2.3.7"},
 	{Kubernetes: "v1.35.4", Containerd: "v2.2.9", Runc: "v1.3.6"},
 	{Kubernetes: "v1.34.4", Containerd: "v1.7.35", Runc: "v1.3.6"},

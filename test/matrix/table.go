@@ -17,9 +17,9 @@ const (
 func markdown(results []result, now time.Time) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Of %s. Each row is a cluster of two nodes and %d end-to-end tests.\n\n", now.UTC().Format(time.DateOnly), len(tests))
-	b.WriteString("| Kubernetes | containerd | runc | CRIU | |\n| --- | --- | --- | --- | --- |\n")
+	b.WriteString("| Kubernetes | containerd | OCI runtime | CRIU | |\n| --- | --- | --- | --- | --- |\n")
 	for _, r := range results {
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", plain(r.Kubernetes), plain(r.Containerd), plain(r.Runc), r.criu, cell(r.verdict()))
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", plain(r.Kubernetes), plain(r.Containerd), r.runtime(), r.criu, cell(r.verdict()))
 	}
 	return b.String()
 }

@@ -500,9 +500,13 @@ var mutants = []mutant{
 		`if want := pcp.Spec.SourcePodUID; want != nil && *want != "" && pod.UID != *want {`,
 		`if want := pcp.Spec.SourcePodUID; want != nil && *want == "" && pod.UID != *want {`,
 		cluster, "test/e2e", "TestAReplacedSourcePodIsNotTouched"},
-	{"a connection that nobody accepted fails the checkpoint", "internal/engine/criu/checkpoint.go",
-		`"--tcp-skip-in-flight", `, ``,
+	{"a connection that nobody accepted fails the checkpoint", "hack/criu.sh",
+		` "skip-in-flight" >`, ` >`,
 		cluster, "test/e2e", "TestProcessesComeBackWithTheirThreadsFilesPipesAndChildren"},
+
+	{"restored Pods made crun's", "internal/nodeinstall/handler.go",
+		`		case filepath.Base(h.binary()) == "crun":`, `		case filepath.Base(h.binary()) == "krun":`,
+		unit, "internal/nodeinstall", "TestRestoredPodsAreNotCrunsWhereSomethingElseIsThere"},
 
 	// What users see.
 	{"restored containers let go one by one", "internal/ociruntime/start.go",

@@ -559,11 +559,10 @@ func (e *Engine) dump(ctx context.Context, w window, t target) error {
 	if w.helper != nil {
 		env = append(env, noPagesEnv+"=1")
 	}
-	// Connections that nobody has accepted yet (a probe's that came while the
-	// container was frozen) are left out: CRIU cannot capture them, and their other
-	// ends are connected to the source, which goes on. runc knows the flag since 1.3.
+	// What runtimes have no flags for, or not all of them, is in CRIU's own configuration
+	// (hack/criu.sh).
 	out, err := e.runtimeCapturingWith(ctx, env, w.sandbox.ID, t.Runtime, "checkpoint",
-		"--leave-running", "--tcp-established", "--tcp-skip-in-flight", "--file-locks",
+		"--leave-running", "--tcp-established", "--file-locks",
 		"--image-path", t.imageDir(),
 		"--work-path", t.workDir,
 		t.ID)

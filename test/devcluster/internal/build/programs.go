@@ -1,8 +1,6 @@
 package build
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -46,10 +44,7 @@ func (b Builder) kube(ctx context.Context, version string) (string, error) {
 	})
 }
 
-// kubeModule makes the module of build/kube for another version of Kubernetes. Its parts
-// k8s.io/… are modules of their own, that it replaces by directories which the module of
-// the whole does not have: they are replaced by their releases here, and etcd is the one
-// that it names.
+// kubeModule makes the module of build/kube for another version of Kubernetes.
 func (b Builder) kubeModule(ctx context.Context, version, dir string) error {
 	program, err := os.ReadFile(b.source("kube", "main.go"))
 	if err != nil {
@@ -58,36 +53,59 @@ func (b Builder) kubeModule(ctx context.Context, version, dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "main.go"), program, 0o644); err != nil {
 		return err
 	}
-	whole := "k8s.io/kubernetes@" + version
-	text, err := exec.CommandContext(ctx, "go", "mod", "download", "-json", whole).Output()
-	if err != nil {
-		return fmt.Errorf("getting %s: %w\n%s", whole, err, text)
-	}
-	var module struct{ GoMod string }
-	if err := json.Unmarshal(text, &module); err != nil {
-		return fmt.Errorf("getting %s: %w", whole, err)
-	}
-	theirs, err := os.ReadFile(module.GoMod)
-	if err != nil {
+	if err := b.moduleOf(ctx, dir, "k8s.io/kubernetes", version); err != nil {
 		return err
 	}
-	edit := []string{"mod", "edit", "-require=" + whole}
-	part := "v0" + strings.TrimPrefix(version, "v1")
-	for lines := bufio.NewScanner(bytes.NewReader(theirs)); lines.Scan(); {
-		words := strings.Fields(strings.TrimPrefix(strings.TrimSpace(lines.Text()), "replace "))
-		if len(words) == 3 && words[1] == "=>" && strings.HasPrefix(words[2], "./staging/") {
-			edit = append(edit, "-replace="+words[0]+"="+words[0]+"@"+part)
-		}
+	return run(goIn(ctx, dir, "mod", "tidy"), "making a module of Kubernetes "+version)
+}
+
+// moduleOf makes a module in dir that requires another one as that is built by itself: what
+// it excludes is excluded. The parts k8s.io/… of Kubernetes are modules of their own, that
+// it replaces by directories which the module of the whole does not have: they are replaced
+// by their releases.
+func (b Builder) moduleOf(ctx context.Context, dir, path, version string) error {
+	what := "getting " + path + "@" + version
+	text, err := goIn(ctx, dir, "mod", "download", "-json", path+"@"+version).Output()
+	if err != nil {
+		return fmt.Errorf("%s: %w\n%s", what, err, text)
 	}
-	for _, args := range [][]string{{"mod", "init", "podstasis.dev/stasis/test/devcluster/build/kube"}, edit, {"mod", "tidy"}} {
-		cmd := exec.CommandContext(ctx, "go", args...)
-		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod", "GOWORK=off")
-		if err := run(cmd, "making a module of "+whole); err != nil {
-			return err
-		}
+	var at struct{ GoMod string }
+	if err := json.Unmarshal(text, &at); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
 	}
-	return nil
+	if text, err = goIn(ctx, dir, "mod", "edit", "-json", at.GoMod).Output(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	type module struct{ Path, Version string }
+	var theirs struct {
+		Exclude []module
+		Replace []struct{ Old, New module }
+	}
+	if err := json.Unmarshal(text, &theirs); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	edit := []string{"mod", "edit", "-require=" + path + "@" + version}
+	for _, m := range theirs.Exclude {
+		edit = append(edit, "-exclude="+m.Path+"@"+m.Version)
+	}
+	for _, r := range theirs.Replace {
+		if strings.HasPrefix(r.New.Path, "./staging/") {
+			r.New = module{r.Old.Path, "v0" + strings.TrimPrefix(version, "v1")}
+		}
+		edit = append(edit, "-replace="+r.Old.Path+"="+r.New.Path+"@"+r.New.Version)
+	}
+	if err := run(goIn(ctx, dir, "mod", "init", "podstasis.dev/stasis/test/devcluster/build/other"), what); err != nil {
+		return err
+	}
+	return run(goIn(ctx, dir, edit...), what)
+}
+
+// goIn is a call of go in a module that it may complete.
+func goIn(ctx context.Context, dir string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod", "GOWORK=off")
+	return cmd
 }
 
 func (b Builder) runtime(ctx context.Context, v plan.Versions) (string, error) {
@@ -113,24 +131,35 @@ func (b Builder) runtime(ctx context.Context, v plan.Versions) (string, error) {
 		key.words = append(key.words, runcFlags)
 	}
 	return b.once(ctx, "runtime", "containerd "+v.Containerd+" and runc "+v.Runc, "2 minutes on 2 cores", key, func(dir string) error {
-		for _, program := range []struct {
-			name, cgo, tags, ldflags, pkg, version string
-			pinned                                 bool
+		containerd, runc := b.source("containerd"), b.source("containerd")
+		for _, other := range []struct {
+			module        *string
+			path, version string
+			pinned        bool
 		}{
-			{"containerd", "0", tags, ldflags, p + "/cmd/containerd", v.Containerd, v.Containerd == Pinned.Containerd},
-			{"containerd-shim-runc-v2", "0", tags + " no_grpc", ldflags, p + "/cmd/containerd-shim-runc-v2", v.Containerd, v.Containerd == Pinned.Containerd},
-			{"ctr", "0", tags, ldflags, p + "/cmd/ctr", v.Containerd, v.Containerd == Pinned.Containerd},
-			{"runc", "1", "seccomp urfave_cli_no_docs", runcFlags, "github.com/opencontainers/runc", v.Runc, v.Runc == Pinned.Runc},
+			{&containerd, p, v.Containerd, v.Containerd == Pinned.Containerd},
+			{&runc, "github.com/opencontainers/runc", v.Runc, v.Runc == Pinned.Runc},
 		} {
-			build := func() error {
-				return b.goBuild(ctx, b.source("containerd"), program.cgo, program.tags, program.ldflags, filepath.Join(dir, program.name), program.pkg)
+			if other.pinned {
+				continue
 			}
-			if !program.pinned {
-				build = func() error {
-					return b.goInstall(ctx, program.cgo, program.tags, program.ldflags, dir, program.pkg+"@"+program.version)
-				}
+			temp, err := os.MkdirTemp("", "devcluster-module-")
+			if err != nil {
+				return err
 			}
-			if err := build(); err != nil {
+			defer os.RemoveAll(temp)
+			if err := b.moduleOf(ctx, temp, other.path, other.version); err != nil {
+				return err
+			}
+			*other.module = temp
+		}
+		for _, program := range []struct{ module, name, cgo, tags, ldflags, pkg string }{
+			{containerd, "containerd", "0", tags, ldflags, p + "/cmd/containerd"},
+			{containerd, "containerd-shim-runc-v2", "0", tags + " no_grpc", ldflags, p + "/cmd/containerd-shim-runc-v2"},
+			{containerd, "ctr", "0", tags, ldflags, p + "/cmd/ctr"},
+			{runc, "runc", "1", "seccomp urfave_cli_no_docs", runcFlags, "github.com/opencontainers/runc"},
+		} {
+			if err := b.goBuild(ctx, program.module, program.cgo, program.tags, program.ldflags, filepath.Join(dir, program.name), program.pkg); err != nil {
 				return err
 			}
 		}
@@ -139,20 +168,12 @@ func (b Builder) runtime(ctx context.Context, v plan.Versions) (string, error) {
 }
 
 func (b Builder) goBuild(ctx context.Context, module, cgo, tags, ldflags, out, pkg string) error {
-	cmd := goCommand(ctx, cgo, "build", "-trimpath", "-buildvcs=false", "-tags", tags, "-ldflags", ldflags, "-o", out, pkg)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-tags", tags, "-ldflags", ldflags, "-o", out, pkg)
 	cmd.Dir = module
+	flags := ""
+	if !strings.HasPrefix(module, b.Root+string(filepath.Separator)) {
+		flags = "-mod=mod" // one of moduleOf
+	}
+	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo, "GOFLAGS="+flags, "GOWORK=off", "GOOS=linux")
 	return run(cmd, "building "+filepath.Base(out))
-}
-
-// goInstall builds a program as its own module has it into dir.
-func (b Builder) goInstall(ctx context.Context, cgo, tags, ldflags, dir, pkg string) error {
-	cmd := goCommand(ctx, cgo, "install", "-trimpath", "-tags", tags, "-ldflags", ldflags, pkg)
-	cmd.Dir, cmd.Env = dir, append(cmd.Env, "GOBIN="+dir)
-	return run(cmd, "building "+pkg)
-}
-
-func goCommand(ctx context.Context, cgo string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo, "GOFLAGS=", "GOWORK=off", "GOOS=linux")
-	return cmd
 }

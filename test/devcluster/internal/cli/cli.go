@@ -91,7 +91,8 @@ func upCommand(state *stateDir) *cobra.Command {
 // addKind adds flags for what a cluster consists of.
 func addKind(cmd *cobra.Command, k *plan.Kind) {
 	cmd.Flags().BoolVar(&k.GVisor, "gvisor", false, "nodes that have gVisor too, as the runtime handler runsc")
-	cmd.Flags().BoolVar(&k.Crun, "crun", false, "nodes whose default runtime handler is crun")
+	cmd.Flags().BoolVar(&k.Crun, "crun", false, "nodes that have crun too, as the runtime handler crun")
+	cmd.Flags().BoolVar(&k.CrunFirst, "crun-first", false, "nodes whose default runtime handler is crun")
 	v := &k.Versions
 	cmd.Flags().StringVar(&v.Kubernetes, "kubernetes", v.Kubernetes, "version of Kubernetes, of its Go module")
 	cmd.Flags().StringVar(&v.Containerd, "containerd", v.Containerd, "version of containerd, likewise")

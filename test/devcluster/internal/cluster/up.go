@@ -58,6 +58,8 @@ func Up(ctx context.Context, o Options) (Running, error) {
 	if o.Nodes < 1 || o.Nodes > plan.MaxNodes {
 		return u.Running, fmt.Errorf("%d nodes: between 1 and %d can be had", o.Nodes, plan.MaxNodes)
 	}
+	o.Crun = o.Crun || o.CrunFirst
+	u.Options.Crun = o.Crun
 	if (o.GVisor || o.Crun) && strings.HasPrefix(o.Versions.Containerd, "v1.") {
 		return u.Running, fmt.Errorf("gVisor and crun are set up for containerd 2 only, not for %s", o.Versions.Containerd)
 	}
@@ -453,6 +455,8 @@ func (u *up) createNode(i int) error {
 		spec.Preload = u.binaries.Prlimit
 	}
 	if u.Cluster.Crun {
+		// It refuses machines with cgroups of both versions where version 2 has a controller.
+		spec.Empty = []string{"/sys/fs/cgroup/unified/cgroup.controllers"}
 		spec.Trees["/opt/devcluster/crun"] = u.binaries.Crun
 		spec.Links = map[string]string{"crun": "/opt/devcluster/crun/bin/crun"}
 	}

@@ -63,6 +63,9 @@ func containerdFile(c plan.Cluster, limited bool) string {
 	if c.Crun {
 		text += crunHandler
 	}
+	if c.CrunFirst {
+		text += "\n[plugins.'io.containerd.cri.v1.runtime'.containerd]\n  default_runtime_name = 'crun'\n"
+	}
 	if c.GVisor {
 		text += fmt.Sprintf(gvisorHandler, launch)
 	}
@@ -70,9 +73,6 @@ func containerdFile(c plan.Cluster, limited bool) string {
 }
 
 const crunHandler = `
-[plugins.'io.containerd.cri.v1.runtime'.containerd]
-  default_runtime_name = 'crun'
-
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun]
   runtime_type = 'io.containerd.runc.v2'
 

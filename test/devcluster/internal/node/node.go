@@ -38,6 +38,8 @@ type Spec struct {
 	Links map[string]string
 	// Trees appear, read-only, at the given paths: path in the place → path on the machine.
 	Trees map[string]string
+	// Empty are files that are there and read as empty.
+	Empty []string
 	// Shared appear, writable, at the same path as on the machine.
 	Shared []string
 	// Preload is a library on the machine that every program of the place is started with; empty for none.

@@ -167,7 +167,7 @@ func writeFiles(spec Spec, root string) error {
 	return nil
 }
 
-func mountKernel(_ Spec, root string) error {
+func mountKernel(spec Spec, root string) error {
 	inside := func(name string) string { return filepath.Join(root, name) }
 	if err := mount("proc", inside("proc"), "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return err
@@ -225,6 +225,17 @@ func mountKernel(_ Spec, root string) error {
 		}
 		if err := bind(file, setting, 0); err != nil {
 			return err
+		}
+	}
+	empty := filepath.Join(values, "empty")
+	if err := os.WriteFile(empty, nil, 0o444); err != nil {
+		return err
+	}
+	for _, file := range spec.Empty {
+		if exists(inside(file)) {
+			if err := bind(empty, inside(file), unix.MS_RDONLY); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

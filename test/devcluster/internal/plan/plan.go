@@ -40,8 +40,10 @@ type Kind struct {
 	Kubernetes bool `json:"kubernetes"`
 	// GVisor says whether the nodes have gVisor beside runc.
 	GVisor bool `json:"gvisor,omitempty"`
-	// Crun says whether crun runs what asks for no runtime handler, and not runc.
-	Crun bool `json:"crun,omitempty"`
+	// Crun says whether the nodes have crun beside runc, and CrunFirst whether it runs what
+	// asks for no runtime handler.
+	Crun      bool `json:"crun,omitempty"`
+	CrunFirst bool `json:"crunFirst,omitempty"`
 	// Versions are those of the programs.
 	Versions Versions `json:"versions"`
 }
