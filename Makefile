@@ -49,14 +49,14 @@ lint: ## formatting, vet, static analysis
 test-unit: ## tests that need nothing but this checkout
 	go test $$(go list ./... | grep -v '/test/') ./test/matrix ./test/mutants ./test/zoo ./test/soak ./test/bench/...
 
-test-control: deps bin/devcluster ## the control plane against a real API server
+test-control: cluster-programs ## the control plane against a real API server
 	STASIS_KUBE_BIN=$$(dirname $$(bin/devcluster build)) go test -count=1 ./test/control
 
-test-install: programs images images-e2e ## installing, its parts' deaths, uninstalling, on a node of its own
+test-install: cluster-programs programs images images-e2e ## installing, its parts' deaths, uninstalling, on a node of its own
 	go test -count=1 -timeout 15m ./test/install
 
-test-cri: deps bin/devcluster bin/checkpointctl image-files ## the CRI layer on a node without Kubernetes
+test-cri: cluster-programs bin/checkpointctl image-files ## the CRI layer on a node without Kubernetes
 	go test -count=1 -timeout 15m ./test/cri
 
-test-e2e: programs images images-e2e bin/docker-registry bin/versitygw ## everything, on a cluster of two nodes
+test-e2e: cluster-programs programs images images-e2e bin/docker-registry bin/versitygw ## everything, on a cluster of two nodes
 	go test -count=1 -timeout 30m ./test/e2e

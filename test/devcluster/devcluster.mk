@@ -7,9 +7,13 @@ DEVCLUSTER_SOURCES := $(shell find test/devcluster -name '*.go' -not -path 'test
 bin/devcluster: $(DEVCLUSTER_SOURCES)
 	go build -C test/devcluster -trimpath -o $(CURDIR)/bin/devcluster .
 
-.PHONY: devcluster deps down test-devcluster
+.PHONY: devcluster cluster-programs deps down test-devcluster
 
 devcluster: bin/devcluster ## build the development cluster's program
+
+# Tests have time limits, and those of devcluster itself no network to fetch sources from.
+cluster-programs: deps bin/devcluster ## build what clusters are made of, where it is missing
+	bin/devcluster build --gvisor >/dev/null
 
 deps: ## install the Debian packages that the project needs, where they are missing
 	hack/deps.sh
@@ -17,7 +21,7 @@ deps: ## install the Debian packages that the project needs, where they are miss
 down: bin/devcluster ## end the development cluster
 	bin/devcluster down
 
-test-devcluster: bin/devcluster ## unit tests of the development cluster, and that it leaves nothing behind
+test-devcluster: cluster-programs ## unit tests of the development cluster, and that it leaves nothing behind
 	go -C test/devcluster vet -tags devcluster ./...
 	cd test/devcluster && go tool -modfile=$(CURDIR)/config/tools/go.mod staticcheck -tags devcluster ./...
 	go -C test/devcluster test ./...
