@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 const hybrid = `31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -63,7 +64,7 @@ func TestDescendantsAreFoundWhereverTheyAre(t *testing.T) {
 		}
 		_ = shell.Wait()
 	}()
-	for range 1000 {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
 		if found := withDescendants([]int{shell.Process.Pid}); len(found) == 2 && found[0] == shell.Process.Pid {
 			return
 		}
