@@ -14,6 +14,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 )
 
 // Line is one line of a program's log.
@@ -61,10 +63,30 @@ func Parse(log string) ([]Line, error) {
 }
 
 // Window is when a checkpoint was taken, as its object tells: times to the
-// second, and how long the Pod stood still.
+// second, and how long all of the Pod stood still at once.
 type Window struct {
 	Start, End time.Time
 	Frozen     time.Duration
+}
+
+// WindowOf reads it from the status of a checkpoint that is Ready. Its freezeDuration
+// counts from before the first container is asked to stand still until the last one
+// runs: on a busy machine each of them stands for less of it. While the phase "capture"
+// lasts, they all do.
+func WindowOf(status checkpointv1alpha1.PodCheckpointStatus) (w Window, err error) {
+	if status.StartTime == nil || status.CompletionTime == nil {
+		return w, errors.New("the checkpoint does not say when it was taken")
+	}
+	w.Start, w.End = status.StartTime.Time, status.CompletionTime.Time
+	for _, p := range status.Phases {
+		if p.Name == "capture" {
+			w.Frozen = p.Duration.Duration
+		}
+	}
+	if w.Frozen <= 0 {
+		return w, fmt.Errorf("the checkpoint does not say how long its phase \"capture\" took: %+v", status.Phases)
+	}
+	return w, nil
 }
 
 // Continues judges whether restored goes on exactly where source was cut, and
@@ -94,9 +116,7 @@ func Continues(source, restored []Line, window Window) (cut, first uint64, err e
 	if index+1 < len(source) {
 		stood = max(stood, source[index+1].Time.Sub(source[index].Time))
 	}
-	// Frozen counts from before the first container is asked to stand still until
-	// the last one runs: on a busy machine each of them stands for less of it.
-	if stood < window.Frozen/2 {
+	if stood < window.Frozen*9/10 { // the program's clock is not the node's
 		return cut, first, fmt.Errorf("the restored Pod begins with count %d, where the source stood still for %s: it was frozen for %s, elsewhere",
 			first, stood.Round(time.Millisecond), window.Frozen.Round(time.Millisecond))
 	}

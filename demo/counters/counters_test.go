@@ -6,6 +6,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 )
 
 var epoch = time.Unix(1_700_000_000, 0)
@@ -64,6 +68,28 @@ func TestARestoredPodContinuesOnlyWhereItsSourceStoodStill(t *testing.T) {
 				t.Errorf("error %v, want one that says %q", err, way.want)
 			}
 		})
+	}
+}
+
+func TestAWindowIsOfTheTimeInWhichAllOfThePodStandsStill(t *testing.T) {
+	start, end := metav1.NewTime(epoch), metav1.NewTime(epoch.Add(2*time.Second))
+	phase := func(name string, d time.Duration) checkpointv1alpha1.PhaseTiming {
+		return checkpointv1alpha1.PhaseTiming{Name: name, Duration: metav1.Duration{Duration: d}}
+	}
+	status := checkpointv1alpha1.PodCheckpointStatus{
+		StartTime: &start, CompletionTime: &end, FreezeDuration: &metav1.Duration{Duration: time.Second},
+		Phases: []checkpointv1alpha1.PhaseTiming{phase("freeze", 700*time.Millisecond), phase("capture", 200*time.Millisecond), phase("thaw", 100*time.Millisecond)},
+	}
+	if w, err := WindowOf(status); err != nil || w != (Window{start.Time, end.Time, 200 * time.Millisecond}) {
+		t.Errorf("%+v, %v", w, err)
+	}
+	status.Phases = status.Phases[:1]
+	if w, err := WindowOf(status); err == nil || !strings.Contains(err.Error(), "capture") {
+		t.Errorf("without the phase: %+v, %v", w, err)
+	}
+	status.StartTime = nil
+	if w, err := WindowOf(status); err == nil || !strings.Contains(err.Error(), "when") {
+		t.Errorf("without a start: %+v, %v", w, err)
 	}
 }
 

@@ -138,10 +138,13 @@ func (d *Demo) mainJob(ctx context.Context) (*outcome, error) {
 		return nil, err
 	}
 	status := taken.Status
-	if status.FreezeDuration == nil || status.StartTime == nil || status.CompletionTime == nil {
-		return nil, fmt.Errorf("podcheckpoint %s does not say when it was taken or how long the Pod was frozen", checkpoint)
+	if status.FreezeDuration == nil {
+		return nil, fmt.Errorf("podcheckpoint %s does not say how long the Pod was frozen", checkpoint)
 	}
-	window := counters.Window{Start: status.StartTime.Time, End: status.CompletionTime.Time, Frozen: status.FreezeDuration.Duration}
+	window, err := counters.WindowOf(status)
+	if err != nil {
+		return nil, fmt.Errorf("podcheckpoint %s: %w", checkpoint, err)
+	}
 
 	d.say("The source runs on")
 	sourceLogs, err := d.runsOn(ctx)
@@ -153,7 +156,7 @@ func (d *Demo) mainJob(ctx context.Context) (*outcome, error) {
 	if _, err := d.kubectl(ctx, "-n", namespace, "delete", "pod", source, "--timeout=60s"); err != nil {
 		return nil, err
 	}
-	result := &outcome{cut: map[string]uint64{}, first: map[string]uint64{}, frozen: window.Frozen}
+	result := &outcome{cut: map[string]uint64{}, first: map[string]uint64{}, frozen: status.FreezeDuration.Duration}
 	for i, name := range copies {
 		out, err := d.run(ctx, "bin/kubectl-restore", d.flags(checkpoint, "--as", name)...)
 		if err != nil {
