@@ -10,10 +10,11 @@ fail() { echo "deps: $*" >&2; exit 1; }
 # busybox-static: the one program in the images that tests run
 # containernetworking-plugins: CNI of devcluster's nodes
 # nftables: kube-proxy's back end, and CRIU's network lock
-# iproute2, procps, util-linux: ip, ss, ps, nsenter on the nodes
+# iproute2, procps, util-linux, mount: ip, ss, ps, nsenter, mount on the nodes
+# bsdutils: script, a terminal for kubectl attach; e2fsprogs: a small disk, to be filled
 # chromium, fonts-dejavu-core: tests of the HTML page look at it in a browser
 packages="ca-certificates make git gcc libc6-dev pkg-config libseccomp-dev
-	busybox-static containernetworking-plugins nftables iproute2 procps util-linux chromium fonts-dejavu-core"
+	busybox-static containernetworking-plugins nftables iproute2 procps util-linux mount bsdutils e2fsprogs chromium fonts-dejavu-core"
 
 # shellcheck source=/dev/null
 [ -r /etc/os-release ] && . /etc/os-release
