@@ -69,7 +69,7 @@ func TestACheckpointOfOneNodeIsRestoredOnAnother(t *testing.T) {
 	s.countsOn("restored", 50)
 	s.unharmed("restored")
 	for _, program := range []string{"a", "b"} {
-		if _, _, err := counters.Continues(source[program], s.counted("restored", program), window(one)); err != nil {
+		if _, _, err := counters.Continues(source[program], s.counted("restored", program), s.window(one)); err != nil {
 			t.Errorf("program %s: %v", program, err)
 		}
 	}

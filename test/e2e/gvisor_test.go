@@ -40,7 +40,7 @@ func TestAPodOfGVisorIsCheckpointedAndRestoredOnBothNodes(t *testing.T) {
 		s.countsOn(name, 50)
 		s.unharmed(name)
 		for _, program := range []string{"a", "b"} {
-			if _, _, err := counters.Continues(source[program], s.counted(name, program), window(one)); err != nil {
+			if _, _, err := counters.Continues(source[program], s.counted(name, program), s.window(one)); err != nil {
 				t.Errorf("pod %s, program %s: %v", name, program, err)
 			}
 		}

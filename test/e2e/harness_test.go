@@ -314,9 +314,13 @@ func (s *scene) checkpoint(name, pod string) *checkpointv1alpha1.PodCheckpoint {
 	return checkpoint
 }
 
-func window(checkpoint *checkpointv1alpha1.PodCheckpoint) counters.Window {
-	status := checkpoint.Status
-	return counters.Window{Start: status.StartTime.Time, End: status.CompletionTime.Time, Frozen: status.FreezeDuration.Duration}
+func (s *scene) window(checkpoint *checkpointv1alpha1.PodCheckpoint) counters.Window {
+	s.Helper()
+	w, err := counters.WindowOf(checkpoint.Status)
+	if err != nil {
+		s.Fatalf("podcheckpoint %s: %v", checkpoint.Name, err)
+	}
+	return w
 }
 
 // data is the directory of a checkpoint on its node.

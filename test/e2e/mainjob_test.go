@@ -43,7 +43,7 @@ func TestTheMainJobARunningPodIsCheckpointedAndRestoredTwiceAfterItIsGone(t *tes
 		s.countsOn(pod, 50)
 		s.unharmed(pod)
 		for _, program := range []string{"a", "b"} {
-			_, now, err := counters.Continues(source[program], s.counted(pod, program), window(checkpoint))
+			_, now, err := counters.Continues(source[program], s.counted(pod, program), s.window(checkpoint))
 			if err != nil {
 				t.Errorf("pod %s, program %s: %v", pod, program, err)
 			}
@@ -75,7 +75,7 @@ func TestTwoContainersNeverDisagreeAfterARestore(t *testing.T) {
 		s.countsOn(restored.Name, 100) // s.counted fails on DISAGREE, on a skipped count and on another nonce
 		s.unharmed(restored.Name)
 		for _, program := range []string{"a", "b"} {
-			if _, _, err := counters.Continues(s.counted("counters", program), s.counted(name, program), window(checkpoint)); err != nil {
+			if _, _, err := counters.Continues(s.counted("counters", program), s.counted(name, program), s.window(checkpoint)); err != nil {
 				t.Errorf("round %d, program %s: %v", round, program, err)
 			}
 		}
@@ -119,7 +119,7 @@ func TestOperationsOnOnePodAreDoneOneAfterTheOther(t *testing.T) {
 	for _, name := range names {
 		checkpoint, ready := s.terminal(name)
 		if ready.Reason == checkpointv1alpha1.ReasonCheckpointCompleted {
-			windows = append(windows, window(checkpoint))
+			windows = append(windows, s.window(checkpoint))
 		}
 	}
 	if len(windows) == 0 {

@@ -317,7 +317,7 @@ func TestACheckpointInAStoreOutlivesItsNode(t *testing.T) {
 		s.countsOn(name, 20)
 		s.unharmed(name)
 		for _, program := range []string{"a", "b"} {
-			if _, _, err := counters.Continues(source[kind][program], s.counted(name, program), window(second[kind])); err != nil {
+			if _, _, err := counters.Continues(source[kind][program], s.counted(name, program), s.window(second[kind])); err != nil {
 				t.Errorf("pod %s, program %s: %v", name, program, err)
 			}
 		}
