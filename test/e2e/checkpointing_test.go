@@ -3,7 +3,6 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,29 +21,19 @@ func TestAPodTakesNoEphemeralContainerAndIsNotResizedWhileItIsCheckpointed(t *te
 	build := MakePod("source").Shell("main", idle)
 	build.last().Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("10m")}
 	s.running(build.Obj())
-	_, wait, err := s.Follow(t.Context(), "-n", s.namespace, "exec", "source", "--", "sleep", "600")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.eventually("the session is there", func() error {
-		out, err := s.exec("source", "main", "ps")
-		if err == nil && !strings.Contains(out, "sleep 600") {
-			err = fmt.Errorf("processes: %s", out)
-		}
-		return err
-	})
+	end := s.session("source")
 
 	debug := func() error {
-		pod := s.pod("source")
-		pod.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
-			Name: "debug", Image: imageBusybox, Command: []string{"true"}, ImagePullPolicy: corev1.PullIfNotPresent,
-		}}}
-		return s.SubResource("ephemeralcontainers").Update(t.Context(), pod)
+		return s.change("source", "ephemeralcontainers", func(pod *corev1.Pod) {
+			pod.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+				Name: "debug", Image: imageBusybox, Command: []string{"true"}, ImagePullPolicy: corev1.PullIfNotPresent,
+			}}}
+		})
 	}
 	resize := func() error {
-		pod := s.pod("source")
-		pod.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("11m")}
-		return s.SubResource("resize").Update(t.Context(), pod)
+		return s.change("source", "resize", func(pod *corev1.Pod) {
+			pod.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("11m")}
+		})
 	}
 	refused := func(what string, err error) {
 		t.Helper()
@@ -67,10 +56,7 @@ func TestAPodTakesNoEphemeralContainerAndIsNotResizedWhileItIsCheckpointed(t *te
 	if !s.isCheckpointing("source") {
 		t.Error("the checkpoint was over before all had been tried")
 	}
-	if _, err := s.exec("source", "main", "killall", "sleep"); err != nil {
-		t.Fatal(err)
-	}
-	_ = wait() // with the exit code of a killed command
+	end()
 	if _, ready := s.terminal("one"); ready.Status != metav1.ConditionTrue {
 		t.Fatalf("it ended with %s: %s", ready.Reason, ready.Message)
 	}
@@ -80,6 +66,30 @@ func TestAPodTakesNoEphemeralContainerAndIsNotResizedWhileItIsCheckpointed(t *te
 	s.unharmed("source")
 	if err := errors.Join(resize(), debug()); err != nil {
 		t.Errorf("after the checkpoint: %v", err)
+	}
+}
+
+// session begins an exec session in a Pod's container main and returns what ends it.
+func (s *scene) session(pod string) (end func()) {
+	s.Helper()
+	_, wait, err := s.Follow(s.Context(), "-n", s.namespace, "exec", pod, "-c", "main", "--", "sh", "-c", "echo $$ > /tmp/session; exec sleep 600")
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.eventually("the session is there", func() error {
+		out, err := s.exec(pod, "main", "sh", "-ec", "tr '\\0' ' ' < /proc/$(cat /tmp/session)/cmdline")
+		if err == nil && out != "sleep 600 " {
+			err = fmt.Errorf("it is %q", out)
+		}
+		return err
+	})
+	return func() {
+		s.Helper()
+		// It alone: the container's own sleeps come and go, and killall fails for one that has just gone.
+		if _, err := s.exec(pod, "main", "sh", "-c", "kill $(cat /tmp/session)"); err != nil {
+			s.Fatal(err)
+		}
+		_ = wait() // with the exit code of a killed command
 	}
 }
 

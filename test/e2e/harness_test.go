@@ -155,6 +155,21 @@ func (s *scene) waitReady(name string) *corev1.Pod {
 	return &pod
 }
 
+// change changes a Pod through one of its subresources. The kubelet and the agent write
+// its status meanwhile: it is read anew where one of them was first.
+func (s *scene) change(name, subresource string, change func(*corev1.Pod)) (err error) {
+	s.Helper()
+	s.eventually("pod "+name+" is changed as it was read", func() error {
+		pod := s.pod(name)
+		change(pod)
+		if err = s.SubResource(subresource).Update(s.Context(), pod); apierrors.IsConflict(err) {
+			return err
+		}
+		return nil
+	})
+	return err
+}
+
 // running creates a Pod and waits until it is ready.
 func (s *scene) running(pod *corev1.Pod) *corev1.Pod {
 	s.Helper()

@@ -20,11 +20,12 @@ func TestARestoredPodIsResizedInPlaceAndDebuggedAsAnyOther(t *testing.T) {
 	}
 	s.running(build("source").Obj())
 	s.checkpoint("one", "source")
-	pod := s.running(build("restored").RestoreFrom("one").Obj())
+	s.running(build("restored").RestoreFrom("one").Obj())
 
 	more := resource.MustParse("20m")
-	pod.Spec.Containers[0].Resources.Requests[corev1.ResourceCPU] = more
-	if err := s.SubResource("resize").Update(t.Context(), pod); err != nil {
+	if err := s.change("restored", "resize", func(pod *corev1.Pod) {
+		pod.Spec.Containers[0].Resources.Requests[corev1.ResourceCPU] = more
+	}); err != nil {
 		t.Fatal(err)
 	}
 	s.eventually("it has been resized", func() error {
@@ -35,14 +36,14 @@ func TestARestoredPodIsResizedInPlaceAndDebuggedAsAnyOther(t *testing.T) {
 		return nil
 	})
 
-	pod = s.pod("restored")
-	pod.Spec.EphemeralContainers = []corev1.EphemeralContainer{{
-		EphemeralContainerCommon: corev1.EphemeralContainerCommon{
-			Name: "debug", Image: imageBusybox, Command: []string{"sh", "-c", "cat /proc/[0-9]*/cmdline"}, ImagePullPolicy: corev1.PullIfNotPresent,
-		},
-		TargetContainerName: "main",
-	}}
-	if err := s.SubResource("ephemeralcontainers").Update(t.Context(), pod); err != nil {
+	if err := s.change("restored", "ephemeralcontainers", func(pod *corev1.Pod) {
+		pod.Spec.EphemeralContainers = []corev1.EphemeralContainer{{
+			EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+				Name: "debug", Image: imageBusybox, Command: []string{"sh", "-c", "cat /proc/[0-9]*/cmdline"}, ImagePullPolicy: corev1.PullIfNotPresent,
+			},
+			TargetContainerName: "main",
+		}}
+	}); err != nil {
 		t.Fatal(err)
 	}
 	s.eventually("the ephemeral container has run", func() error {
