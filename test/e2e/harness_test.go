@@ -191,15 +191,28 @@ func containerStates(pod *corev1.Pod) []string {
 	return states
 }
 
-// unharmed checks that no container of a running Pod was ever started anew.
+// unharmed checks that no container of a running Pod was ever started anew. What runs
+// answers before the kubelet has told of it: a container that is not said to run yet,
+// and not to have run before, is waited for.
 func (s *scene) unharmed(name string) {
 	s.Helper()
-	pod := s.pod(name)
-	for _, status := range pod.Status.ContainerStatuses {
-		if status.RestartCount != 0 || status.State.Running == nil {
-			s.Errorf("pod %s: container %s: restarted %d times, %v", name, status.Name, status.RestartCount, containerStates(pod))
+	s.eventually("all containers of pod "+name+" run", func() error {
+		pod := s.pod(name)
+		told := 0
+		for _, status := range pod.Status.ContainerStatuses {
+			if status.RestartCount != 0 || status.State.Terminated != nil || status.LastTerminationState.Terminated != nil {
+				s.Errorf("pod %s: container %s: restarted %d times, %v", name, status.Name, status.RestartCount, containerStates(pod))
+				return nil
+			}
+			if status.State.Running != nil {
+				told++
+			}
 		}
-	}
+		if told < len(pod.Spec.Containers) {
+			return fmt.Errorf("phase %s, %v", pod.Status.Phase, containerStates(pod))
+		}
+		return nil
+	})
 }
 
 // remove deletes a Pod and waits until it is gone.
@@ -277,6 +290,18 @@ func (s *scene) countsOn(pod string, n uint64) {
 			return nil
 		})
 	}
+}
+
+// counting waits until a container that logs what it counts is at n: what a Pod restored
+// from it logs then does not begin as that of a new one.
+func (s *scene) counting(pod, container string, n int) {
+	s.Helper()
+	s.eventually(fmt.Sprintf("container %s of pod %s has counted to %d", container, pod, n), func() error {
+		if log := s.logs(pod, container); !strings.Contains("\n"+log, fmt.Sprintf("\n%d\n", n)) {
+			return fmt.Errorf("log %q", log)
+		}
+		return nil
+	})
 }
 
 // Checkpoints.

@@ -147,7 +147,7 @@ func TestAPodIsLookedAtBeforeItIsCheckpointed(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
 	server := s.running(MakePod("server").Shell("main", "mkfifo /pipe; exec 3<>/pipe; nc -l -p 9000 <&3").Obj())
-	s.running(MakePod("source").Shell("main", "mkfifo /pipe; exec 3<>/pipe; nc "+server.Status.PodIP+" 9000 <&3 & "+idle).Obj())
+	s.running(MakePod("source").Shell("main", "mkfifo /pipe; exec 3<>/pipe; until nc "+server.Status.PodIP+" 9000 <&3; do sleep 0.1; done & "+idle).Obj())
 	s.eventually("the connection is seen, and what a checkpoint costs", func() error {
 		out, err := s.Plugin(s.Context(), "checkpoint", "check", "source", "-n", s.namespace)
 		if err != nil {

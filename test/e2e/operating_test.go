@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -85,16 +86,18 @@ func TestARestoredPodEndsInOrderWhenItIsDeleted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := make(chan string)
+	log, follows := make(chan string, 1), make(chan struct{})
 	go func() {
 		var all strings.Builder
-		for lines := bufio.NewScanner(out); lines.Scan(); {
+		following := sync.OnceFunc(func() { close(follows) })
+		for lines := bufio.NewScanner(out); lines.Scan(); following() {
 			all.WriteString(lines.Text() + "\n")
 		}
 		_ = wait() // ends with the container
+		following()
 		log <- all.String()
 	}()
-	time.Sleep(500 * time.Millisecond) // until kubectl follows
+	<-follows // it has its first line
 	start := time.Now()
 	s.remove("restored")
 	if took := time.Since(start); took > 15*time.Second {
@@ -103,7 +106,7 @@ func TestARestoredPodEndsInOrderWhenItIsDeleted(t *testing.T) {
 	select {
 	case text := <-log:
 		s.wantText("the log", text, "subject: asked to end", "subject: ended in order")
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Error("kubectl logs -f does not end with the Pod")
 	}
 	// P28: nothing of it is left on the node.
@@ -153,10 +156,13 @@ func TestAContainerOfARestoredPodThatRestartsStartsAnew(t *testing.T) {
 func TestARestoredPodThatIsNotToBeRestartedEndsWithItsProgram(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
+	// The source's does not end before it is checkpointed, however long that takes.
 	build := func(name string) *podBuilder {
-		return MakePod(name).Restart(corev1.RestartPolicyNever).Shell("main", "i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo $i; sleep 0.1; done; exit 5")
+		return MakePod(name).Restart(corev1.RestartPolicyNever).Shell("main",
+			`i=0 left=20; while [ $left -gt 0 ]; do i=$((i+1)); echo $i; [ "$(hostname)" = source ] || left=$((left-1)); sleep 0.1; done; echo done; exit 5`)
 	}
 	s.running(build("source").Obj())
+	s.counting("source", "main", 1)
 	s.checkpoint("one", "source")
 	s.create(build("restored").RestoreFrom("one").Obj())
 	s.eventually("the restored Pod has ended", func() error {
@@ -169,7 +175,7 @@ func TestARestoredPodThatIsNotToBeRestartedEndsWithItsProgram(t *testing.T) {
 	if ended := s.pod("restored").Status.ContainerStatuses[0].State.Terminated; ended == nil || ended.ExitCode != 5 {
 		t.Errorf("ended with %+v, want exit code 5", ended)
 	}
-	if log := s.logs("restored", "main"); strings.HasPrefix(log, "1\n") || !strings.HasSuffix(log, "100\n") {
+	if log := s.logs("restored", "main"); strings.HasPrefix(log, "1\n") || !strings.HasSuffix(log, "\ndone\n") {
 		t.Errorf("log %q", log)
 	}
 }

@@ -236,21 +236,24 @@ func TestARestoreWaitsForTheEndOfAWriterOfItsVolumes(t *testing.T) {
 			s.unharmed("restored")
 			// What lies there is as it is now, and not as it was: the source wrote on after
 			// the cut, and the restored Pod counts on from the cut.
-			out, err := s.exec("restored", "main", "cat", "/kept/counted")
-			if err != nil {
-				t.Fatal(err)
-			}
-			lines := strings.Fields(out)
-			repeated := map[string]int{}
-			for _, line := range lines {
-				repeated[line]++
-			}
-			if repeated["1"] != 1 {
-				t.Errorf("it was counted from 1 on %d times", repeated["1"])
-			}
-			if len(lines) == len(repeated) {
-				t.Errorf("no number is there twice: what the source wrote after the cut is gone, or the restored Pod does not write: %v", lines)
-			}
+			s.eventually("the restored Pod counts what the source has counted", func() error {
+				out, err := s.exec("restored", "main", "cat", "/kept/counted")
+				if err != nil {
+					return err
+				}
+				lines := strings.Fields(out)
+				repeated := map[string]int{}
+				for _, line := range lines {
+					repeated[line]++
+				}
+				if repeated["1"] != 1 {
+					t.Errorf("it was counted from 1 on %d times", repeated["1"])
+				}
+				if len(lines) == len(repeated) {
+					return fmt.Errorf("no number is there twice: what the source wrote after the cut is gone, or the restored Pod does not write: %v", lines)
+				}
+				return nil
+			})
 		})
 	}
 }

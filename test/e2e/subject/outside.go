@@ -130,8 +130,11 @@ func speak(ctx context.Context, conn, packets net.Conn) error {
 				return fmt.Errorf("udp: %w", err)
 			}
 			packets.SetReadDeadline(time.Now().Add(time.Second))
-			if heard, err := hear(packets); err == nil && heard == n {
-				fmt.Println("dial: udp", n)
+			for heard, err := hear(packets); err == nil; heard, err = hear(packets) {
+				if heard == n { // and not the answer to an earlier one, which came late
+					fmt.Println("dial: udp", n)
+					break
+				}
 			}
 		}
 		time.Sleep(10 * time.Millisecond)
