@@ -68,9 +68,12 @@ func (s *scene) shareDirectory() string {
 	}
 	s.Cleanup(func() {
 		for _, node := range []string{nodeOne, nodeTwo} {
-			if _, err := s.OnNode(context.Background(), node, "! mountpoint -q "+mounted+" || umount "+mounted); err != nil {
-				s.Error(err)
-			}
+			// Agent and controller look into the stores that they have seen a moment ago, and
+			// let go of them when they have noticed that these are gone.
+			s.eventually("nobody uses "+mounted+" of "+node, func() error {
+				_, err := s.OnNode(context.Background(), node, "! mountpoint -q "+mounted+" || umount "+mounted)
+				return err
+			})
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			s.Error(err)
@@ -157,8 +160,8 @@ func (s *scene) stored(name, store string) *checkpointv1alpha1.PodCheckpoint {
 	return c
 }
 
-// createStubbornly creates an object after a node was lost: until Kubernetes knows that, it
-// calls the webhooks of the dead replica of the controller too.
+// createStubbornly creates an object after replicas of the controller went or came: until the
+// API server knows that, it calls the webhooks of one that is dead too.
 func (s *scene) createStubbornly(object client.Object) {
 	s.Helper()
 	object.SetNamespace(s.namespace)
@@ -189,6 +192,29 @@ func (s *scene) startNode(ctx context.Context, node string) {
 			s.Error(err)
 		}
 	}
+}
+
+// startedAnew waits until what ran of Stasis on a node that lost its power is said to run
+// again: it is said to run from before the loss for a while.
+func (s *scene) startedAnew(node string, since time.Time) {
+	s.Helper()
+	s.within(2*time.Minute, "Stasis runs again on "+node, func() error {
+		var pods corev1.PodList
+		if err := s.List(s.Context(), &pods, client.InNamespace("stasis-system")); err != nil {
+			return err
+		}
+		for _, pod := range pods.Items {
+			if pod.Spec.NodeName != node || pod.DeletionTimestamp != nil {
+				continue
+			}
+			for _, status := range pod.Status.ContainerStatuses {
+				if running := status.State.Running; running == nil || !status.Ready || running.StartedAt.Time.Before(since.Truncate(time.Second)) {
+					return fmt.Errorf("pod %s: %+v", pod.Name, status)
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // files lists files by their names below a directory, with their sizes.
@@ -345,10 +371,13 @@ func TestACheckpointInAStoreOutlivesItsNode(t *testing.T) {
 		cheap(s.stored("third-"+kind, store))
 	}
 
+	begun := time.Now()
 	s.startNode(t.Context(), nodeOne)
+	s.startedAnew(nodeOne, begun)
 	s.mountShared(nodeOne, dir)
 	// Now there is another that has the data.
-	again := s.create(bulk("again", 8).RestoreFrom("fragile").On(nodeTwo).Obj())
+	again := bulk("again", 8).RestoreFrom("fragile").On(nodeTwo).Obj()
+	s.createStubbornly(again)
 	s.waitReady("again")
 	s.waitEvent(again, checkpointv1alpha1.EventCheckpointFetched, "have come from node "+nodeOne, filepath.Base(pack))
 	s.sumIsRight("again")
