@@ -2,12 +2,14 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -16,18 +18,27 @@ import (
 )
 
 // P24: a Pod that is deleted by force leaves its name before its node has taken it
-// down. A hook that the kubelet waits for keeps its restore under way meanwhile.
+// down. A hook that the kubelet waits for keeps its restore under way for as long.
 func TestTheRestoreOfAPodWaitsForThatOfADeletedOneOfItsName(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
 	build := func(name string) *podBuilder {
 		b := MakePod(name).Shell("first", idle).Shell("second", idle)
 		b.pod.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{
-			Exec: &corev1.ExecAction{Command: []string{"sleep", "3"}},
+			Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "until test -e /go; do sleep 0.1; done"}},
 		}}
 		return b
 	}
-	s.running(build("source").Obj())
+	release := func(pod string) error {
+		_, err := s.exec(pod, "first", "touch", "/go")
+		return err
+	}
+	s.create(build("source").Obj())
+	s.eventually("the source's hook ends", func() error { return release("source") })
+	s.waitReady("source")
+	if _, err := s.exec("source", "first", "rm", "/go"); err != nil {
+		t.Fatal(err)
+	}
 	s.checkpoint("one", "source")
 	seen := s.restoringConditions("restored")
 
@@ -42,8 +53,9 @@ func TestTheRestoreOfAPodWaitsForThatOfADeletedOneOfItsName(t *testing.T) {
 	s.eventually("its turn has come", func() error {
 		s.nudge("restored")
 		time.Sleep(time.Second)
-		if len(s.pod("restored").Status.ContainerStatuses) == 0 || s.pod("restored").Status.ContainerStatuses[0].State.Running == nil {
-			return errPhase(s.pod("restored"))
+		err := release("restored") // of the earlier one, as long as the kubelet has it under that name
+		if pod := s.pod("restored"); len(pod.Status.ContainerStatuses) == 0 || pod.Status.ContainerStatuses[0].State.Running == nil {
+			return errors.Join(err, errPhase(pod))
 		}
 		return nil
 	})
@@ -80,13 +92,17 @@ func (s *scene) restoringConditions(name string) func() map[string]bool {
 	if err != nil {
 		s.Fatal(err)
 	}
-	done := make(chan map[string]bool)
+	const seenAll = "all-is-seen" // an annotation
+	done := make(chan map[string]bool, 1)
 	go func() {
 		seen := map[string]bool{}
 		for event := range watching.ResultChan() {
 			pod, isPod := event.Object.(*corev1.Pod)
 			if !isPod || event.Type == watch.Deleted {
 				continue
+			}
+			if pod.Annotations[seenAll] != "" {
+				break
 			}
 			for _, condition := range pod.Status.Conditions {
 				if condition.Type == checkpointv1alpha1.PodConditionRestoring {
@@ -96,7 +112,14 @@ func (s *scene) restoringConditions(name string) func() map[string]bool {
 		}
 		done <- seen
 	}()
-	return func() map[string]bool { watching.Stop(); return <-done }
+	return func() map[string]bool {
+		defer watching.Stop()
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: name}}
+		if err := s.Patch(s.Context(), pod, client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"annotations":{"`+seenAll+`":"x"}}}`))); err != nil {
+			s.Fatalf("annotating pod %s: %v", name, err)
+		}
+		return <-done
+	}
 }
 
 // P32, P17: seen before the freeze, and nothing is left of it. The agents are told to
