@@ -1,6 +1,7 @@
 package install
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -77,17 +78,29 @@ func ready(t *testing.T) {
 // ctr shows.
 func agentPID(t *testing.T) string { return pids(t, "agent")[0] }
 
-// pids are the processes of a component's Pods.
-func pids(t *testing.T, component string) []string {
+// pids are the processes of a component's Pods. A status names the container before for a
+// moment after a new one was started.
+func pids(t *testing.T, component string) (all []string) {
 	t.Helper()
-	var all []string
-	for _, id := range strings.Fields(kubectl(t, "-n", "stasis-system", "get", "pods", "-l", "app.kubernetes.io/component="+component,
-		"-o", "jsonpath={.items[*].status.containerStatuses[0].containerID}")) {
-		all = append(all, onNodeWord(t, "ctr -n k8s.io tasks ls 2>/dev/null | awk '$1==\""+strings.TrimPrefix(id, "containerd://")+"\" {print $2}'"))
-	}
-	if len(all) == 0 {
-		t.Fatalf("no %s runs", component)
-	}
+	eventually(t, "each "+component+" runs, and is known to", func() error {
+		all = nil
+		for _, id := range strings.Fields(kubectl(t, "-n", "stasis-system", "get", "pods", "-l", "app.kubernetes.io/component="+component,
+			"-o", "jsonpath={.items[*].status.containerStatuses[0].containerID}")) {
+			out, err := it.OnNode(t.Context(), nodeName, "ctr -n k8s.io tasks ls 2>/dev/null | awk '$1==\""+strings.TrimPrefix(id, "containerd://")+"\" && $3==\"RUNNING\" {print $2}'")
+			if err != nil {
+				return err
+			}
+			pid := strings.TrimSpace(out)
+			if _, err := strconv.Atoi(pid); err != nil {
+				return fmt.Errorf("container %s has the process %q", id, pid)
+			}
+			all = append(all, pid)
+		}
+		if len(all) == 0 {
+			return errors.New("no container is known")
+		}
+		return nil
+	})
 	return all
 }
 
