@@ -12,10 +12,12 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -144,14 +146,20 @@ func (s *Server) Stop() {
 	<-s.ended
 }
 
+// freeAddress is one that nobody listens at. It is not of the ports that the kernel gives to
+// whoever connects: one of those may be taken when the server comes, or comes back.
 func freeAddress(t testing.TB, host string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	for range 100 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(20000+mathrand.IntN(10000)))); err == nil {
+			defer l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatalf("no free port of 20000 to 29999: %v", err)
+	return ""
 }
 
 // Bucket is the one that the S3 server has.
