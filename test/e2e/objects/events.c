@@ -90,7 +90,7 @@ static void verify_timerfd(void) {
 	while (read(other, &n, sizeof n) > 0) {
 	}
 	struct pollfd p = {.fd = other, .events = POLLIN};
-	need(ok(poll(&p, 1, 2000)) == 1, "the timer of an interval is still");
+	need(ok(poll(&p, 1, 10000)) == 1, "the timer of an interval is still");
 	ok(read(third, &n, sizeof n));
 	need(n == 1, "it had expired %llu times", (unsigned long long)n);
 	struct itimerspec once = {.it_value.tv_nsec = 1};
@@ -136,13 +136,13 @@ static void verify_epoll(void) {
 	while (ok(epoll_wait(fd, got, 4, 0)) > 0) {
 	}
 	ok(write(ends[1], "x", 1));
-	need(ok(epoll_wait(third, got, 4, 2000)) == 1 && got[0].data.u64 == 3, "the one that waits for it hears nothing");
+	need(ok(epoll_wait(third, got, 4, 10000)) == 1 && got[0].data.u64 == 3, "the one that waits for it hears nothing");
 	need(ok(epoll_wait(fd, got, 4, 0)) == 1 && got[0].data.u64 == 0x1122334455667788, "it does not tell of the pipe");
 	need(ok(epoll_wait(fd, got, 4, 0)) == 1, "it tells of the pipe once only");
 	ok(read(ends[0], &byte, 1));
 	uint64_t one = 1;
 	ok(write(other, &one, sizeof one));
-	need(ok(epoll_wait(fd, got, 4, 2000)) == 1 && got[0].data.u64 == 2, "it does not tell of the edge");
+	need(ok(epoll_wait(fd, got, 4, 10000)) == 1 && got[0].data.u64 == 2, "it does not tell of the edge");
 	need(ok(epoll_wait(fd, got, 4, 0)) == 0, "it tells of an edge twice");
 	ok(read(other, &one, sizeof one));
 }

@@ -71,7 +71,7 @@ void is(const char *path, const char *content) {
 
 void comes(int fd) {
 	struct pollfd p = {.fd = fd, .events = POLLIN};
-	need(ok(poll(&p, 1, 2000)) == 1, "there is nothing to read");
+	need(ok(poll(&p, 1, 10000)) == 1, "there is nothing to read");
 }
 
 void nothing_comes(int fd) {

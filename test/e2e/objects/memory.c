@@ -78,7 +78,7 @@ static void another_answers(void) {
 	volatile char *ask = map;
 	ask[1] = 0;
 	ask[0] = '?';
-	for (int i = 0; i < 2000 && ask[1] != '!'; i++) usleep(1000);
+	for (int i = 0; i < 10000 && ask[1] != '!'; i++) usleep(1000);
 	need(ask[1] == '!', "the other process does not see what is written");
 }
 

@@ -50,7 +50,7 @@ static void *work(void *arg) {
 }
 
 static void all_answer(void) {
-	for (int i = 0; i < 2000; i++) {
+	for (int i = 0; i < 10000; i++) {
 		pthread_mutex_lock(&team.mutex);
 		int answered = team.answered;
 		pthread_mutex_unlock(&team.mutex);
@@ -227,7 +227,7 @@ static void set_up_interval_timers(void) {
 
 static void verify_ticks(void) {
 	int before = ticks;
-	for (int i = 0; i < 400 && ticks == before; i++) usleep(5000);
+	for (int i = 0; i < 2000 && ticks == before; i++) usleep(5000);
 	need(ticks > before, "it does not tick any more");
 }
 
@@ -378,7 +378,7 @@ static void set_up_robust_mutex(void) {
 	pthread_mutexattr_setrobust(&a, PTHREAD_MUTEX_ROBUST);
 	pthread_mutex_init(robust, &a);
 	led = start(die_holding);
-	for (int i = 0; i < 1000 && pthread_mutex_trylock(robust) == 0; i++) {
+	for (int i = 0; i < 10000 && pthread_mutex_trylock(robust) == 0; i++) {
 		pthread_mutex_unlock(robust);
 		usleep(1000);
 	}
@@ -395,7 +395,7 @@ static void verify_robust_mutex(void) {
 	pthread_mutex_consistent(robust);
 	pthread_mutex_unlock(robust);
 	led = start(die_holding);
-	for (int i = 0; i < 1000 && pthread_mutex_trylock(robust) == 0; i++) {
+	for (int i = 0; i < 10000 && pthread_mutex_trylock(robust) == 0; i++) {
 		pthread_mutex_unlock(robust);
 		usleep(1000);
 	}
