@@ -195,7 +195,8 @@ func (n *node) directory(t *testing.T) string {
 	return dir
 }
 
-// lines reads what a container has printed, without the log's own columns.
+// lines reads what a container has printed, without the log's own columns. The last line
+// of a log that is being written may be there in part: it is none yet.
 func (p *pod) lines(t *testing.T, container string) []string {
 	t.Helper()
 	data, err := os.ReadFile(p.node.host.Path(filepath.Join(p.config.LogDirectory, container+".log")))
@@ -205,6 +206,9 @@ func (p *pod) lines(t *testing.T, container string) []string {
 	must(t, err)
 	var lines []string
 	for line := range strings.Lines(string(data)) {
+		if !strings.HasSuffix(line, "\n") {
+			break
+		}
 		if parts := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 4); len(parts) == 4 {
 			lines = append(lines, parts[3])
 		}

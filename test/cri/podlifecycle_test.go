@@ -31,9 +31,9 @@ func TestARestoredPodContinuesWhereItsSourceWasCaptured(t *testing.T) {
 				t.Fatalf("container %s went from %d to %d", name, numbers[i-1], v)
 			}
 		}
-		if !slices.Contains(source.numbers(t, name, 20), numbers[0]) {
-			t.Errorf("container %s: the source never printed %d", name, numbers[0])
-		}
+		eventually(t, fmt.Sprintf("container %s of the source prints %d too", name, numbers[0]), func() bool {
+			return slices.Contains(source.numbers(t, name, 20), numbers[0])
+		})
 		source.goesOn(t, name)
 	}
 	if got := restored.exec(t, "a", "hostname"); got != restored.name {
