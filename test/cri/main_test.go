@@ -212,6 +212,19 @@ func (n *node) down() error {
 	return errors.Join(append(errs, removePodCgroups())...)
 }
 
+// removeCgroup removes a cgroup, which is busy for a moment after its last process has ended.
+func removeCgroup(dir string) error {
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		err := os.Remove(dir)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(err, syscall.EBUSY) || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
 // removePodCgroups removes the cgroups of this run's Pods, which on an ordinary node the
 // kubelet makes and removes.
 func removePodCgroups() error {
@@ -222,6 +235,9 @@ func removePodCgroups() error {
 		for _, pod := range pods {
 			var dirs []string // outer ones first
 			err := filepath.WalkDir(pod, func(path string, d fs.DirEntry, err error) error {
+				if errors.Is(err, fs.ErrNotExist) {
+					return nil
+				}
 				if err == nil && d.IsDir() {
 					dirs = append(dirs, path)
 				}
@@ -229,7 +245,7 @@ func removePodCgroups() error {
 			})
 			errs = append(errs, err)
 			for _, dir := range slices.Backward(dirs) {
-				errs = append(errs, os.Remove(dir))
+				errs = append(errs, removeCgroup(dir))
 			}
 		}
 	}
