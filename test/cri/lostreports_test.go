@@ -81,13 +81,19 @@ func (n *node) at(t *testing.T, command, script string) {
 		}
 		text := fmt.Sprintf("#!/bin/sh\nreal=%s\ncase \"$*\" in *' %s '*) if [ ! -e %s ]; then : > %s; %s; fi;; esac\nexec $real \"$@\"\n",
 			installed.Runtime, command, done, done, script)
-		return errors.Join(os.WriteFile(wrapper, []byte(text), 0o755), os.WriteFile(config, fmt.Appendf(nil, "{\"runtime\":%q}\n", wrapper), 0o644))
+		return errors.Join(os.WriteFile(wrapper, []byte(text), 0o755), replaceFile(config, fmt.Appendf(nil, "{\"runtime\":%q}\n", wrapper), 0o644))
 	}))
 	t.Cleanup(func() {
 		must(t, n.host.Do(func() error {
-			return errors.Join(os.WriteFile(config, before, 0o644), os.Remove(wrapper), os.Remove(done))
+			return errors.Join(replaceFile(config, before, 0o644), os.Remove(wrapper), os.Remove(done))
 		}))
 	})
+}
+
+// replaceFile puts a file in the place of another in one step: whoever reads it meanwhile
+// reads the one or the other.
+func replaceFile(name string, data []byte, mode os.FileMode) error {
+	return errors.Join(os.WriteFile(name+".new", data, mode), os.Rename(name+".new", name))
 }
 
 // startWhile starts a restored container, and does something just before it is let go.

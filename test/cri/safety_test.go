@@ -113,18 +113,10 @@ func (n *node) replaceCRIU(t *testing.T, work string) {
 		if target, err = os.Readlink(link); err != nil {
 			return err
 		}
-		if err := os.Remove(link); err != nil {
-			return err
-		}
-		return os.WriteFile(link, []byte(script), 0o755)
+		return replaceFile(link, []byte(script), 0o755)
 	}))
 	t.Cleanup(func() {
-		must(t, n.host.Do(func() error {
-			if err := os.Remove(link); err != nil {
-				return err
-			}
-			return os.Symlink(target, link)
-		}))
+		must(t, n.host.Do(func() error { return errors.Join(os.Symlink(target, link+".new"), os.Rename(link+".new", link)) }))
 	})
 }
 
