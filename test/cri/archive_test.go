@@ -141,10 +141,11 @@ func TestTheArchiveThatContainerdWritesForTheKubeletIsImported(t *testing.T) {
 	n := theNode
 	n.criuInPath(t)
 	// Nothing with connections: containerd does not ask CRIU to take those.
-	c := container("web", `echo secret > /usr/written; rm /bin/wget; exec 5> /tmp/open; nc -l -p 8080 & sleep 0.2; echo ready; `+shellTree)
+	c := container("web", `echo secret > /usr/written; rm /bin/wget; exec 5> /tmp/open; nc -l -p 8080 & `+awaitListener(8080)+` echo ready; `+shellTree)
 	c.Envs = []*runtimeapi.KeyValue{{Key: "SPECIMEN_TOKEN", Value: []byte("s3cr3t")}}
 	p := n.runNamed(t, "shop", "", c)
 	p.waitForLine(t, "web", "ready")
+	p.waitForTree(t, "web")
 	file := n.directory(t) + "/kubelet.tar"
 	// What the kubelet's endpoint asks of a container runtime.
 	_, err := n.runtime.CheckpointContainer(testContext(t), &runtimeapi.CheckpointContainerRequest{ContainerId: p.containers["web"], Location: file})

@@ -46,6 +46,16 @@ func (n *node) specimen(t *testing.T, name string) *runtimeapi.ContainerConfig {
 // shellTree is a script of a few processes that log.
 const shellTree = `echo begun > /tmp/log; tail -f /tmp/log & sleep 1000000 & while :; do sleep 1000; done`
 
+// waitForTree waits until all processes of a shellTree have begun to be what they will be.
+func (p *pod) waitForTree(t *testing.T, container string) {
+	t.Helper()
+	p.waitForLine(t, container, "begun")
+	eventually(t, "container "+container+" has its processes", func() bool {
+		names := strings.Fields(p.exec(t, container, "cat /proc/[0-9]*/comm 2>/dev/null || true"))
+		return len(slices.DeleteFunc(names, func(name string) bool { return name != "sleep" })) == 2
+	})
+}
+
 // waitForLine waits until a container has printed a line.
 func (p *pod) waitForLine(t *testing.T, container, line string) {
 	t.Helper()
@@ -65,7 +75,7 @@ func TestWhatACheckpointHoldsIsReadBackFromItsImages(t *testing.T) {
 	n := theNode
 	p := n.runNamed(t, "orders", "", n.specimen(t, "web"), container("log", shellTree))
 	p.waitForLine(t, "web", "ready")
-	p.waitForLine(t, "log", "begun")
+	p.waitForTree(t, "log")
 	dir, m := p.checkpoint(t)
 	keepSpecimen(t, n.host.Path(dir), m)
 	masked := n.contents(t, dir, m, contents.Options{})
@@ -119,7 +129,7 @@ func TestTheProcessesOfARestoredPodAreFoundToBeTheSource(t *testing.T) {
 	n := theNode
 	config := container("log", shellTree)
 	source := n.run(t, "", config)
-	source.waitForLine(t, "log", "begun")
+	source.waitForTree(t, "log")
 	dir, m := source.checkpoint(t)
 	before := n.contents(t, dir, m, contents.Options{})
 	restored := n.restore(t, dir, config)

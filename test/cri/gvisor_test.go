@@ -132,7 +132,7 @@ func TestAConnectionWithinAPodOfGVisorGoesOn(t *testing.T) {
 	n := theNode
 	configs := []*runtimeapi.ContainerConfig{
 		container("server", `sleep 100000 | nc -l -p 9000`),
-		container("client", `i=0; while :; do i=$((i+1)); echo $i; usleep 10000; done | { sleep 1; nc 127.0.0.1 9000; }`),
+		container("client", `i=0; while :; do i=$((i+1)); echo $i; usleep 10000; done | { until nc 127.0.0.1 9000; do usleep 50000; done; }`),
 	}
 	source := n.run(t, gvisorHandler, configs...)
 	source.numbers(t, "server", 20)

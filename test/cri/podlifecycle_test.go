@@ -115,11 +115,17 @@ func TestContainersThatShareAPIDNamespaceComeBack(t *testing.T) {
 // established counts the ends of TCP connections of a network namespace.
 const established = `cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 01 0' || true`
 
+// awaitListener is a script that waits until somebody listens on a TCP port.
+func awaitListener(port int) string {
+	return fmt.Sprintf(`until cat /proc/net/tcp /proc/net/tcp6 | grep -q ':%04X .* 0A '; do usleep 10000; done;`, port)
+}
+
 func TestAContainerWithTCPConnectionsIsCapturedAndItsListenerComesBack(t *testing.T) {
-	a := container("a", `nc -ll -p 7000 -e cat & sleep 1; { while :; do echo ping; sleep 1; done; } | nc 127.0.0.1 7000 > /dev/null & `+counting)
+	a := container("a", `nc -ll -p 7000 -e cat & `+awaitListener(7000)+` { while :; do echo ping; sleep 1; done; } | nc 127.0.0.1 7000 > /tmp/answers & `+counting)
 	source := theNode.run(t, "", a)
-	eventually(t, "the connection is there", func() bool {
-		return source.exec(t, "a", established) >= "2"
+	// One that is there may not have been accepted yet.
+	eventually(t, "the connection is there, and answered", func() bool {
+		return source.exec(t, "a", established) >= "2" && source.exec(t, "a", "[ ! -s /tmp/answers ] || echo yes") == "yes"
 	})
 	dir, _ := source.checkpoint(t)
 	source.goesOn(t, "a")
@@ -215,7 +221,8 @@ func TestANonRootContainerWithDroppedCapabilitiesAndSeccompComesBackAsItWas(t *t
 }
 
 func TestAStoppedProcessIsRefusedBeforeTheFreezeAndNamed(t *testing.T) {
-	p := theNode.run(t, "", container("a", `sleep 1000 & sleep 1; kill -STOP $!; `+counting))
+	p := theNode.run(t, "", container("a", `sleep 1000 & until grep -qx sleep /proc/$!/comm; do usleep 10000; done
+kill -STOP $!; until grep -q '^State:.T' /proc/$!/status; do usleep 10000; done; `+counting))
 	p.numbers(t, "a", 5)
 	p.refused(t, p.checkpointRequest(t), 9 /* FailedPrecondition */, "sleep")
 	p.goesOn(t, "a")

@@ -6,6 +6,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"os/exec"
@@ -47,17 +48,36 @@ func serve() error {
 	if err != nil {
 		return err
 	}
+	atWork, working, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	var exit *exec.Cmd
 	for _, args := range [][]string{{"worker", "--queue=orders"}, {"exit"}} {
 		cmd := exec.Command(os.Args[0], args...)
-		cmd.ExtraFiles = []*os.File{shared}
+		cmd.ExtraFiles = []*os.File{shared, working}
 		cmd.Env = append(os.Environ(), "QUEUE_PASSWORD=hunter2")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000, Groups: []uint32{1000, 2000}}}
 		if err := cmd.Start(); err != nil {
 			return fmt.Errorf("start %v: %w", args, err)
 		}
-		// Nobody waits for it: what has ended stays as a zombie.
+		// Nobody collects it: what has ended stays as a zombie.
+		exit = cmd
 	}
-	time.Sleep(300 * time.Millisecond)
+	// Both close the pipe, the one when it has all that it will have.
+	if err := working.Close(); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, atWork); err != nil {
+		return err
+	}
+	atWork.Close()
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Waitid(unix.P_PID, exit.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("wait for what ends: %w", err)
+	}
 	change := make(chan os.Signal, 1)
 	signal.Notify(change, unix.SIGUSR1)
 	fmt.Println("ready")
@@ -83,6 +103,9 @@ func work() error {
 		return err
 	}
 	keep(f)
+	if err := unix.Close(4); err != nil {
+		return err
+	}
 	time.Sleep(math.MaxInt64) // select{} alone would be a deadlock to the Go runtime
 	return nil
 }
@@ -95,14 +118,17 @@ func keep(v any) {
 	}()
 }
 
-// nameThread keeps a thread of that name.
+// nameThread keeps a thread of that name, which it has when this returns.
 func nameThread(name string) {
+	named := make(chan struct{})
+	defer func() { <-named }()
 	go func() {
 		runtime.LockOSThread()
 		b, err := unix.BytePtrFromString(name)
 		if err == nil {
 			unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(b)), 0, 0, 0)
 		}
+		close(named)
 		for {
 			unix.Nanosleep(&unix.Timespec{Sec: 3600}, nil)
 		}
