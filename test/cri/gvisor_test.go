@@ -259,8 +259,7 @@ func TestAPodOfGVisorWhoseCheckpointIsInterruptedByTheAgentsDeathGoesOn(t *testi
 	p := n.run(t, gvisorHandler, container("a", counting), container("big", `head -c 50000000 /dev/zero > /dev/shm/f; echo 1; while :; do sleep 1; done`))
 	p.numbers(t, "big", 1)
 	paused := n.host.Path("/run/stasis/paused")
-	go n.stasis.CheckpointPod(testContext(t), p.checkpointRequest(t))
-	eventually(t, "the Pod is being paused", func() bool { return slices.ContainsFunc(names(paused), isEntry) })
+	p.caught(t, func() bool { return slices.ContainsFunc(names(paused), isEntry) }) // it is being paused
 	must(t, n.stopAgent(syscall.SIGKILL))
 	p.goesOn(t, "a")
 	eventually(t, "the guard has closed the journal's entry", func() bool { return !slices.ContainsFunc(names(paused), isEntry) })
@@ -312,4 +311,5 @@ func TestADeadlineEndsACheckpointOfGVisorAndThePodGoesOn(t *testing.T) {
 			return err == nil
 		})
 	}
+	p.checkpointWhenFree(t)
 }

@@ -13,13 +13,19 @@ import (
 )
 
 // restoring lists the processes of a sandbox's restores, which the engine marks.
-func (p *pod) restoring(t *testing.T) (pids []int) {
+func (p *pod) restoring(t *testing.T) []int {
+	t.Helper()
+	return marked(t, "STASIS_RESTORE="+p.sandbox+".")
+}
+
+// marked lists the processes whose environment holds a text.
+func marked(t *testing.T, mark string) (pids []int) {
 	t.Helper()
 	entries, err := os.ReadDir("/proc")
 	must(t, err)
 	for _, e := range entries {
 		env, err := os.ReadFile("/proc/" + e.Name() + "/environ")
-		if pid, isPID := strconv.Atoi(e.Name()); err == nil && isPID == nil && bytes.Contains(env, []byte("STASIS_RESTORE="+p.sandbox+".")) {
+		if pid, isPID := strconv.Atoi(e.Name()); err == nil && isPID == nil && bytes.Contains(env, []byte(mark)) {
 			pids = append(pids, pid)
 		}
 	}

@@ -279,7 +279,10 @@ func diskFillsUp(t *testing.T) {
 	in := p.checkpointRequest(t)
 	mount, dir := theNode.smallDisk(t, 1<<30)
 	in.OutputPath = dir
-	go func() { // no more than is taken is to be had, once the Pod stands still
+	filled := make(chan struct{})
+	defer func() { <-filled }() // it looks at what the test removes
+	go func() {                 // no more than is taken is to be had, once the Pod stands still
+		defer close(filled)
 		begun := func() bool {
 			images, _ := os.ReadDir(theNode.host.Path(dir + "/containers/big/criu"))
 			return len(images) > 0 || theNode.frozen(t, p)
