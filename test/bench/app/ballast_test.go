@@ -4,11 +4,14 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -26,13 +29,8 @@ func started(t *testing.T, args ...string) (p Process, address string) {
 	if out, err := exec.Command("cc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-static", "-pthread", "-o", program, "../ballast/ballast.c").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	free, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address = free.Addr().String()
-	port := free.Addr().(*net.TCPAddr).Port
-	free.Close()
+	port := freePort(t)
+	address = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	cmd := &exec.Cmd{
 		Path: "/ballast", Args: append([]string{"ballast"}, args...), Env: []string{"PORT=" + strconv.Itoa(port)}, Dir: "/",
 		SysProcAttr: &syscall.SysProcAttr{Chroot: root},
@@ -57,6 +55,42 @@ func started(t *testing.T, args ...string) (p Process, address string) {
 	}
 }
 
+// freePort is a TCP port that nobody listens on and that the kernel gives to nobody who
+// does not ask for it: from 32768 on it is given to other tests' connections at any time.
+func freePort(t *testing.T) int {
+	t.Helper()
+	for range 100 {
+		port := 20000 + rand.IntN(10000)
+		if l, err := net.Listen("tcp4", net.JoinHostPort("", strconv.Itoa(port))); err == nil {
+			l.Close()
+			return port
+		}
+	}
+	t.Fatal("no port is free")
+	return 0
+}
+
+// stopped waits until all threads of a process that was sent SIGSTOP have stopped.
+func stopped(t *testing.T, p Process) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		threads, err := filepath.Glob(p.path("task/*/status"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := slices.DeleteFunc(threads, func(name string) bool {
+			data, err := os.ReadFile(name)
+			return err == nil && strings.Contains(string(data), "\nState:\tT")
+		})
+		if len(threads) > 0 && len(left) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%q do not stop", left)
+		}
+	}
+}
+
 func TestABallastNoticesHowLongItStoodStill(t *testing.T) {
 	p, _ := started(t, "8")
 	if resident, err := p.Resident(); err != nil || resident < 8<<20 {
@@ -72,6 +106,7 @@ func TestABallastNoticesHowLongItStoodStill(t *testing.T) {
 	if err := syscall.Kill(p.PID, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	stopped(t, p)
 	time.Sleep(stood)
 	within := time.Now()
 	if err := syscall.Kill(p.PID, syscall.SIGCONT); err != nil {
