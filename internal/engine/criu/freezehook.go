@@ -121,14 +121,19 @@ func (h *hookListener) close() error {
 	return errors.Join(err, os.RemoveAll(filepath.Dir(h.path)), h.dir.Close())
 }
 
-// removeDeafHooks removes the sockets of restoring processes that were killed:
-// the lock on them went with the process. One that is being made is left alone; so
-// are all as long as anything of a restore lives on, for they are what a delete looks
+// removeDeafHooks removes the sockets of restoring processes that were killed. All are
+// left alone as long as anything of a restore lives on, for they are what a delete looks
 // at to know whether there may be such.
 func removeDeafHooks(runDir string, now time.Time) error {
 	if marked, err := markedBy(restoreEnv); err != nil || len(marked) > 0 {
 		return err
 	}
+	return removeUnlockedHooks(runDir, now)
+}
+
+// removeUnlockedHooks removes those sockets: the lock on them went with the process. One
+// that is being made is left alone.
+func removeUnlockedHooks(runDir string, now time.Time) error {
 	dirs, err := filepath.Glob(filepath.Join(runDir, aside.RestorePrefix+"*"))
 	if err != nil {
 		return err
