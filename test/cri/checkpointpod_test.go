@@ -341,7 +341,7 @@ func TestAnAgentThatLosesItsGuardEnds(t *testing.T) {
 		if err == nil {
 			t.Error("it ended as if all was well")
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("it goes on without")
 	}
 	must(t, n.startAgent())

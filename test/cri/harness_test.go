@@ -270,11 +270,15 @@ func podName() string {
 	return fmt.Sprintf("pod-%d", podCount)
 }
 
+// patience bounds a wait: it is long, for a machine may be busy, and is only used up when
+// something is wrong.
+const patience = time.Minute
+
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("waited 20 s in vain until %s", what)
+			t.Fatalf("waited %v in vain until %s", patience, what)
 		}
 	}
 }

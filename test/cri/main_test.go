@@ -214,7 +214,7 @@ func (n *node) down() error {
 
 // removeCgroup removes a cgroup, which is busy for a moment after its last process has ended.
 func removeCgroup(dir string) error {
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		err := os.Remove(dir)
 		if err == nil || errors.Is(err, fs.ErrNotExist) {
 			return nil

@@ -33,7 +33,7 @@ type Config struct {
 }
 
 // patience bounds every wait.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // Run tries an engine.
 func Run(t *testing.T, c Config) {
