@@ -79,8 +79,8 @@ func TestACheckpointThatIsExpectedToOutlastItsFreezeBudgetIsRefusedBeforeTheFree
 	p := theNode.run(t, "", container("a", counting), big())
 	p.numbers(t, "big", 1)
 	in := p.checkpointRequest(t)
-	in.Options = map[string]string{"freezeBudget": "15ms"}
-	p.refusedUnfrozen(t, in, codes.FailedPrecondition, "nothing was frozen", "MiB", "its budget is 15ms")
+	in.Options = map[string]string{"freezeBudget": "1ms"} // on whatever machine
+	p.refusedUnfrozen(t, in, codes.FailedPrecondition, "nothing was frozen", "MiB", "its budget is 1ms")
 	in.Options["freezeBudget"] = "30s"
 	_, err := theNode.stasis.CheckpointPod(testContext(t), in)
 	must(t, err)
@@ -383,8 +383,8 @@ func TestADiskThatFailsOnlyWhenItIsSyncedFailsTheCheckpoint(t *testing.T) {
 	_, err := theNode.stasis.CheckpointPod(testContext(t), in)
 	t.Log(err)
 	// What the loop device makes of its file's disk being full; or what the file system in
-	// it does, when it was its own journal that could not be written.
-	if strings.Contains(fmt.Sprint(err), unix.EIO.Error()) {
+	// it does, when it was its own journal that could not be written, at once or later.
+	if text := fmt.Sprint(err); strings.Contains(text, unix.EIO.Error()) || strings.Contains(text, unix.EROFS.Error()) {
 		wantError(t, err, codes.Internal, "sync", dir)
 	} else {
 		wantError(t, err, codes.ResourceExhausted, "sync", dir, unix.ENOSPC.Error())
