@@ -413,7 +413,8 @@ func checkpointedWhileTheDiskHangs(t *testing.T) error {
 	t.Helper()
 	p := theNode.run(t, "", container("a", counting))
 	p.numbers(t, "a", 5)
-	mount, dir := theNode.loopDisk(t, "/var/lib/stasis")
+	under, _ := theNode.smallDisk(t, 512<<20) // to make it hang takes a flush, which must not wait for this machine's disk
+	mount, dir := theNode.loopDisk(t, under)
 	onMount := func(request uint) error {
 		return theNode.host.Do(func() error {
 			f, err := os.Open(mount)
