@@ -15,11 +15,52 @@ func (s *Sessions) images(sandboxID, container string) string {
 	return filepath.Join(s.ImagesDir, sandboxID, container)
 }
 
+// makeImages keeps what is there of a sandbox's images until made is called. A container
+// may be restored again while it is still being found that it had been before, and one
+// while another one's are dropped.
+func (s *Sessions) makeImages(sandboxID string) (made func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.making[sandboxID]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.making[sandboxID]--; s.making[sandboxID] == 0 {
+			delete(s.making, sandboxID)
+		}
+	}
+}
+
 // dropImages removes the adapted images of containers that have been restored, or
 // could not be: the next try makes others.
 func (s *Sessions) dropImages(sandboxID string, containers ...string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dropNow(sandboxID, containers)
+}
+
+// dropRestored removes those of the containers that are restored, as the record has it.
+func (s *Sessions) dropRestored(sandboxID string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rec, err := s.read(sandboxID)
+	if err != nil {
+		return ifKept(err)
+	}
+	if rec.Whole && rec.whole() {
+		return s.dropNow(sandboxID, append(slices.Clone(rec.Created), wholeImages))
+	}
+	return s.dropNow(sandboxID, rec.Created)
+}
+
+// dropNow does so; mu is held. While images of the sandbox are being made nothing goes:
+// what is to go then is found at a later look, or goes with the sandbox.
+func (s *Sessions) dropNow(sandboxID string, containers []string) error {
 	if _, err := s.file(sandboxID); err != nil {
 		return err
+	}
+	if s.making[sandboxID] > 0 {
+		return nil
 	}
 	var errs []error
 	for _, c := range containers {

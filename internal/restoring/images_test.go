@@ -89,6 +89,33 @@ func TestAdaptedImagesGoWhenTheirContainerHasComeToSomething(t *testing.T) {
 	}
 }
 
+// Reports come, and records are brought in step with the node, while others are made.
+func TestImagesOfASandboxStayWhileOthersOfItAreBeingMade(t *testing.T) {
+	f := &fakes{source: data(t)}
+	state := t.TempDir()
+	s := newSessions(t, f, state)
+	create(s, fromC1)
+	makeImages(t, container(s, "a").Container.ImageDir)
+	report(t, s, "a", nodeapi.StageCreated)
+	var parent error
+	f.adapt = func(dir string) {
+		makeImages(t, filepath.Dir(dir))
+		reconcile(t, s)
+		report(t, s, "a", nodeapi.StageStarted)
+		_, parent = os.Stat(filepath.Dir(dir))
+		makeImages(t, dir)
+		reconcile(t, s)
+	}
+	container(s, "b")
+	if left := imagesIn(t, state); parent != nil || !slices.Equal(left, []string{"s1/b"}) {
+		t.Errorf("when those of b are made there is %q, %v", left, parent)
+	}
+	report(t, s, "b", nodeapi.StageCreated)
+	if left := imagesIn(t, state); len(left) != 0 {
+		t.Errorf("when b was there, there was %q", left)
+	}
+}
+
 func TestImagesThatCannotBeAdaptedAreNotRestored(t *testing.T) {
 	f := &fakes{source: data(t), unadaptable: errors.New("not a CRIU image")}
 	s := newSessions(t, f, t.TempDir())

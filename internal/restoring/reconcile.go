@@ -95,13 +95,8 @@ func (s *Sessions) reconcile(ctx context.Context, before record, up map[string]b
 	} else if err != nil {
 		return err
 	}
-	if err := s.dropImages(id, rec.Created...); err != nil {
+	if err := s.dropRestored(id); err != nil {
 		return err
-	}
-	if rec.Whole && rec.whole() {
-		if err := s.dropImages(id, wholeImages); err != nil {
-			return err
-		}
 	}
 	if up[id] && !rec.Seen {
 		if rec, err = s.update(id, func(rec *record) { rec.Seen = true }); err != nil {

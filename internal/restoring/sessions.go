@@ -99,9 +99,10 @@ type Sessions struct {
 
 	wake chan struct{} // has one element when Run has something to do at once
 
-	mu      sync.Mutex // guards tickets, turns and every record on disk
+	mu      sync.Mutex // guards tickets, turns, making, every record on disk, and images that go
 	tickets map[string]ticket
 	turns   map[podName]nodeapi.Sandbox // whose restore is under way
+	making  map[string]int              // of whose sandbox images are being made, how many times
 }
 
 // podName is what restores are serialised by (P24). A UID would not do: a Pod that
@@ -118,7 +119,7 @@ func New(c Config) (*Sessions, error) {
 	if err := checkpoint.RemoveTemporary(c.StateDir); err != nil {
 		c.Log.Warn("what a killed agent had half written could not be removed", "error", err)
 	}
-	s := &Sessions{Config: c, tickets: map[string]ticket{}, turns: map[podName]nodeapi.Sandbox{}, wake: make(chan struct{}, 1)}
+	s := &Sessions{Config: c, tickets: map[string]ticket{}, turns: map[podName]nodeapi.Sandbox{}, making: map[string]int{}, wake: make(chan struct{}, 1)}
 	records, err := s.records()
 	if err != nil { // to be an agent that does not start would help nobody
 		c.Log.Error("whose restores are under way is not known", "error", err)
@@ -375,7 +376,9 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 		return nodeapi.Response{}, refusal
 	}
 	adapted := s.images(in.Sandbox.ID, in.Container)
+	made := s.makeImages(in.Sandbox.ID)
 	answer, err := s.Compatibility.Adapt(ctx, adaptation(rec, m, in), adapted)
+	made()
 	if err != nil {
 		err = fmt.Errorf("adapt the checkpoint's images to the new sandbox: %w", err)
 		s.Observer.Failed(ctx, in.Sandbox, in.Container, err.Error())
@@ -408,6 +411,7 @@ func (s *Sessions) addFiles(answer *nodeapi.ContainerRestore, rec record, m *che
 const wholeImages = ".sandbox"
 
 func (s *Sessions) adaptWhole(ctx context.Context, rec record, in nodeapi.CreateSandbox) error {
+	defer s.makeImages(in.Sandbox.ID)()
 	m, _, err := checkpoint.ReadManifest(rec.Dir)
 	if err == nil {
 		err = s.Compatibility.AdaptWhole(ctx, m, rec.Dir, in, s.images(in.Sandbox.ID, wholeImages))

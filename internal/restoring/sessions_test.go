@@ -38,6 +38,7 @@ type fakes struct {
 	now    time.Time
 
 	adapted     []restoring.Adaptation
+	adapt       func(dir string) // makes them
 	unadaptable error
 
 	adaptedWhole []string
@@ -60,8 +61,11 @@ func (f *fakes) AdaptWhole(_ context.Context, _ *checkpoint.Manifest, from strin
 func (f *fakes) CheckPrivileges(context.Context, string, *nodeapi.Privileges) error {
 	return f.exceeded
 }
-func (f *fakes) Adapt(_ context.Context, to restoring.Adaptation, _ string) (*nodeapi.ContainerRestore, error) {
+func (f *fakes) Adapt(_ context.Context, to restoring.Adaptation, dir string) (*nodeapi.ContainerRestore, error) {
 	f.adapted = append(f.adapted, to)
+	if f.adapt != nil {
+		f.adapt(dir)
+	}
 	return &nodeapi.ContainerRestore{}, f.unadaptable
 }
 

@@ -788,6 +788,9 @@ var mutants = []mutant{
 	{"adapted images kept", "internal/restoring/sessions.go",
 		`	if err := s.dropImages(in.Sandbox.ID, in.Container); err != nil {`, `	if err := s.dropImages(in.Sandbox.ID); err != nil {`,
 		unit, "internal/restoring", "TestAdaptedImagesGoWhenTheirContainerHasComeToSomething"},
+	{"images of a sandbox dropped while others of it are being made", "internal/restoring/images.go",
+		`	if s.making[sandboxID] > 0 {`, `	if s.making[sandboxID] < 0 {`,
+		unit, "internal/restoring", "TestImagesOfASandboxStayWhileOthersOfItAreBeingMade"},
 
 	{"no entry for the directory of images", "internal/archive/container.go",
 		`	err = errors.Join(err, a.add(member{name: kubeletImages + "/"}))
