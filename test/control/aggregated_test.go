@@ -133,10 +133,13 @@ func TestExplainTellsWhatTheTypesSay(t *testing.T) {
 	}
 	// What other groups call so is found there first.
 	for name, want := range map[string]string{"pods": "KIND:       Pod\nVERSION:    v1\n", "podcheckpoints": "GROUP:      checkpoint.podstasis.dev\n"} {
-		out, err := kubectl(t, "explain", name).CombinedOutput()
-		if err != nil || !strings.HasPrefix(string(out), want) {
-			t.Errorf("explain %s: %v\n%.500s", name, err, out)
-		}
+		must(t, patiently(t.Context(), func() error {
+			out, err := kubectl(t, "explain", name).CombinedOutput()
+			if err != nil || !strings.HasPrefix(string(out), want) {
+				return fmt.Errorf("explain %s: %v\n%.500s", name, err, out)
+			}
+			return nil
+		}))
 	}
 }
 

@@ -65,6 +65,7 @@ func node(t *testing.T) (string, client.Client) {
 
 func nodeAndToken(t *testing.T) (node, token string) {
 	t.Helper()
+	must(t, once())
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{GenerateName: "node-"}}
 	must(t, shared.client.Create(t.Context(), n))
 	n.Labels = map[string]string{corev1.LabelHostname: n.Name}
@@ -93,7 +94,7 @@ func nodeAndToken(t *testing.T) (node, token string) {
 	}, metav1.CreateOptions{})
 	must(t, err)
 	announce(t, withToken(t, bound.Status.Token), agentapi.Announcement{Node: n.Name, Address: "127.0.0.1:1",
-		Certificate: agentapi.Fingerprint(nil), Protocol: agentapi.Version, Holder: agent.Name, Renewed: time.Now()})
+		Certificate: agentapi.Fingerprint(nil), Protocol: agentapi.Version, Holder: agent.Name, Renewed: unattended()})
 	return n.Name, bound.Status.Token
 }
 
@@ -110,7 +111,12 @@ func agentOf(t *testing.T, node string) client.Client {
 	return c
 }
 
-// announce writes the Lease of an agent, as that agent.
+// unattended is when an agent was heard of last that nobody has to renew the Lease of,
+// however long a test takes.
+func unattended() time.Time { return time.Now().Add(time.Hour) }
+
+// announce writes the Lease of an agent, as that agent. It goes with the test: where there
+// are many agents, nodes get their labels later.
 func announce(t *testing.T, agent client.Client, a agentapi.Announcement) {
 	t.Helper()
 	a.Duration = agentapi.LeaseDuration
@@ -120,6 +126,7 @@ func announce(t *testing.T, agent client.Client, a agentapi.Announcement) {
 	a.Fill(lease)
 	if err != nil {
 		must(t, agent.Create(t.Context(), lease))
+		cleanUp(t, lease)
 		return
 	}
 	must(t, agent.Update(t.Context(), lease))

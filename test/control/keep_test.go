@@ -47,10 +47,16 @@ func TestAPodThatAsksToBeRestoredIsRefusedWhereStasisDoesNotRun(t *testing.T) {
 	for _, webhooks := range []client.Object{&admissionv1.MutatingWebhookConfiguration{}, &admissionv1.ValidatingWebhookConfiguration{}} {
 		must(t, shared.client.Get(t.Context(), client.ObjectKey{Name: "stasis-admission"}, webhooks))
 		must(t, shared.client.Delete(t.Context(), webhooks))
-		defer func() {
+		t.Cleanup(func() {
 			webhooks.SetResourceVersion("")
-			must(t, shared.client.Create(context.WithoutCancel(t.Context()), webhooks))
-		}()
+			if err := shared.client.Create(context.Background(), webhooks); err != nil {
+				t.Error(err)
+			}
+			// The next test begins when they are in force.
+			if err := eventually(context.Background(), shared.webhooksAnswer); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 	// The API server hears of it a moment later.
 	must(t, eventually(t.Context(), func() error {

@@ -68,5 +68,6 @@ func TestWithTheOptInOnlyLabelledNamespacesHaveCheckpoints(t *testing.T) {
 	on, _ := node(t)
 	_, err = ask(t, "", ns, source(t, ns, on).Name, subresources.PodCheckpointRequestSpec{})
 	refused(t, err, apierrors.IsForbidden, "namespace "+ns+" takes no checkpoints")
-	must(t, create(t.Context(), labelled))
+	// What the API server's policies know of namespaces comes to them by a watch, too.
+	must(t, eventually(t.Context(), func() error { return create(t.Context(), labelled) }))
 }

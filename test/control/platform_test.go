@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -32,7 +31,7 @@ func machineOf(t *testing.T, features ...string) *platform.Description {
 func nodeThatIs(t *testing.T, d *platform.Description) (string, client.Client) {
 	t.Helper()
 	name, agent := node(t)
-	announce(t, agent, agentapi.Announcement{Node: name, Address: "127.0.0.1:1", Certificate: agentapi.Fingerprint(nil), Protocol: agentapi.Version, Renewed: time.Now(), Platform: d})
+	announce(t, agent, agentapi.Announcement{Node: name, Address: "127.0.0.1:1", Certificate: agentapi.Fingerprint(nil), Protocol: agentapi.Version, Renewed: unattended(), Platform: d})
 	hasLabel(t, name, placement.Label(*d), true)
 	return name, agent
 }
@@ -168,7 +167,7 @@ func TestACheckpointStaysWithItsNodeWhoseAgentIsGone(t *testing.T) {
 	d := machineOf(t, "avx")
 	ns, on, _ := readyThatRequires(t, d)
 	twin, _ := nodeThatIs(t, d)
-	announce(t, agentOf(t, on), agentapi.Announcement{Node: on, Address: "127.0.0.1:1", Certificate: agentapi.Fingerprint(nil), Protocol: agentapi.Version, Renewed: time.Now(), Platform: nil})
+	announce(t, agentOf(t, on), agentapi.Announcement{Node: on, Address: "127.0.0.1:1", Certificate: agentapi.Fingerprint(nil), Protocol: agentapi.Version, Renewed: unattended(), Platform: nil})
 	pod := restoring(t, ns, "tied", "c")
 	must(t, shared.client.Create(t.Context(), pod))
 	if f := pod.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchFields; len(f) != 1 || f[0].Values[0] != on {
@@ -189,7 +188,7 @@ func TestANodeKeepsTheLabelThatAPodThereRequires(t *testing.T) {
 	must(t, shared.client.Create(t.Context(), pod))
 	must(t, shared.client.SubResource("binding").Create(t.Context(), pod, &corev1.Binding{Target: corev1.ObjectReference{Kind: "Node", Name: twin}}))
 	is := func(node string, a client.Client, d *platform.Description) {
-		announce(t, a, agentapi.Announcement{Node: node, Address: "127.0.0.1:1", Certificate: agentapi.Fingerprint(nil), Protocol: agentapi.Version, Renewed: time.Now(), Platform: d})
+		announce(t, a, agentapi.Announcement{Node: node, Address: "127.0.0.1:1", Certificate: agentapi.Fingerprint(nil), Protocol: agentapi.Version, Renewed: unattended(), Platform: d})
 	}
 	is(twin, agent, less)
 	is(third, agentOf(t, third), less)

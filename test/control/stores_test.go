@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"testing/fstest"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -35,9 +37,35 @@ func checkpointStore(t *testing.T, change func(*checkpointv1alpha1.CheckpointSto
 		change(s)
 	}
 	must(t, shared.client.Create(t.Context(), s))
-	t.Cleanup(func() { shared.client.Delete(t.Context(), s) })
+	cleanUp(t, s)
 	storeIs(t, s, checkpointv1alpha1.ReasonStoreReady)
 	return s
+}
+
+// cleanUp deletes an object with the test, whose own context has ended by then.
+func cleanUp(t *testing.T, o client.Object) {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := client.IgnoreNotFound(shared.client.Delete(context.Background(), o)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// barred puts a file where a store's directory is, until back is called. Both are done
+// in one step: the controller, which looks at any moment, never finds nothing there and
+// makes a store anew.
+func barred(t *testing.T, s *checkpointv1alpha1.CheckpointStore) (back func()) {
+	t.Helper()
+	here := s.Spec.Directory.Path
+	there := here + "-away"
+	must(t, os.WriteFile(there, nil, 0o600))
+	swap := func() {
+		t.Helper()
+		must(t, unix.Renameat2(unix.AT_FDCWD, here, unix.AT_FDCWD, there, unix.RENAME_EXCHANGE))
+	}
+	swap()
+	return swap
 }
 
 // storeIs waits until the condition of a store has a reason.
@@ -164,7 +192,7 @@ func TestAStoreThatIsAwayIsNoReasonToRefuseACheckpoint(t *testing.T) {
 	away := &checkpointv1alpha1.CheckpointStore{ObjectMeta: metav1.ObjectMeta{GenerateName: "away-"}, Spec: checkpointv1alpha1.CheckpointStoreSpec{
 		Type: checkpointv1alpha1.CheckpointStoreTypeDirectory, Directory: &checkpointv1alpha1.DirectoryStore{Path: filepath.Join(t.TempDir(), "not", "mounted")}}}
 	must(t, shared.client.Create(t.Context(), away))
-	t.Cleanup(func() { shared.client.Delete(t.Context(), away) })
+	cleanUp(t, away)
 	storeIs(t, away, checkpointv1alpha1.ReasonStoreUnreachable)
 	c := toStore(t, ns, "c", pod.Name, away.Name)
 	if !slices.Contains(c.Finalizers, checkpointv1alpha1.FinalizerStore) {
@@ -182,14 +210,12 @@ func TestADeletedCheckpointIsRemovedFromItsStoreFirst(t *testing.T) {
 		t.Fatalf("finalizers %q", c.Finalizers)
 	}
 	id := completeInStore(t, agent, c, pod)
-	away := s.Spec.Directory.Path + "-away"
-	must(t, os.Rename(s.Spec.Directory.Path, away))
+	back := barred(t, s)
 	must(t, shared.client.Delete(t.Context(), c))
 	if text := event(t, ns, c.UID, checkpointv1alpha1.EventDeletionDelayed); !strings.Contains(text, checkpointv1alpha1.ReasonStoreUnreachable) {
 		t.Errorf("event %q", text)
 	}
-	must(t, os.RemoveAll(s.Spec.Directory.Path))
-	must(t, os.Rename(away, s.Spec.Directory.Path))
+	back()
 	must(t, shared.client.Get(t.Context(), client.ObjectKeyFromObject(c), c))
 	// Its next try is half a minute away: a change of the object brings it sooner.
 	must(t, shared.client.Patch(t.Context(), c.DeepCopy(), client.RawPatch("application/merge-patch+json", []byte(`{"metadata":{"labels":{"again":"now"}}}`))))

@@ -16,7 +16,7 @@ var aggregated = []mutant{
 		unit, "internal/agentapi", "TestWhoeverCannotAnswerIsNamedAtOnce"},
 	{"an agent that is too old called", "internal/agentapi/locate.go",
 		`	if a.Protocol < needs {`, `	if a.Protocol < 0 {`,
-		control, "test/control", "TestWhyThereIsNoArchiveIsSaidWithinFiveSeconds"},
+		control, "test/control", "TestWhyThereIsNoArchiveIsSaidAndNobodyWaitsForIt"},
 	{"leases that agents may write for each other", "config/admission/policies.yaml",
 		`  - expression: variables.node != '' && object.metadata.?name.orValue('') == 'agent-' + variables.node`, `  - expression: variables.node != ''`,
 		control, "test/control", "TestAnAgentWritesTheLeaseOfItsNodeAndNobodyElseDoes"},
