@@ -272,7 +272,11 @@ func (h *harness) start() {
 			return h.opens(ctx, of, waiting)
 		},
 	})
-	h.Cleanup(h.ops.storing.end)
+	storing := h.ops.storing
+	h.Cleanup(func() { // it writes in the directory, which is about to be removed
+		storing.end()
+		storing.all.Wait()
+	})
 	h.reconciler = &reconciler{
 		nodeName: testNode, client: h.client, live: h.client, runtime: h.runtime, store: h.store, flights: guard,
 		ops: h.ops, inUse: func() ([]string, error) { return h.inUse, nil }, metrics: metrics, log: log, now: time.Now,
@@ -618,21 +622,23 @@ func TestACheckpointOfOtherContainersThanAskedForFails(t *testing.T) {
 }
 
 func TestATimeoutSaysSoAndWhatTheRuntimeSaidLast(t *testing.T) {
-	one := int32(1)
-	h := newHarness(t, makePod(), makePCP(func(p *v1alpha1.PodCheckpoint) { p.Spec.TimeoutSeconds = &one }))
-	served := make(chan struct{})
-	h.cri.before = func(ctx context.Context, _ *runtimeapi.CheckpointPodRequest) error {
-		<-ctx.Done()
-		return status.FromContextError(ctx.Err()).Err()
-	}
-	h.wait = func(ctx context.Context, path string) (error, error) {
-		close(served)
-		return status.Error(codes.DeadlineExceeded, "criu was killed, the Pod thawed"), nil
-	}
-	h.run("cp")
-	<-served
-	h.expectReady("cp", v1alpha1.ReasonCheckpointFailed, "Timeout: the checkpoint was not done within 1s (the runtime: criu was killed, the Pod thawed)")
-	h.expectFiles()
+	synctest.Test(t, func(t *testing.T) {
+		one := int32(1)
+		h := newHarness(t, makePod(), makePCP(func(p *v1alpha1.PodCheckpoint) { p.Spec.TimeoutSeconds = &one }))
+		served := make(chan struct{})
+		h.cri.before = func(ctx context.Context, _ *runtimeapi.CheckpointPodRequest) error {
+			<-ctx.Done()
+			return status.FromContextError(ctx.Err()).Err()
+		}
+		h.wait = func(ctx context.Context, path string) (error, error) {
+			close(served)
+			return status.Error(codes.DeadlineExceeded, "criu was killed, the Pod thawed"), nil
+		}
+		h.run("cp")
+		<-served
+		h.expectReady("cp", v1alpha1.ReasonCheckpointFailed, "Timeout: the checkpoint was not done within 1s (the runtime: criu was killed, the Pod thawed)")
+		h.expectFiles()
+	})
 }
 
 func TestAStoppingAgentLetsACheckpointFinish(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -182,38 +183,40 @@ func TestACheckpointOfAnotherNodeIsFetchedWhole(t *testing.T) {
 }
 
 func TestRestoresOfOneCheckpointFetchItOnce(t *testing.T) {
-	const pods = 8
-	e := newElsewhere(t, 1<<20)
-	from := &fakeOrigin{dir: e.dir}
-	from.open = func(ctx context.Context, _ int, _ string, _ int64) error {
-		for { // until all have asked
-			from.mu.Lock()
-			asked := len(from.pods)
-			from.mu.Unlock()
-			if asked >= pods {
-				return nil
-			}
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(time.Millisecond):
+	synctest.Test(t, func(t *testing.T) {
+		const pods = 8
+		e := newElsewhere(t, 1<<20)
+		from := &fakeOrigin{dir: e.dir}
+		from.open = func(ctx context.Context, _ int, _ string, _ int64) error {
+			for { // until all have asked
+				from.mu.Lock()
+				asked := len(from.pods)
+				from.mu.Unlock()
+				if asked >= pods {
+					return nil
+				}
+				select {
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-time.After(time.Millisecond):
+				}
 			}
 		}
-	}
-	c, _ := newTestCopies(t, from)
-	var all sync.WaitGroup
-	for i := range pods {
-		all.Go(func() {
-			pod := restoringPod(func(p *corev1.Pod) { p.UID = types.UID(fmt.Sprintf("pod-%d", i)) })
-			if _, err := c.need(t.Context(), e.pcp, pod); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	all.Wait()
-	if got := testutil.ToFloat64(c.metrics.fetchedBytes); got > float64(e.bytes)+8<<10 {
-		t.Errorf("%v bytes came of %d", got, e.bytes)
-	}
+		c, _ := newTestCopies(t, from)
+		var all sync.WaitGroup
+		for i := range pods {
+			all.Go(func() {
+				pod := restoringPod(func(p *corev1.Pod) { p.UID = types.UID(fmt.Sprintf("pod-%d", i)) })
+				if _, err := c.need(t.Context(), e.pcp, pod); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if got := testutil.ToFloat64(c.metrics.fetchedBytes); got > float64(e.bytes)+8<<10 {
+			t.Errorf("%v bytes came of %d", got, e.bytes)
+		}
+	})
 }
 
 func TestAFetchGoesOnWhereItsConnectionBroke(t *testing.T) {
@@ -240,34 +243,38 @@ func TestAFetchGoesOnWhereItsConnectionBroke(t *testing.T) {
 }
 
 func TestAConnectionOnWhichNothingComesIsGivenUp(t *testing.T) {
-	e := newElsewhere(t, 1<<20)
-	from := &fakeOrigin{dir: e.dir, open: func(ctx context.Context, opens int, file string, _ int64) error {
-		if opens == 2 {
-			<-ctx.Done()
-			return ctx.Err()
+	synctest.Test(t, func(t *testing.T) {
+		e := newElsewhere(t, 1<<20)
+		from := &fakeOrigin{dir: e.dir, open: func(ctx context.Context, opens int, file string, _ int64) error {
+			if opens == 2 {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		}}
+		f := &fetch{from: from, dir: t.TempDir(), digest: e.digest, stall: 50 * time.Millisecond, patience: time.Minute, received: func(int) {}, progress: &progress{}, now: time.Now}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		if err := f.run(ctx, func(int64) (func(), error) { return func() {}, nil }); err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	}}
-	f := &fetch{from: from, dir: t.TempDir(), digest: e.digest, stall: 50 * time.Millisecond, patience: time.Minute, received: func(int) {}, progress: &progress{}, now: time.Now}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	if err := f.run(ctx, func(int64) (func(), error) { return func() {}, nil }); err != nil {
-		t.Fatal(err)
-	}
-	whole(t, f.dir, e)
-	if f.progress.broken != 1 {
-		t.Errorf("%d broken connections", f.progress.broken)
-	}
+		whole(t, f.dir, e)
+		if f.progress.broken != 1 {
+			t.Errorf("%d broken connections", f.progress.broken)
+		}
+	})
 }
 
 func TestAFetchThatGetsNowhereEnds(t *testing.T) {
-	e := newElsewhere(t, 1<<20)
-	from := &fakeOrigin{dir: e.dir, open: func(context.Context, int, string, int64) error { return errors.New("no route to host") }}
-	f := &fetch{from: from, dir: t.TempDir(), digest: e.digest, stall: time.Second, patience: 200 * time.Millisecond, received: func(int) {}, progress: &progress{}, now: time.Now}
-	err := f.run(t.Context(), func(int64) (func(), error) { return func() {}, nil })
-	if err == nil || !strings.Contains(err.Error(), "nothing has come for") || !strings.Contains(err.Error(), "no route to host") {
-		t.Errorf("%v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		e := newElsewhere(t, 1<<20)
+		from := &fakeOrigin{dir: e.dir, open: func(context.Context, int, string, int64) error { return errors.New("no route to host") }}
+		f := &fetch{from: from, dir: t.TempDir(), digest: e.digest, stall: time.Second, patience: 200 * time.Millisecond, received: func(int) {}, progress: &progress{}, now: time.Now}
+		err := f.run(t.Context(), func(int64) (func(), error) { return func() {}, nil })
+		if err == nil || !strings.Contains(err.Error(), "nothing has come for") || !strings.Contains(err.Error(), "no route to host") {
+			t.Errorf("%v", err)
+		}
+	})
 }
 
 func TestAnAgentGoesOnWhereTheOneBeforeItWasKilled(t *testing.T) {
@@ -370,54 +377,58 @@ func TestAnOriginThatSendsMoreOrLessIsNotBelieved(t *testing.T) {
 }
 
 func TestASandboxIsAnsweredSoonWithHowFarItsFetchIs(t *testing.T) {
-	e := newElsewhere(t, 4<<20)
-	goOn := make(chan struct{})
-	c, _ := newTestCopies(t, &fakeOrigin{dir: e.dir, spoil: func(opens int, file string, body []byte) ([]byte, error) {
-		if file == checkpoint.ManifestName || opens > 2 {
-			return body, nil
+	synctest.Test(t, func(t *testing.T) {
+		e := newElsewhere(t, 4<<20)
+		goOn := make(chan struct{})
+		c, _ := newTestCopies(t, &fakeOrigin{dir: e.dir, spoil: func(opens int, file string, body []byte) ([]byte, error) {
+			if file == checkpoint.ManifestName || opens > 2 {
+				return body, nil
+			}
+			return body[:2<<20], errors.New("connection reset")
+		}, open: func(ctx context.Context, opens int, _ string, _ int64) error {
+			if opens < 3 {
+				return nil
+			}
+			select {
+			case <-goOn:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}})
+		c.wait = 300 * time.Millisecond
+		began := time.Now()
+		_, err := c.need(t.Context(), e.pcp, restoringPod())
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("answered after %s", took)
 		}
-		return body[:2<<20], errors.New("connection reset")
-	}, open: func(ctx context.Context, opens int, _ string, _ int64) error {
-		if opens < 3 {
-			return nil
+		if reasonOf(err) != v1alpha1.EventCheckpointFetchFailed || !strings.Contains(err.Error(), " % of 4Mi are here, and now it does not go on: receive containers/a/criu/pages-0.img: connection reset") {
+			t.Errorf("%s: %v", reasonOf(err), err)
 		}
-		select {
-		case <-goOn:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
+		close(goOn)
+		c.wait = 10 * time.Second
+		if _, err := c.need(t.Context(), e.pcp, restoringPod()); err != nil {
+			t.Error(err)
 		}
-	}})
-	c.wait = 300 * time.Millisecond
-	began := time.Now()
-	_, err := c.need(t.Context(), e.pcp, restoringPod())
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("answered after %s", took)
-	}
-	if reasonOf(err) != v1alpha1.EventCheckpointFetchFailed || !strings.Contains(err.Error(), " % of 4Mi are here, and now it does not go on: receive containers/a/criu/pages-0.img: connection reset") {
-		t.Errorf("%s: %v", reasonOf(err), err)
-	}
-	close(goOn)
-	c.wait = 10 * time.Second
-	if _, err := c.need(t.Context(), e.pcp, restoringPod()); err != nil {
-		t.Error(err)
-	}
+	})
 }
 
 func TestAFetchUnderWayIsNoFailure(t *testing.T) {
-	e := newElsewhere(t, 1<<20)
-	c, _ := newTestCopies(t, &fakeOrigin{dir: e.dir, open: func(ctx context.Context, opens int, _ string, _ int64) error {
-		if opens == 1 {
-			return nil
+	synctest.Test(t, func(t *testing.T) {
+		e := newElsewhere(t, 1<<20)
+		c, _ := newTestCopies(t, &fakeOrigin{dir: e.dir, open: func(ctx context.Context, opens int, _ string, _ int64) error {
+			if opens == 1 {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}})
+		c.wait = 200 * time.Millisecond
+		_, err := c.need(t.Context(), e.pcp, restoringPod())
+		if reasonOf(err) != v1alpha1.EventCheckpointFetching || !strings.Contains(err.Error(), "are being fetched from node node-2: 0 % of 1Mi") {
+			t.Errorf("%s: %v", reasonOf(err), err)
 		}
-		<-ctx.Done()
-		return ctx.Err()
-	}})
-	c.wait = 200 * time.Millisecond
-	_, err := c.need(t.Context(), e.pcp, restoringPod())
-	if reasonOf(err) != v1alpha1.EventCheckpointFetching || !strings.Contains(err.Error(), "are being fetched from node node-2: 0 % of 1Mi") {
-		t.Errorf("%s: %v", reasonOf(err), err)
-	}
+	})
 }
 
 func TestAnAnswerThatDoesNotChangeEndsAFetchAtOnce(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -56,78 +57,88 @@ func finish(t *testing.T, c client.Client) {
 }
 
 func TestACallWaitsForTheEnd(t *testing.T) {
-	k, c := takerOf(t, interceptor.Funcs{}, running())
-	go func() {
-		time.Sleep(50 * time.Millisecond)
-		finish(t, c)
-	}()
-	got, err := k.take(t.Context(), asked(30))
-	if err != nil || !got.IsReady() {
-		t.Errorf("%+v, %v", got, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		k, c := takerOf(t, interceptor.Funcs{}, running())
+		go func() {
+			time.Sleep(50 * time.Millisecond)
+			finish(t, c)
+		}()
+		got, err := k.take(t.Context(), asked(30))
+		if err != nil || !got.IsReady() {
+			t.Errorf("%+v, %v", got, err)
+		}
+	})
 }
 
 func TestACallEndsWithItsTimeAndSaysWhatThereIs(t *testing.T) {
-	k, _ := takerOf(t, interceptor.Funcs{}, running())
-	began := time.Now()
-	got, err := k.take(t.Context(), asked(1))
-	if err != nil || got.Name != "c" || got.IsTerminal() {
-		t.Errorf("%+v, %v", got, err)
-	}
-	if took := time.Since(began); took < time.Second || took > 3*time.Second {
-		t.Errorf("after %s", took)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		k, _ := takerOf(t, interceptor.Funcs{}, running())
+		began := time.Now()
+		got, err := k.take(t.Context(), asked(1))
+		if err != nil || got.Name != "c" || got.IsTerminal() {
+			t.Errorf("%+v, %v", got, err)
+		}
+		if took := time.Since(began); took != time.Second {
+			t.Errorf("after %s", took)
+		}
+	})
 }
 
 func TestACallEndsWhenItsClientGoes(t *testing.T) {
-	k, c := takerOf(t, interceptor.Funcs{}, running())
-	ctx, leave := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer leave()
-	began := time.Now()
-	if _, err := k.take(ctx, asked(30)); err == nil {
-		t.Error("an answer for nobody")
-	}
-	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("after %s", took)
-	}
-	if err := c.Get(t.Context(), client.ObjectKey{Namespace: "n", Name: "c"}, &checkpointv1alpha1.PodCheckpoint{}); err != nil {
-		t.Errorf("the checkpoint is gone with it: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		k, c := takerOf(t, interceptor.Funcs{}, running())
+		ctx, leave := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer leave()
+		began := time.Now()
+		if _, err := k.take(ctx, asked(30)); err == nil {
+			t.Error("an answer for nobody")
+		}
+		if took := time.Since(began); took != 100*time.Millisecond {
+			t.Errorf("after %s", took)
+		}
+		if err := c.Get(t.Context(), client.ObjectKey{Namespace: "n", Name: "c"}, &checkpointv1alpha1.PodCheckpoint{}); err != nil {
+			t.Errorf("the checkpoint is gone with it: %v", err)
+		}
+	})
 }
 
 func TestAWatchThatBreaksIsBegunAgain(t *testing.T) {
-	broken := 0
-	k, c := takerOf(t, interceptor.Funcs{Watch: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) (watch.Interface, error) {
-		switch broken++; broken {
-		case 1:
-			return nil, errors.New("not now")
-		case 2:
-			w := watch.NewFake()
-			go w.Error(&metav1.Status{Code: 410})
-			return w, nil
+	synctest.Test(t, func(t *testing.T) {
+		broken := 0
+		k, c := takerOf(t, interceptor.Funcs{Watch: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) (watch.Interface, error) {
+			switch broken++; broken {
+			case 1:
+				return nil, errors.New("not now")
+			case 2:
+				w := watch.NewFake()
+				go w.Error(&metav1.Status{Code: 410})
+				return w, nil
+			}
+			return c.Watch(ctx, list, opts...)
+		}}, running())
+		go func() {
+			time.Sleep(1500 * time.Millisecond)
+			finish(t, c)
+		}()
+		if got, err := k.take(t.Context(), asked(30)); err != nil || !got.IsReady() || broken < 3 {
+			t.Errorf("%+v, %v, %d watches", got, err, broken)
 		}
-		return c.Watch(ctx, list, opts...)
-	}}, running())
-	go func() {
-		time.Sleep(1500 * time.Millisecond)
-		finish(t, c)
-	}()
-	if got, err := k.take(t.Context(), asked(30)); err != nil || !got.IsReady() || broken < 3 {
-		t.Errorf("%+v, %v, %d watches", got, err, broken)
-	}
+	})
 }
 
 func TestACheckpointThatIsDeletedMeanwhileIsAnswered(t *testing.T) {
-	k, c := takerOf(t, interceptor.Funcs{}, running())
-	go func() {
-		time.Sleep(100 * time.Millisecond)
-		if err := c.Delete(t.Context(), &checkpointv1alpha1.PodCheckpoint{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "c"}}); err != nil {
-			t.Error(err)
+	synctest.Test(t, func(t *testing.T) {
+		k, c := takerOf(t, interceptor.Funcs{}, running())
+		go func() {
+			time.Sleep(100 * time.Millisecond)
+			if err := c.Delete(t.Context(), &checkpointv1alpha1.PodCheckpoint{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "c"}}); err != nil {
+				t.Error(err)
+			}
+		}()
+		if _, err := k.take(t.Context(), asked(30)); !apierrors.IsGone(err) {
+			t.Errorf("%v", err)
 		}
-	}()
-	if _, err := k.take(t.Context(), asked(30)); !apierrors.IsGone(err) {
-		t.Errorf("%v", err)
-	}
+	})
 }
 
 func TestOnlyTheSameRequestFindsACheckpointAgain(t *testing.T) {

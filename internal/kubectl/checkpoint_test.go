@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -86,24 +87,28 @@ func following(c client.WithWatch) *checkpointOptions {
 }
 
 func TestCheckpointStillInProgressAtTheEndOfTheWaitExits3(t *testing.T) {
-	c := newCluster(t, agent(t, nil), false, sourcePod())
-	o := following(c)
-	o.timeout, o.grace = time.Second, -500*time.Millisecond
-	err := o.run(t.Context())
-	if ExitCode(err) != ExitInProgress || !strings.Contains(err.Error(), "goes on") {
-		t.Errorf("error %v has exit code %d, want %d", err, ExitCode(err), ExitInProgress)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, agent(t, nil), false, sourcePod())
+		o := following(c)
+		o.timeout, o.grace = time.Second, -500*time.Millisecond
+		err := o.run(t.Context())
+		if ExitCode(err) != ExitInProgress || !strings.Contains(err.Error(), "goes on") {
+			t.Errorf("error %v has exit code %d, want %d", err, ExitCode(err), ExitInProgress)
+		}
+	})
 }
 
 func TestCheckpointInterruptedExits130AndSaysThatItGoesOn(t *testing.T) {
-	c := newCluster(t, agent(t, nil), false, sourcePod())
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	o := following(c)
-	err := o.run(ctx)
-	if ExitCode(err) != ExitInterrupted || !strings.Contains(err.Error(), "goes on") {
-		t.Errorf("error %v has exit code %d, want %d", err, ExitCode(err), ExitInterrupted)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, agent(t, nil), false, sourcePod())
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		o := following(c)
+		err := o.run(ctx)
+		if ExitCode(err) != ExitInterrupted || !strings.Contains(err.Error(), "goes on") {
+			t.Errorf("error %v has exit code %d, want %d", err, ExitCode(err), ExitInterrupted)
+		}
+	})
 }
 
 func TestCheckpointOfNoSuchPodExits1AndCreatesNothing(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -57,23 +58,25 @@ func TestRestoreNamesThePodAfterTheCheckpoint(t *testing.T) {
 }
 
 func TestRestoreWaitsForACheckpointThatIsStillBeingTaken(t *testing.T) {
-	checkpoint := readyCheckpoint()
-	setReady(checkpoint, metav1.ConditionFalse, checkpointv1alpha1.ReasonCheckpointInProgress, "")
-	c := newCluster(t, kubelet(t, makeReady), false, checkpoint)
-	go func() {
-		time.Sleep(200 * time.Millisecond)
-		var now checkpointv1alpha1.PodCheckpoint
-		if err := c.Get(context.Background(), client.ObjectKeyFromObject(checkpoint), &now); err != nil {
-			t.Error(err)
-		}
-		completed(&now)
-		if err := c.Status().Update(context.Background(), &now); err != nil {
-			t.Error(err)
-		}
-	}()
-	got := runRestore(t, c, "web-1")
-	wantCode(t, got, ExitOK)
-	wantAll(t, "standard error", got.err, "waiting for podcheckpoint web-1: CheckpointInProgress", "created from podcheckpoint web-1")
+	synctest.Test(t, func(t *testing.T) {
+		checkpoint := readyCheckpoint()
+		setReady(checkpoint, metav1.ConditionFalse, checkpointv1alpha1.ReasonCheckpointInProgress, "")
+		c := newCluster(t, kubelet(t, makeReady), false, checkpoint)
+		go func() {
+			time.Sleep(200 * time.Millisecond)
+			var now checkpointv1alpha1.PodCheckpoint
+			if err := c.Get(context.Background(), client.ObjectKeyFromObject(checkpoint), &now); err != nil {
+				t.Error(err)
+			}
+			completed(&now)
+			if err := c.Status().Update(context.Background(), &now); err != nil {
+				t.Error(err)
+			}
+		}()
+		got := runRestore(t, c, "web-1")
+		wantCode(t, got, ExitOK)
+		wantAll(t, "standard error", got.err, "waiting for podcheckpoint web-1: CheckpointInProgress", "created from podcheckpoint web-1")
+	})
 }
 
 func TestRestoreOfWhatCannotBeRestoredExits1AndCreatesNothing(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"testing/fstest"
+	"testing/synctest"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -66,75 +67,81 @@ func impatient(t *testing.T) context.Context {
 }
 
 func TestAVerificationGoesOnWhileNobodyWaitsAndIsFoundAgain(t *testing.T) {
-	r, object, _ := runner(t)
-	held := gate{r.Open.Reader, make(chan struct{})}
-	r.Open.Reader = held
-	first, err := r.Verify(impatient(t), object, nil)
-	if err != nil || first.CompletionTime != nil || first.StartTime == nil || first.StoreName != "s" {
-		t.Fatalf("%+v, %v", first, err)
-	}
-	r.Clock.(*clocktesting.FakePassiveClock).SetTime(r.Clock.Now().Add(time.Minute))
-	gone, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := r.Verify(gone, object, nil); !errors.Is(err, context.Canceled) {
-		t.Errorf("whoever is gone is answered: %v", err)
-	}
-	var all sync.WaitGroup
-	for range 3 {
-		all.Go(func() {
-			again, err := r.Verify(t.Context(), object, nil)
-			if err != nil || again.CompletionTime == nil || !again.StartTime.Equal(first.StartTime) || again.Checkpoints != 1 || again.VerifiedBytes == 0 || again.StoreID == "" {
-				t.Errorf("%+v, %v", again, err)
-			}
-		})
-	}
-	time.Sleep(20 * time.Millisecond)
-	close(held.open)
-	all.Wait()
-	// What was told is over.
-	next, err := r.Verify(t.Context(), object, nil)
-	if err != nil || next.StartTime.Equal(first.StartTime) {
-		t.Errorf("an old answer: %+v, %v", next, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		r, object, _ := runner(t)
+		held := gate{r.Open.Reader, make(chan struct{})}
+		r.Open.Reader = held
+		first, err := r.Verify(impatient(t), object, nil)
+		if err != nil || first.CompletionTime != nil || first.StartTime == nil || first.StoreName != "s" {
+			t.Fatalf("%+v, %v", first, err)
+		}
+		r.Clock.(*clocktesting.FakePassiveClock).SetTime(r.Clock.Now().Add(time.Minute))
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := r.Verify(gone, object, nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("whoever is gone is answered: %v", err)
+		}
+		var all sync.WaitGroup
+		for range 3 {
+			all.Go(func() {
+				again, err := r.Verify(t.Context(), object, nil)
+				if err != nil || again.CompletionTime == nil || !again.StartTime.Equal(first.StartTime) || again.Checkpoints != 1 || again.VerifiedBytes == 0 || again.StoreID == "" {
+					t.Errorf("%+v, %v", again, err)
+				}
+			})
+		}
+		synctest.Wait() // all of them wait for the same
+		close(held.open)
+		all.Wait()
+		// What was told is over.
+		next, err := r.Verify(t.Context(), object, nil)
+		if err != nil || next.StartTime.Equal(first.StartTime) {
+			t.Errorf("an old answer: %+v, %v", next, err)
+		}
+	})
 }
 
 func TestAnOutcomeThatNobodyAsksForIsForgotten(t *testing.T) {
-	r, object, _ := runner(t)
-	held := gate{r.Open.Reader, make(chan struct{})}
-	r.Open.Reader = held
-	first, err := r.Collect(impatient(t), object, true)
-	if err != nil || first.CompletionTime != nil || !first.DryRun {
-		t.Fatalf("%+v, %v", first, err)
-	}
-	close(held.open)
-	r.mu.Lock()
-	n := r.runs["collect uid true"]
-	r.mu.Unlock()
-	<-n.done
-	r.Clock.(*clocktesting.FakePassiveClock).SetTime(r.Clock.Now().Add(keepRun + time.Second))
-	if next, err := r.Collect(t.Context(), object, true); err != nil || next.StartTime.Equal(first.StartTime) {
-		t.Errorf("an old answer: %+v, %v", next, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		r, object, _ := runner(t)
+		held := gate{r.Open.Reader, make(chan struct{})}
+		r.Open.Reader = held
+		first, err := r.Collect(impatient(t), object, true)
+		if err != nil || first.CompletionTime != nil || !first.DryRun {
+			t.Fatalf("%+v, %v", first, err)
+		}
+		close(held.open)
+		r.mu.Lock()
+		n := r.runs["collect uid true"]
+		r.mu.Unlock()
+		<-n.done
+		r.Clock.(*clocktesting.FakePassiveClock).SetTime(r.Clock.Now().Add(keepRun + time.Second))
+		if next, err := r.Collect(t.Context(), object, true); err != nil || next.StartTime.Equal(first.StartTime) {
+			t.Errorf("an old answer: %+v, %v", next, err)
+		}
+	})
 }
 
 func TestNoMoreGoOnThanMay(t *testing.T) {
-	r, object, _ := runner(t)
-	held := gate{r.Open.Reader, make(chan struct{})}
-	r.Open.Reader = held
-	defer close(held.open)
-	other := object.DeepCopy()
-	for i := range maxRuns {
-		other.UID = types.UID(strings.Repeat("x", i+1))
-		if _, err := r.Verify(impatient(t), other, nil); err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		r, object, _ := runner(t)
+		held := gate{r.Open.Reader, make(chan struct{})}
+		r.Open.Reader = held
+		defer close(held.open)
+		other := object.DeepCopy()
+		for i := range maxRuns {
+			other.UID = types.UID(strings.Repeat("x", i+1))
+			if _, err := r.Verify(impatient(t), other, nil); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	if _, err := r.Verify(impatient(t), object, nil); !errors.Is(err, ErrBusy) {
-		t.Errorf("one more: %v", err)
-	}
-	if _, err := r.Verify(impatient(t), other, nil); err != nil {
-		t.Errorf("one of those: %v", err)
-	}
+		if _, err := r.Verify(impatient(t), object, nil); !errors.Is(err, ErrBusy) {
+			t.Errorf("one more: %v", err)
+		}
+		if _, err := r.Verify(impatient(t), other, nil); err != nil {
+			t.Errorf("one of those: %v", err)
+		}
+	})
 }
 
 func TestWhatIsNotAsItWasWrittenIsNamedWithWhoseItWas(t *testing.T) {

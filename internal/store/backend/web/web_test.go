@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"podstasis.dev/stasis/internal/store/backend"
@@ -23,45 +24,49 @@ func pipe(t *testing.T, silence time.Duration) (net.Conn, net.Conn) {
 }
 
 func TestAConnectionOnWhichNothingMovesIsBroken(t *testing.T) {
-	near, _ := pipe(t, 20*time.Millisecond)
-	for what, call := range map[string]func([]byte) (int, error){"read": near.Read, "write": near.Write} {
-		failed := make(chan error, 1)
-		go func() {
-			_, err := call(make([]byte, 1))
-			failed <- err
-		}()
-		var timeout net.Error
-		select {
-		case err := <-failed:
-			if !errors.As(err, &timeout) || !timeout.Timeout() {
-				t.Errorf("%s: %v, want a timeout", what, err)
+	synctest.Test(t, func(t *testing.T) {
+		near, _ := pipe(t, 20*time.Millisecond)
+		for what, call := range map[string]func([]byte) (int, error){"read": near.Read, "write": near.Write} {
+			failed := make(chan error, 1)
+			go func() {
+				_, err := call(make([]byte, 1))
+				failed <- err
+			}()
+			var timeout net.Error
+			select {
+			case err := <-failed:
+				if !errors.As(err, &timeout) || !timeout.Timeout() {
+					t.Errorf("%s: %v, want a timeout", what, err)
+				}
+			case <-time.After(5 * time.Second):
+				t.Errorf("%s: still waiting", what)
 			}
-		case <-time.After(5 * time.Second):
-			t.Errorf("%s: still waiting", what)
 		}
-	}
+	})
 }
 
 func TestATransferThatGoesOnMayTakeAsLongAsItWants(t *testing.T) {
-	near, far := pipe(t, 500*time.Millisecond)
-	answered := make(chan error, 1)
-	go func() { // the client waits for the answer all along
-		_, err := near.Read(make([]byte, 1))
-		answered <- err
-	}()
-	go func() {
-		io.CopyN(io.Discard, far, 10)
-		far.Write([]byte("x"))
-	}()
-	for range 10 {
-		time.Sleep(100 * time.Millisecond)
-		if _, err := near.Write([]byte("x")); err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		near, far := pipe(t, 500*time.Millisecond)
+		answered := make(chan error, 1)
+		go func() { // the client waits for the answer all along
+			_, err := near.Read(make([]byte, 1))
+			answered <- err
+		}()
+		go func() {
+			io.CopyN(io.Discard, far, 10)
+			far.Write([]byte("x"))
+		}()
+		for range 10 {
+			time.Sleep(100 * time.Millisecond)
+			if _, err := near.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	if err := <-answered; err != nil {
-		t.Errorf("the answer after a long upload: %v", err)
-	}
+		if err := <-answered; err != nil {
+			t.Errorf("the answer after a long upload: %v", err)
+		}
+	})
 }
 
 func TestRetryAfterIsReadInBothItsForms(t *testing.T) {
