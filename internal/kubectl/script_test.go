@@ -149,12 +149,12 @@ func meets(ts *testscript.TestScript, _ bool, args []string) {
 	s.preflights[args[0]] = &found
 }
 
-// served BYTES: wait until so much has been given out, or taken.
+// served BYTES [FILE]: wait until so much has been given out, or taken, and is in a file.
 func waitServed(ts *testscript.TestScript, _ bool, args []string) {
 	want, err := strconv.ParseInt(args[0], 10, 64)
 	ts.Check(err)
 	s := serverOf(ts)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		s.mu.Lock()
 		got := s.faults.served
 		s.mu.Unlock()
@@ -165,7 +165,17 @@ func waitServed(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Fatalf("%d bytes were served, want %d", got, want)
 		}
 	}
-	time.Sleep(300 * time.Millisecond) // let them arrive, too
+	if len(args) == 1 {
+		return
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if info, err := os.Stat(ts.MkAbs(args[1])); err == nil && info.Size() >= want {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%d bytes were served, and not all of them are in %s", want, args[1])
+		}
+	}
 }
 
 // called METHOD PATH [N]: the server was asked so, N times.
