@@ -507,6 +507,9 @@ var mutants = []mutant{
 	{"restored Pods made crun's", "internal/nodeinstall/handler.go",
 		`		case filepath.Base(h.binary()) == "crun":`, `		case filepath.Base(h.binary()) == "krun":`,
 		unit, "internal/nodeinstall", "TestRestoredPodsAreNotCrunsWhereSomethingElseIsThere"},
+	{"a store's packs lie elsewhere than an older version put them", "internal/store/format.go",
+		`= "packs/"`, `= "pack/"`,
+		unit, "test/formats", "TestCheckpointsOfEveryFormatAreReadAsTheyWereWritten"},
 
 	// What users see.
 	{"restored containers let go one by one", "internal/ociruntime/start.go",
