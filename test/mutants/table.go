@@ -577,7 +577,7 @@ var mutants = []mutant{
 		`	for number := 1; len(pods) < o.replicas; number++ {`, `	for number := 1; len(pods) < 1; number++ {`,
 		unit, "internal/kubectl", "TestScripts/restore"},
 	{"the demo takes any later count for a continuation", "demo/counters/counters.go",
-		`	if stood < window.Frozen/2 {`, `	if false {`,
+		`	if stood < window.Frozen*9/10 {`, `	if false {`,
 		unit, "demo/counters", "TestARestoredPodContinuesOnlyWhereItsSourceStoodStill"},
 
 	// Archives, and what they hold.
