@@ -116,7 +116,8 @@ func Continues(source, restored []Line, window Window) (cut, first uint64, err e
 	if index+1 < len(source) {
 		stood = max(stood, source[index+1].Time.Sub(source[index].Time))
 	}
-	if stood < window.Frozen*9/10 { // the program's clock is not the node's
+	// The program's clock need not be the node's, to the last bit.
+	if stood < window.Frozen*9/10 {
 		return cut, first, fmt.Errorf("the restored Pod begins with count %d, where the source stood still for %s: it was frozen for %s, elsewhere",
 			first, stood.Round(time.Millisecond), window.Frozen.Round(time.Millisecond))
 	}

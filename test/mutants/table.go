@@ -579,6 +579,9 @@ var mutants = []mutant{
 	{"the demo takes any later count for a continuation", "demo/counters/counters.go",
 		`	if stood < window.Frozen*9/10 {`, `	if false {`,
 		unit, "demo/counters", "TestARestoredPodContinuesOnlyWhereItsSourceStoodStill"},
+	{"a Pod is taken to stand still while it is being frozen", "demo/counters/counters.go",
+		`		if p.Name == "capture" {`, `		if p.Name == "freeze" {`,
+		unit, "demo/counters", "TestAWindowIsOfTheTimeInWhichAllOfThePodStandsStill"},
 
 	// Archives, and what they hold.
 	{"removed files written as overlayfs keeps them", "internal/layer/whiteout.go",
