@@ -50,7 +50,7 @@ var mutants = []mutant{
 		`e.host.Do(func() error { return f.stop(ctx) })`, `e.host.Do(func() error { _ = f; return ctx.Err() })`,
 		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
 	{"containers frozen and captured one by one", "internal/engine/criu/checkpoint.go",
-		`	out, err := e.runtimeCapturingWith(ctx, env, w.sandbox.ID, t.Runtime, "checkpoint",`,
+		`	out, err := e.runtimeCapturingWith(ctx, env, w.sandbox.ID, t.Runtime, append(args, t.ID)...)`,
 		`	if _, err := e.runtime(ctx, t.Runtime, "resume", t.ID); err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ var mutants = []mutant{
 	if _, err := e.runtime(ctx, t.Runtime, "pause", t.ID); err != nil {
 		return err
 	}
-	out, err := e.runtimeCapturingWith(ctx, env, w.sandbox.ID, t.Runtime, "checkpoint",`,
+	out, err := e.runtimeCapturingWith(ctx, env, w.sandbox.ID, t.Runtime, append(args, t.ID)...)`,
 		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
 	{"memory read from processes that run", "internal/engine/criu/cow/memory.go",
 		`	mem, err := openMemory(child)`, `	mem, err := openMemory(os.Getpid())`,
@@ -500,8 +500,8 @@ var mutants = []mutant{
 		`if want := pcp.Spec.SourcePodUID; want != nil && *want != "" && pod.UID != *want {`,
 		`if want := pcp.Spec.SourcePodUID; want != nil && *want == "" && pod.UID != *want {`,
 		cluster, "test/e2e", "TestAReplacedSourcePodIsNotTouched"},
-	{"a connection that nobody accepted fails the checkpoint", "hack/criu.sh",
-		` "skip-in-flight" >`, ` >`,
+	{"a connection that nobody accepted fails the checkpoint", "internal/engine/criu/checkpoint.go",
+		`	if tellsOfInFlight(w.runtime) {`, `	if false {`,
 		cluster, "test/e2e", "TestProcessesComeBackWithTheirThreadsFilesPipesAndChildren"},
 
 	{"restored Pods made crun's", "internal/nodeinstall/handler.go",

@@ -80,7 +80,7 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 		return nil, err
 	}
 	defer e.removeWork(s.ID)
-	w := window{sandbox: s, dir: dir, budget: budget, targets: targets, volumes: volumes}
+	w := window{sandbox: s, runtime: m.Runtime, dir: dir, budget: budget, targets: targets, volumes: volumes}
 	if w.plan, err = e.planCapture(s, options); err != nil {
 		return nil, err
 	}
@@ -200,6 +200,7 @@ func (e *Engine) checkCut(ctx context.Context, w window) error {
 // window is what a freeze window is for.
 type window struct {
 	sandbox engine.Sandbox
+	runtime checkpoint.Program // that the containers are of
 	dir     string
 	budget  time.Duration // 0: none
 	targets []target
@@ -561,11 +562,11 @@ func (e *Engine) dump(ctx context.Context, w window, t target) error {
 	}
 	// What runtimes have no flags for, or not all of them, is in CRIU's own configuration
 	// (hack/criu.sh).
-	out, err := e.runtimeCapturingWith(ctx, env, w.sandbox.ID, t.Runtime, "checkpoint",
-		"--leave-running", "--tcp-established", "--file-locks",
-		"--image-path", t.imageDir(),
-		"--work-path", t.workDir,
-		t.ID)
+	args := []string{"checkpoint", "--leave-running", "--tcp-established", "--file-locks", "--image-path", t.imageDir(), "--work-path", t.workDir}
+	if tellsOfInFlight(w.runtime) {
+		args = append(args, "--tcp-skip-in-flight")
+	}
+	out, err := e.runtimeCapturingWith(ctx, env, w.sandbox.ID, t.Runtime, append(args, t.ID)...)
 	if err == nil {
 		return nil
 	}

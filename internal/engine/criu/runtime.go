@@ -90,6 +90,17 @@ func (e *Engine) identifyRuntime(ctx context.Context, r engine.Runtime) (checkpo
 	return checkpoint.Program{Name: name, Version: strings.TrimSpace(strings.TrimPrefix(rest, "version"))}, nil
 }
 
+// tellsOfInFlight says whether a runtime tells CRIU of itself whether connections that
+// nobody has accepted are left out, whatever CRIU's own configuration says: runc does since
+// it has a flag for it, 1.3.
+func tellsOfInFlight(runtime checkpoint.Program) bool {
+	var major, minor int
+	if _, err := fmt.Sscanf(runtime.Version, "%d.%d", &major, &minor); err != nil {
+		return runtime.Name == "runc" // of a day before its release
+	}
+	return runtime.Name == "runc" && (major > 1 || major == 1 && minor >= 3)
+}
+
 func writeSpec(file string, spec *specs.Spec) error {
 	data, err := json.Marshal(spec)
 	if err != nil {
