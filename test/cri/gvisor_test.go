@@ -256,7 +256,7 @@ func TestARestoreThatGVisorRefusesLeavesAPodThatIsStoppedAtOnce(t *testing.T) {
 
 func TestAPodOfGVisorWhoseCheckpointIsInterruptedByTheAgentsDeathGoesOn(t *testing.T) {
 	n := theNode
-	p := n.run(t, gvisorHandler, container("a", counting), container("big", `head -c 50000000 /dev/zero > /dev/shm/f; echo 1; while :; do sleep 1; done`))
+	p := n.run(t, gvisorHandler, container("a", counting), container("big", `dd if=/dev/zero of=/dev/shm/f bs=1M count=48 2>/dev/null; echo 1; while :; do sleep 1; done`))
 	p.numbers(t, "big", 1)
 	paused := n.host.Path("/run/stasis/paused")
 	p.caught(t, func() bool { return slices.ContainsFunc(names(paused), isEntry) }) // it is being paused
