@@ -82,6 +82,7 @@ type Options struct {
 type daemon struct {
 	Options
 	runtime  runtimeapi.RuntimeServiceClient // the container runtime's
+	conn     *grpc.ClientConn                // to it
 	host     *hostns.Host
 	engine   *criu.Engine
 	engines  engine.Engines // all, that one among them
@@ -128,8 +129,8 @@ func Run(ctx context.Context, o Options) error {
 	defer runtimeConn.Close()
 	d := &daemon{
 		Options: o, store: s, calls: &Calls{}, metrics: NewMetrics(ctrlmetrics.Registry),
-		runtime: runtimeapi.NewRuntimeServiceClient(runtimeConn),
-		room:    newRoom(o.Disk, s.checkpointRoot()),
+		runtime: runtimeapi.NewRuntimeServiceClient(runtimeConn), conn: runtimeConn,
+		room: newRoom(o.Disk, s.checkpointRoot()),
 	}
 	if d.host, err = awaitRuntime(ctx, d.runtime, o.RuntimeEndpoint); err != nil {
 		return err
@@ -294,11 +295,13 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	server := grpc.NewServer(grpc.UnaryInterceptor(d.calls.Intercept))
+	native := &criservice.Native{Runtime: d.runtime, Log: d.Log}
 	d.cri = criservice.New(criservice.Config{
 		Runtime: d.runtime, Engines: d.engines, Tickets: d.sessions, Host: d.host,
 		Room:     d.room,
 		Memory:   d.lazily.Policy,
-		Handlers: map[string]string{criu.Name: nodeinstall.HandlerName, gvisor.Name: nodeinstall.GVisorHandlerName}, Log: d.Log,
+		Handlers: map[string]string{criu.Name: nodeinstall.HandlerName, gvisor.Name: nodeinstall.GVisorHandlerName},
+		Native:   native, Log: d.Log,
 	})
 	runtimeapi.RegisterRuntimeServiceServer(server, d.cri)
 
@@ -317,6 +320,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	part("serve "+criSocket, func() error { return server.Serve(criListener) })
 	part("serve "+agentSocket, func() error { return nodeapi.Serve(serving, agentListener, d.sessions, d.Log) })
+	part("follow what the container runtime implements", func() error { native.Follow(serving, d.conn); return nil })
 	part("follow restores", func() error { d.sessions.Run(serving); return nil })
 	if d.MetricsAddress != "" {
 		part("serve metrics and health", func() error { return serveHTTP(serving, d.MetricsAddress, d.ready) })

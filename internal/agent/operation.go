@@ -231,7 +231,9 @@ func (o *operations) takeInto(ctx context.Context, op operation, dir string) (*r
 		teller := &stageTeller{client: o.client, log: o.log, now: o.now}
 		defer teller.follow(ctx, o.stages, op.sandboxID, op.object, op.source.containers)()
 	}
-	_, err := o.cri.CheckpointPod(ctx, &runtimeapi.CheckpointPodRequest{
+	// Kubelets restore such a Pod by stasis-runtime, whatever the container runtime
+	// implements: what is written has to be of its format.
+	_, err := o.cri.CheckpointPod(criservice.InOwnFormat(ctx), &runtimeapi.CheckpointPodRequest{
 		PodSandboxId: op.sandboxID,
 		OutputPath:   dir,
 		ContainerIds: op.containerIDs,

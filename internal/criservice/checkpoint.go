@@ -24,8 +24,17 @@ const defaultRuncRoot = "/run/containerd/runc"
 // criNamespace is containerd's namespace for containers of the CRI.
 const criNamespace = "k8s.io"
 
-// CheckpointPod implements runtime.v1.RuntimeService/CheckpointPod (C1).
+// CheckpointPod implements runtime.v1.RuntimeService/CheckpointPod (C1), or has the
+// container runtime do it where that does (C2).
 func (s *Service) CheckpointPod(ctx context.Context, in *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
+	if native, err := s.passedOn(ctx); err != nil {
+		return nil, rpcError(ctx, err)
+	} else if native {
+		answer, err := s.runtime.CheckpointPod(ctx, in)
+		if !s.lost(err) {
+			return answer, err
+		}
+	}
 	if err := s.checkRequest(ctx, in); err != nil {
 		return nil, rpcError(ctx, err)
 	}

@@ -25,7 +25,24 @@ const undoTimeout = 60 * time.Second
 // RestorePod implements runtime.v1.RuntimeService/RestorePod (C1). It asks the
 // runtime for a sandbox and for containers as any caller would; a ticket in the
 // sandbox's annotations makes stasis-runtime restore them when they are started.
+//
+// Where the container runtime implements it, too, checkpoints that are not of Stasis'
+// format are its own to restore (C2).
 func (s *Service) RestorePod(ctx context.Context, in *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
+	if native, err := s.passedOn(ctx); err != nil {
+		return nil, rpcError(ctx, err)
+	} else if native {
+		ours, err := s.written(in.CheckpointPath)
+		if err != nil {
+			return nil, rpcError(ctx, fmt.Errorf("checkpoint_path: %w", err))
+		}
+		if !ours {
+			answer, err := s.runtime.RestorePod(ctx, in)
+			if !s.lost(err) {
+				return answer, err
+			}
+		}
+	}
 	m, handler, err := s.checkRestoreRequest(ctx, in)
 	if err != nil {
 		return nil, rpcError(ctx, err)

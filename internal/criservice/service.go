@@ -1,7 +1,7 @@
 // Package criservice implements CheckpointPod and RestorePod of the CRI
 // (k8s.io/cri-api v0.37, RuntimeService) beside a container runtime that does
-// not have them yet. Everything that the runtime does have, it asks of the
-// runtime: the service keeps no containers of its own.
+// not have them yet; one that has them is used itself. Everything that the runtime
+// does have, it asks of the runtime: the service keeps no containers of its own.
 package criservice
 
 import (
@@ -60,7 +60,9 @@ type Config struct {
 	Memory pages.Policy
 	// Handlers are the runtime handlers that restore checkpoints, by the engine's name.
 	Handlers map[string]string
-	Log      *slog.Logger
+	// Native knows whether Runtime implements the calls itself; nil: it is not asked.
+	Native *Native
+	Log    *slog.Logger
 }
 
 // Service serves CheckpointPod, RestorePod and Version.
@@ -73,6 +75,7 @@ type Service struct {
 	room     Room
 	memory   pages.Policy
 	handlers map[string]string
+	native   *Native
 	log      *slog.Logger
 
 	mu   sync.Mutex
@@ -85,7 +88,7 @@ var _ runtimeapi.RuntimeServiceServer = (*Service)(nil)
 func New(c Config) *Service {
 	return &Service{
 		runtime: c.Runtime, engines: c.Engines, tickets: c.Tickets, host: c.Host, room: c.Room, memory: c.Memory,
-		handlers: c.Handlers, log: c.Log, busy: map[string]bool{},
+		handlers: c.Handlers, native: c.Native, log: c.Log, busy: map[string]bool{},
 	}
 }
 
