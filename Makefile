@@ -22,7 +22,7 @@ include test/bench/bench.mk
 include test/matrix/matrix.mk
 -include internal/contents/contents.mk
 
-.PHONY: help programs up install-stasis test lint test-unit test-control test-cri test-install test-e2e
+.PHONY: help programs up install-stasis test lint test-unit test-control test-cri conformance test-install test-e2e
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ test-install: cluster-programs programs images images-e2e ## installing, its par
 
 test-cri: cluster-programs bin/checkpointctl image-files ## the CRI layer on a node without Kubernetes
 	go test -count=1 -timeout 15m ./test/cri
+
+conformance: ## CheckpointPod and RestorePod of any container runtime; ENDPOINT=/run/containerd/containerd.sock (docs/conformance.md)
+	go test -count=1 -v ./test/cri/conformance -args -endpoint '$(ENDPOINT)' $(CONFORMANCE)
 
 test-e2e: cluster-programs programs images images-e2e bin/docker-registry bin/versitygw ## everything, on a cluster of two nodes
 	go test -count=1 -timeout 30m ./test/e2e

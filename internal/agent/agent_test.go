@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -130,6 +131,7 @@ func (f *fakeRuntime) ListContainers(context.Context, *runtimeapi.ListContainers
 type fakeCRI struct {
 	mu       sync.Mutex
 	requests []*runtimeapi.CheckpointPodRequest
+	format   []string // that the last one asks for
 	// before is called first; its error ends the call.
 	before func(ctx context.Context, in *runtimeapi.CheckpointPodRequest) error
 	// names are the containers that the manifest lists; by default those asked for.
@@ -139,6 +141,9 @@ type fakeCRI struct {
 func (f *fakeCRI) CheckpointPod(ctx context.Context, in *runtimeapi.CheckpointPodRequest, _ ...grpc.CallOption) (*runtimeapi.CheckpointPodResponse, error) {
 	f.mu.Lock()
 	f.requests = append(f.requests, in)
+	if out, said := metadata.FromOutgoingContext(ctx); said {
+		f.format = out.Get("podstasis-format")
+	}
 	f.mu.Unlock()
 	if _, ok := ctx.Deadline(); !ok {
 		return nil, status.Error(codes.InvalidArgument, "no deadline")
@@ -422,6 +427,10 @@ func TestACheckpointEndsReadyAndSaysEverythingAboutItself(t *testing.T) {
 	}
 	if !slices.Contains(pcp.Finalizers, v1alpha1.FinalizerData) {
 		t.Error("the finalizer that keeps the object until its data are gone is missing")
+	}
+	// C2: what kubelets restore is not of a runtime's own format.
+	if !slices.Equal(h.cri.format, []string{"stasis"}) {
+		t.Errorf("asked the CRI for the format %q", h.cri.format)
 	}
 	if ids := h.cri.requests[0].ContainerIds; !slices.Equal(ids, []string{"id-proxy", "id-a", "id-b"}) {
 		t.Errorf("asked the CRI for %v", ids)

@@ -39,6 +39,8 @@ var rules = []struct {
 		"an engine knows sandboxes, not Pods"},
 	{"internal/criservice", []string{"k8s.io/client-go", "k8s.io/api/", "sigs.k8s.io/controller-runtime", module + "api", module + "internal/agent"},
 		"the CRI layer works without Kubernetes"},
+	{"test/cri/conformance", []string{module},
+		"it tests any container runtime, by the CRI alone"},
 	{"internal/restoring", []string{"k8s.io", "sigs.k8s.io", module + "api", module + "internal/agent"},
 		"the CRI layer works without Kubernetes"},
 	{"internal/store/backend/...", append([]string{"k8s.io", "sigs.k8s.io", module + "api"}, nodeSide...),

@@ -31,7 +31,10 @@ import (
 // theNode is the one that all tests share.
 var theNode *node
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	becomeARuntime()
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) (code int) {
 	n, err := newNode()
