@@ -56,15 +56,18 @@ build() {
 		self=\$(readlink -f "\$0")
 		prefix=\${self%/bin/*}
 		export CRIU_LIBS_DIR="\$prefix/lib/plugins"
-		# Where CRIU looks for .criu/default.conf (criu(8)), whoever starts it.
-		export HOME="\$prefix/etc"
+		# Where CRIU looks for .criu/default.conf (criu(8)), whoever starts it. Stasis
+		# adds to that file for one capture.
+		export HOME="\${STASIS_CRIU_HOME:-\$prefix/etc}"
 		# A write past the limit of file sizes then fails instead of ending CRIU: that
 		# is how Stasis has it give up in good order.
 		trap '' XFSZ
 		# Stasis sets this to restore a container whose Pod's System V shared memory is there.
 		preload=\${STASIS_JOIN_SHM:+\$prefix/lib/stasis-joinshm.so}
-		# And this to capture processes without their memory.
-		preload=\${STASIS_NO_PAGES:+\$prefix/lib/stasis-nopages.so}\$preload
+		# This to capture processes without their memory.
+		preload=\$preload\${STASIS_NO_PAGES:+:\$prefix/lib/stasis-nopages.so}
+		# And this to have it wait until the Pod stands still.
+		preload=\$preload\${STASIS_AHEAD:+:\$prefix/lib/stasis-ahead.so}
 		exec "\$prefix/lib/$linker" --inhibit-cache --library-path "\$prefix/lib" \${preload:+--preload "\$preload"} --argv0 criu "\$prefix/libexec/criu" "\$@"
 	EOF
 	chmod 0755 "$tree/bin/criu"

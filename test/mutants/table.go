@@ -50,16 +50,33 @@ var mutants = []mutant{
 		`e.host.Do(func() error { return f.stop(ctx) })`, `e.host.Do(func() error { _ = f; return ctx.Err() })`,
 		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
 	{"containers frozen and captured one by one", "internal/engine/criu/checkpoint.go",
-		`	out, err := e.runtimeCapturingWith(ctx, env, w.sandbox.ID, t.Runtime, append(args, t.ID)...)`,
-		`	if _, err := e.runtime(ctx, t.Runtime, "resume", t.ID); err != nil {
-		return err
-	}
-	time.Sleep(time.Duration(1+t.Name[0]%2) * 50 * time.Millisecond)
-	if _, err := e.runtime(ctx, t.Runtime, "pause", t.ID); err != nil {
-		return err
-	}
-	out, err := e.runtimeCapturingWith(ctx, env, w.sandbox.ID, t.Runtime, append(args, t.ID)...)`,
+		`		jobs = append(jobs, func() error { return a.capture(inner) })`,
+		`		jobs = append(jobs, func() error {
+			if _, err := e.runtime(ctx, a.Runtime, "resume", a.ID); err != nil {
+				return err
+			}
+			time.Sleep(time.Duration(1+a.Name[0]%2) * 50 * time.Millisecond)
+			if _, err := e.runtime(ctx, a.Runtime, "pause", a.ID); err != nil {
+				return err
+			}
+			return a.capture(inner)
+		})`,
 		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
+	{"CRIU started while the Pod stands still", "internal/engine/criu/ahead.go",
+		`	if prefix == "" || w.late`, `	if prefix != "" || w.late`,
+		node, "test/cri", "TestNoProgramIsStartedWhileAPodStandsStill"},
+	{"a CRIU that goes on when its starter is gone", "internal/engine/criu/ahead/ahead.c",
+		`	return n == 1;`, `	return n <= 1;`,
+		unit, "internal/engine/criu", "TestACRIUWhoseStarterIsKilledEndsByItself"},
+	{"a CRIU that did not wait taken for one that does", "internal/engine/criu/ahead.go",
+		`			err = fmt.Errorf("%w: it captured container %s while that ran", errNotAhead, t.Name)`, `			return a, nil`,
+		unit, "internal/engine/criu", "TestACRIUThatDoesNotWaitOrFailsBeforeTheFreezeIsToldFromOneThatWaits"},
+	{"tar started for every file system in memory", "internal/engine/criu/ahead/ahead.c",
+		`	while (held && same < words &&`, `	while (held < 0 && same < words &&`,
+		unit, "internal/engine/criu", "TestSmallFileSystemsAreArchivedWithoutTarAsTarDoesIt"},
+	{"tracked connections left out", "internal/engine/criu/ahead/ahead.c",
+		`	return n == 2 && text[0] == '0' && text[1] == '\n';`, `	return n > 0;`,
+		unit, "internal/engine/criu", "TestTheKernelIsAskedForTrackedConnectionsOnlyWhereThereAreSome"},
 	{"memory read from processes that run", "internal/engine/criu/cow/memory.go",
 		`	mem, err := openMemory(child)`, `	mem, err := openMemory(os.Getpid())`,
 		unit, "internal/engine/criu/cow", "TestMemoryIsCapturedAsItWasInOneMomentWhileItsProcessGoesOn"},

@@ -102,6 +102,7 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 			clock.done = nil
 			continue
 		}
+		w.late = w.late || errors.Is(err, errNotAhead)
 		if !passing(err) || attempt == captureAttempts {
 			return nil, err
 		}
@@ -142,10 +143,6 @@ func (e *Engine) captureOnce(ctx context.Context, w window, m *checkpoint.Manife
 	if err := e.layOut(w); err != nil {
 		return err
 	}
-	if err := awaitStrays(ctx, w.sandbox.Containers); err != nil {
-		return err
-	}
-	clock.end("prepare")
 	if w.plan.mode == CaptureCOW {
 		if w.helper, err = e.startHelper(ctx); err != nil {
 			return err
@@ -156,8 +153,22 @@ func (e *Engine) captureOnce(ctx context.Context, w window, m *checkpoint.Manife
 				err = errors.Join(err, wrap(e.cleanCOW(), "collect what is left of a capture"))
 			}
 		}()
+		if err := e.prepareFork(w); err != nil {
+			return err
+		}
 	}
+	if w.ahead, err = e.startAhead(ctx, w); err != nil {
+		return err
+	}
+	defer leaveAhead(w.ahead)
+	if err := awaitStrays(ctx, w.sandbox.Containers); err != nil {
+		return err
+	}
+	clock.end("prepare")
 	if err := e.capture(ctx, w, m, clock); err != nil {
+		return err
+	}
+	if err := firstCauses(each(w.ahead, (*waiting).finish)); err != nil {
 		return err
 	}
 	if err := e.unstage(ctx, w); err != nil {
@@ -182,7 +193,7 @@ var errEnding = errors.New("a process was ending")
 func passing(err error) bool {
 	var late *lateStrays
 	var between *spawning
-	return errors.As(err, &late) || errors.As(err, &between) || errors.Is(err, ErrTorn) || errors.Is(err, errCOW) || errors.Is(err, errEnding)
+	return errors.As(err, &late) || errors.As(err, &between) || errors.Is(err, ErrTorn) || errors.Is(err, errCOW) || errors.Is(err, errEnding) || errors.Is(err, errNotAhead)
 }
 
 // checkCut looks at what has been captured: is it of one moment?
@@ -208,6 +219,8 @@ type window struct {
 	trees   []*tree
 	plan    plan
 	helper  *helper // with CaptureCOW
+	ahead   []*waiting
+	late    bool // CRIU is started when the Pod stands still
 }
 
 // prepare does everything that can be done while the Pod runs.
@@ -340,6 +353,11 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 		if w.helper != nil && err != nil {
 			w.helper.leave() // it may hold processes
 		}
+		if err != nil {
+			for _, a := range w.ahead {
+				a.callOff()
+			}
+		}
 		err = errors.Join(err, e.letGo(context.WithoutCancel(ctx), entry, err != nil))
 		m.FreezeDuration = time.Since(began)
 		if w.helper != nil && err == nil {
@@ -363,17 +381,14 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 	m.CutTime = time.Now().UTC()
 	clock.end("freeze")
 	e.tell(w, engine.Stage{Name: engine.StageCapturing})
-	if err := lookForLate(w.sandbox.Containers); err != nil {
-		return err
-	}
-	if err := lookForSpawning(w.sandbox.Containers); err != nil {
+	if err := e.lookAtStanding(entry, w.sandbox.Containers); err != nil {
 		return err
 	}
 	if capturing, err = e.captureFrozen(ctx, w); err != nil {
 		// An exec that was under way when its container froze can get there during
 		// the capture: then that is what CRIU stumbled on.
 		var late *lateStrays
-		if ctx.Err() == nil && errors.As(lookForLate(w.sandbox.Containers), &late) {
+		if ctx.Err() == nil && errors.As(e.lookAtStanding(entry, w.sandbox.Containers), &late) {
 			return late
 		}
 		return err
@@ -386,6 +401,18 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 		clock.end("fork")
 	}
 	return nil
+}
+
+// lookAtStanding looks for processes that came to stand still where they cannot be captured.
+func (e *Engine) lookAtStanding(entry frozen, containers []engine.Container) error {
+	pids, err := e.standing(entry, containers)
+	if err != nil {
+		return err
+	}
+	if err := lookForLate(containers, pids); err != nil {
+		return err
+	}
+	return lookForSpawning(containers, pids)
 }
 
 // tell says how far a freeze window is, to whoever wants to know.
@@ -501,8 +528,13 @@ func (e *Engine) freeze(ctx context.Context, entry frozen, targets []target) err
 func (e *Engine) captureFrozen(ctx context.Context, w window) (going <-chan error, err error) {
 	inner, cancel := context.WithCancelCause(ctx)
 	var jobs []func() error
-	for _, t := range w.targets {
-		jobs = append(jobs, func() error { return e.dump(inner, w, t) })
+	for _, a := range w.ahead {
+		jobs = append(jobs, func() error { return a.capture(inner) })
+	}
+	if len(w.ahead) == 0 {
+		for _, t := range w.targets {
+			jobs = append(jobs, func() error { return e.dump(inner, w, t) })
+		}
 	}
 	for _, t := range w.trees {
 		jobs = append(jobs, func() error { return e.takeTree(inner, t) })
@@ -554,9 +586,8 @@ func firstCauses(err error) error {
 	return errors.Join(causes...)
 }
 
-// dump lets CRIU write a frozen container's processes.
-func (e *Engine) dump(ctx context.Context, w window, t target) error {
-	var env []string
+// dump lets CRIU write a frozen container's processes. env is added to its environment.
+func (e *Engine) dump(ctx context.Context, w window, t target, env ...string) error {
 	if w.helper != nil {
 		env = append(env, noPagesEnv+"=1")
 	}

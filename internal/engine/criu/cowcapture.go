@@ -34,6 +34,8 @@ type helper struct {
 	process  *hostns.Process
 	messages chan cow.Message
 	once     sync.Once
+	// request is what it is asked for, as a line.
+	request []byte
 	// ran is when all processes ran again.
 	ran time.Time
 }
@@ -108,9 +110,8 @@ func (h *helper) hear(ctx context.Context) (cow.Message, error) {
 	}
 }
 
-// fork lets all containers of a frozen sandbox go and has their processes fork. When it
-// returns without error they run.
-func (e *Engine) fork(ctx context.Context, w window) error {
+// prepareFork settles what the helper will be asked for.
+func (e *Engine) prepareFork(w window) error {
 	r := cow.Request{Sandbox: w.sandbox.ID, Limits: w.plan.limits, Record: filepath.Join(e.runDir, cowDir, w.sandbox.ID+".json")}
 	err := e.host.Do(func() error {
 		if err := os.MkdirAll(filepath.Dir(r.Record), 0o700); err != nil {
@@ -131,10 +132,14 @@ func (e *Engine) fork(ctx context.Context, w window) error {
 		return fmt.Errorf("%w: %w", errCOW, err)
 	}
 	line, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	if _, err := w.helper.in.Write(append(line, '\n')); err != nil {
+	w.helper.request = append(line, '\n')
+	return err
+}
+
+// fork lets all containers of a frozen sandbox go and has their processes fork. When it
+// returns without error they run.
+func (e *Engine) fork(ctx context.Context, w window) error {
+	if _, err := w.helper.in.Write(w.helper.request); err != nil {
 		return fmt.Errorf("%w: ask the helper: %w", errCOW, err)
 	}
 	m, err := w.helper.hear(ctx)

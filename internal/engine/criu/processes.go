@@ -81,6 +81,11 @@ func strays(containers []engine.Container) ([]stray, error) {
 	if err != nil {
 		return nil, err
 	}
+	return straysAmong(containers, pids)
+}
+
+// straysAmong looks among processes of the containers.
+func straysAmong(containers []engine.Container, pids [][]int) ([]stray, error) {
 	var found []stray
 	for i, c := range containers {
 		parents := map[int]int{}
@@ -224,9 +229,29 @@ func (e *lateStrays) Error() string {
 
 func (e *lateStrays) Unwrap() error { return engine.ErrUnsupported }
 
+// standing lists the processes of each container of a freeze, in the containers' order. The
+// Pod stands still meanwhile, so where their cgroups are known nobody else's are looked at.
+func (e *Engine) standing(entry frozen, containers []engine.Container) ([][]int, error) {
+	pids := make([][]int, len(containers))
+	for i, c := range entry.Containers {
+		f, ok := c.freezer()
+		if !ok {
+			return processesOf(containers)
+		}
+		err := e.host.Do(func() (err error) {
+			pids[i], err = f.processes()
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("container %s: list its processes: %w", containers[i].Name, err)
+		}
+	}
+	return pids, nil
+}
+
 // lookForLate looks again, while the containers are frozen.
-func lookForLate(containers []engine.Container) error {
-	found, err := strays(containers)
+func lookForLate(containers []engine.Container, pids [][]int) error {
+	found, err := straysAmong(containers, pids)
 	if err != nil {
 		return err
 	}

@@ -32,11 +32,7 @@ const kcmpVM = 1 // KCMP_VM (kcmp(2))
 
 // lookForSpawning looks for processes that still have their parent's memory. It is for
 // containers that are frozen.
-func lookForSpawning(containers []engine.Container) error {
-	pids, err := processesOf(containers)
-	if err != nil {
-		return err
-	}
+func lookForSpawning(containers []engine.Container, pids [][]int) error {
 	for i, c := range containers {
 		for _, pid := range pids[i] {
 			parent, err := parentOf(pid)

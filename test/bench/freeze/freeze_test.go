@@ -104,7 +104,9 @@ func TestShapesAreReadAsTheyAreWritten(t *testing.T) {
 func TestAWindowIsTakenApartByWhatCRIULogged(t *testing.T) {
 	parts, all := sectionsOf(strings.Join([]string{
 		"(00.000000) Version: 4.2.1",
-		"(00.010000) Dumping processes (pid: 7 comm: a)",
+		"(00.003000) Dumping processes (pid: 7 comm: a)",
+		"(00.004000) freezing cgroup /sys/fs/cgroup/freezer/a: 100 x 100ms attempts, timeout: 10s",
+		"(00.014000) freezer.state=FROZEN",
 		"(00.015000) Collecting mappings (pid: 7)",
 		"  a line without a time",
 		"(00.030000) Collecting fds (pid: 7)",
@@ -125,7 +127,8 @@ func TestAWindowIsTakenApartByWhatCRIULogged(t *testing.T) {
 	if sum != all {
 		t.Errorf("the parts are %s, all is %s", sum, all)
 	}
-	if got["CRIU: list mappings (smaps)"] != 25*time.Millisecond || got["CRIU: memory"] != 100*time.Millisecond {
+	if got[atStart] != 4*time.Millisecond || got[waits] != 10*time.Millisecond ||
+		got["CRIU: list mappings (smaps)"] != 25*time.Millisecond || got["CRIU: memory"] != 100*time.Millisecond {
 		t.Errorf("%v", got)
 	}
 }

@@ -1,0 +1,126 @@
+package cri_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// spiedOn puts scripts in place of programs of the node that write down that they were
+// started, and by which capture.
+func (n *node) spiedOn(t *testing.T, programs ...string) (started func() string) {
+	t.Helper()
+	list := filepath.Join(n.directory(t), "started")
+	must(t, n.host.Do(func() error {
+		for _, program := range programs {
+			spy := "/opt/stasis/bin/" + program // CRIU looks here first
+			script := fmt.Sprintf("#!/bin/sh\necho %s $STASIS_CAPTURE >>%s\nexec /usr/bin/%s \"$@\"\n", program, list, program)
+			if err := os.WriteFile(spy, []byte(script), 0o755); err != nil {
+				return err
+			}
+			t.Cleanup(func() { n.host.Do(func() error { return os.Remove(spy) }) })
+		}
+		return nil
+	}))
+	return func() string {
+		data, err := os.ReadFile(n.host.Path(list))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+}
+
+func TestNoProgramIsStartedWhileAPodStandsStill(t *testing.T) {
+	p := theNode.run(t, "", container("a", counting), container("b", counting))
+	p.numbers(t, "a", 5)
+	p.exec(t, "a", "ln -s /nowhere /dev/link; mkdir -p /dev/deep/er; echo kept >/dev/deep/er/file; mknod /dev/mine c 1 5 || true")
+	started := theNode.spiedOn(t, "tar", "gzip")
+	dir, m := p.checkpointWith(t, map[string]string{"capture": "cow"}) // its images are written where they stay
+	if list := started(); list != "" {
+		t.Errorf("the capture of %s started\n%s", p.sandbox, list)
+	}
+	for _, name := range []string{"a", "b"} {
+		// The last that runc writes before it starts CRIU.
+		info, err := os.Stat(theNode.host.Path(filepath.Join(dir, "containers", name, "criu", "descriptors.json")))
+		must(t, err)
+		if !info.ModTime().Before(m.CutTime) {
+			t.Errorf("container %s: CRIU was started %v after the freeze", name, info.ModTime().Sub(m.CutTime))
+		}
+	}
+	restored := theNode.restore(t, dir, p.configs...)
+	restored.goesOn(t, "b")
+	const look = "cat /dev/deep/er/file; readlink /dev/link; ls -l /dev | grep -Ev 'shm|pts|mqueue'" // but for what is mounted there
+	if got, want := restored.exec(t, "a", look), p.exec(t, "a", look); got != want || !strings.HasPrefix(got, "kept\n/nowhere\n") {
+		t.Errorf("restored it has\n%s\nand the source\n%s", got, want)
+	}
+}
+
+// What is held has not touched a process, and whoever holds it may go.
+func TestACaptureThatIsCalledOffBeforeTheFreezeLeavesNoTrace(t *testing.T) {
+	p := theNode.run(t, "", container("a", counting))
+	p.numbers(t, "a", 5)
+	dir := theNode.directory(t)
+	socket := filepath.Join(dir, "gate")
+	var listener net.Listener
+	must(t, theNode.host.Do(func() (err error) {
+		listener, err = net.Listen("unix", socket)
+		return err
+	}))
+	defer listener.Close()
+	ended := make(chan error, 1)
+	cmd := exec.Command(theNode.root+"/bin/devcluster", "--state", theNode.state, "exec", "node-1", "--", "env",
+		"PATH=/opt/stasis/bin:/usr/local/bin:/usr/bin:/bin", "STASIS_AHEAD="+socket, "runc", "--root", "/run/containerd/runc/k8s.io",
+		"checkpoint", "--leave-running", "--image-path", dir+"/images", "--work-path", dir+"/work", p.containers["a"])
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	must(t, cmd.Start())
+	go func() { ended <- cmd.Wait() }()
+	conn, err := listener.Accept()
+	must(t, err)
+	must(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
+	said := make([]byte, len("held\n"))
+	if _, err := conn.Read(said); err != nil || string(said) != "held\n" {
+		t.Errorf("it said %q: %v", said, err)
+	}
+	untouched := func(when string) {
+		t.Helper()
+		if theNode.frozen(t, p) {
+			t.Errorf("%s the Pod is frozen", when)
+		}
+		for _, pid := range p.processes(t) {
+			status, err := os.ReadFile("/proc/" + pid + "/status")
+			if err == nil && !strings.Contains(string(status), "TracerPid:\t0\n") {
+				t.Errorf("%s a process is traced:\n%s", when, status)
+			}
+		}
+	}
+	untouched("while CRIU waits")
+	p.goesOn(t, "a")
+	must(t, conn.Close())
+	select {
+	case err := <-ended:
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			t.Errorf("it ended with %v: %s", err, output.Bytes())
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("it waits still")
+		cmd.Process.Kill()
+	}
+	untouched("after that")
+	if s := p.state(t, "a"); s != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("container a is %v", s)
+	}
+	p.goesOn(t, "a")
+	p.checkpoint(t)
+}
