@@ -106,6 +106,11 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 		if !passing(err) || attempt == captureAttempts {
 			return nil, err
 		}
+		if errors.Is(err, errEnding) {
+			if err := lookForLeaderless(s.Containers); err != nil {
+				return nil, err
+			}
+		}
 		e.log.InfoContext(ctx, "a capture came to nothing, trying again", "sandbox", s.ID, "because", err)
 		clock.done = nil
 	}

@@ -26,12 +26,21 @@ func Supported() error {
 	return s.close()
 }
 
+// errLeader says that the first thread of a process has ended and others have not, and
+// leaderPatience how long that may last.
+var errLeader = fmt.Errorf("%w: its first thread has ended", ErrUnfit)
+
+const leaderPatience = time.Second
+
 // Examine looks, while a process runs, for what keeps its memory from being captured this
 // way (ErrUnfit). It returns how much of it is kept from children.
 func Examine(pid int) (kept int64, err error) {
-	// One that is executing another program, or ending, has no memory for a moment.
-	for range 20 {
-		if kept, err = examine(pid); !errors.Is(err, errNoVDSO) {
+	// One that is executing another program, or ending, has no memory for a moment; or none
+	// but threads that are about to end.
+	for began, looks := time.Now(), 0; ; looks++ {
+		kept, err = examine(pid)
+		if !errors.Is(err, errNoVDSO) && !errors.Is(err, errLeader) ||
+			errors.Is(err, errNoVDSO) && looks >= 20 || errors.Is(err, errLeader) && time.Since(began) > leaderPatience {
 			break
 		}
 		time.Sleep(2 * time.Millisecond)
@@ -49,7 +58,7 @@ func examine(pid int) (kept int64, err error) {
 	}
 	if s.state == 'Z' {
 		if threads, err := threadsOf(pid); err == nil && len(threads) > 1 {
-			return 0, fmt.Errorf("%w: its first thread has ended", ErrUnfit)
+			return 0, errLeader
 		}
 		return 0, nil
 	}
