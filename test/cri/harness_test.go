@@ -31,8 +31,9 @@ type pod struct {
 	containers map[string]string // name to ID
 }
 
-// cgroupsOfPods is where they have theirs, and podNames whose there are.
-const cgroupsOfPods = "/k8s.io/"
+// cgroupsOfPods is what the names of theirs begin with, of this run alone, and podNames
+// whose there are.
+var cgroupsOfPods = fmt.Sprintf("/k8s.io/%d-", os.Getpid())
 
 var podNames = map[string]bool{}
 
