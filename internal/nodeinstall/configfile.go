@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 
@@ -48,16 +49,17 @@ func importPattern(mainPath string) string {
 }
 
 // withHandlers returns the files as they have to be for containerd to know our
-// handlers. major is containerd's major version. All other bytes of the main file
-// stay as they are, and withoutHandlers takes out exactly what was put in.
-func withHandlers(now configFiles, mainPath string, major int, ours handlers) (configFiles, error) {
+// handlers. major is containerd's major version, running are the handlers that it runs
+// with. All other bytes of the main file stay as they are, and withoutHandlers takes out
+// exactly what was put in.
+func withHandlers(now configFiles, mainPath string, major int, running, ours handlers) (configFiles, error) {
 	clean := withoutHandlers(now, mainPath)
 	head, err := readHead(clean.main)
 	if err != nil {
 		return configFiles{}, fmt.Errorf("read %s: %w", mainPath, err)
 	}
 	if major < 2 {
-		return withBlock(clean, mainPath, head, ours)
+		return withBlock(clean, mainPath, head, running, ours)
 	}
 	version, plugin := 3, pluginV3
 	if head.Version == 2 {
@@ -81,12 +83,24 @@ func withHandlers(now configFiles, mainPath string, major int, ours handlers) (c
 }
 
 // withBlock is for containerd 1.x, where a plugin's section in an imported file
-// replaces the whole section of the main file: our tables go into the main file.
-func withBlock(clean configFiles, mainPath string, head configHead, ours handlers) (configFiles, error) {
+// replaces the whole section of the main file: our tables go into the main file. Where
+// that names no handler containerd runs with its own, and would not any more: they are
+// named then.
+func withBlock(clean configFiles, mainPath string, head configHead, running, ours handlers) (configFiles, error) {
 	if head.Version != 2 && clean.main != nil {
 		return configFiles{}, fmt.Errorf("%s is of version %d: migrate it first (containerd config migrate)", mainPath, max(head.Version, 1))
 	}
-	tables, err := ours.tables(pluginV2 + ".containerd.runtimes")
+	named, err := namedHandlers(clean.main)
+	if err != nil {
+		return configFiles{}, fmt.Errorf("read %s: %w", mainPath, err)
+	}
+	all := maps.Clone(ours)
+	for name, h := range running {
+		if !named && !slices.Contains(ourNames, name) {
+			all[name] = h
+		}
+	}
+	tables, err := all.tables(pluginV2 + ".containerd.runtimes")
 	if err != nil {
 		return configFiles{}, err
 	}
@@ -95,6 +109,19 @@ func withBlock(clean configFiles, mainPath string, head configHead, ours handler
 		main = []byte(createdBy + "version = 2\n")
 	}
 	return configFiles{main: concat(main, []byte(beginBlock), tables, []byte(endBlock))}, nil
+}
+
+// namedHandlers says whether a main file of version 2 names runtime handlers.
+func namedHandlers(main []byte) (bool, error) {
+	var file struct {
+		Plugins map[string]struct {
+			Containerd struct {
+				Runtimes map[string]any `toml:"runtimes"`
+			} `toml:"containerd"`
+		} `toml:"plugins"`
+	}
+	err := toml.Unmarshal(main, &file)
+	return len(file.Plugins["io.containerd.grpc.v1.cri"].Containerd.Runtimes) > 0, err
 }
 
 // withoutHandlers returns the files without what withHandlers puts there.

@@ -74,7 +74,7 @@ type handler struct {
 // effective is the part of containerd's running configuration that matters here.
 type effective struct {
 	defaultName string
-	handlers    map[string]handler
+	handlers    handlers
 }
 
 // parseEffective reads the "config" that the CRI's verbose Status gives.

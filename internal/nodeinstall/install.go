@@ -117,7 +117,7 @@ func (i *Installer) Install(ctx context.Context) error {
 		return err
 	}
 	return i.configure(ctx, p, h, now, func(files configFiles, mainPath string) (configFiles, error) {
-		return withHandlers(files, mainPath, major, want)
+		return withHandlers(files, mainPath, major, now.handlers, want)
 	}, func(e effective) error {
 		for _, name := range ourNames {
 			has, ok := e.handlers[name]
@@ -342,7 +342,7 @@ func difference(path string, a, b any) string {
 	for _, key := range slices.Compact(keys) {
 		a, hasA := x[key]
 		b, hasB := y[key]
-		// A table with nothing in it says nothing.
+		// A table with nothing in it says nothing, nor does an empty setting.
 		if !hasA {
 			a = emptyLike(b)
 		}
@@ -359,6 +359,10 @@ func difference(path string, a, b any) string {
 func emptyLike(value any) any {
 	if _, table := value.(map[string]any); table {
 		return map[string]any{}
+	}
+	switch value {
+	case "", false, int64(0):
+		return value
 	}
 	return nil
 }

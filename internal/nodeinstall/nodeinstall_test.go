@@ -95,6 +95,9 @@ func (n *node) merged() map[string]any {
 			plugins, _ := file["plugins"].(map[string]any)
 			for name, section := range plugins {
 				merged, _ := n.defaults()["plugins"].(map[string]any)
+				if named := handlersOf(map[string]any{"plugins": map[string]any{name: section}}); len(named) > 0 {
+					clear(handlersIn(merged[name])) // its own are no more
+				}
 				merge(merged, map[string]any{name: section})
 				out["plugins"].(map[string]any)[name] = merged[name]
 			}
@@ -136,15 +139,19 @@ func merge(to, from map[string]any) {
 	}
 }
 
+func handlersIn(plugin any) map[string]any {
+	section, _ := plugin.(map[string]any)
+	containerd, _ := section["containerd"].(map[string]any)
+	runtimes, _ := containerd["runtimes"].(map[string]any)
+	return runtimes
+}
+
 // handlers are the runtime handlers of a configuration.
 func handlersOf(config map[string]any) map[string]any {
 	found := map[string]any{}
 	for _, name := range []string{"io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"} {
 		plugins, _ := config["plugins"].(map[string]any)
-		plugin, _ := plugins[name].(map[string]any)
-		containerd, _ := plugin["containerd"].(map[string]any)
-		runtimes, _ := containerd["runtimes"].(map[string]any)
-		for handler, value := range runtimes {
+		for handler, value := range handlersIn(plugins[name]) {
 			found[handler] = value
 		}
 	}
@@ -607,7 +614,7 @@ func FuzzAddingAndTakingOutTheImportLeavesTheFileAsItWas(f *testing.F) {
 			t.Skip("it holds our marks already")
 		}
 		for _, major := range []int{1, 2} {
-			after, err := withHandlers(before, path, major, h)
+			after, err := withHandlers(before, path, major, nil, h)
 			if err != nil {
 				continue
 			}
@@ -616,7 +623,7 @@ func FuzzAddingAndTakingOutTheImportLeavesTheFileAsItWas(f *testing.F) {
 			} else if major == 2 && !head.imports(path) {
 				t.Fatalf("the drop-in is not imported:\n%s", after.main)
 			}
-			if again, err := withHandlers(after, path, major, h); err != nil || !again.equal(after) {
+			if again, err := withHandlers(after, path, major, nil, h); err != nil || !again.equal(after) {
 				t.Fatalf("done again it changes: %v\n%s", err, again.main)
 			}
 			if back := withoutHandlers(after, path); !back.equal(before) {

@@ -183,7 +183,7 @@ func (r row) run(ctx context.Context, pinned row) (done result) {
 	said := done.read(lines)
 	err = cmd.Wait()
 	if err != nil && len(done.failed) == 0 || done.passed+len(done.failed) != len(tests) {
-		done.err = errors.New(cmp.Or(lastLines(said), fmt.Sprint(err)))
+		done.err = errors.New(cmp.Or(ended(said), lastLines(said), fmt.Sprint(err)))
 	}
 	return done
 }
@@ -246,6 +246,16 @@ func firstLine(s string) string {
 		s = strings.ToValidUTF8(s[:most], "") + "…"
 	}
 	return s
+}
+
+// ended is what the tests' program says of why it could not begin.
+func ended(lines []string) string {
+	for _, l := range slices.Backward(lines) {
+		if why, ok := strings.CutPrefix(l, "e2e: "); ok {
+			return why
+		}
+	}
+	return ""
 }
 
 func lastLines(lines []string) string {

@@ -24,6 +24,9 @@ not JSON
 	if len(outside) != 2 || outside[1] != "not JSON" {
 		t.Errorf("outside of tests: %q", outside)
 	}
+	if got := ended([]string{"e2e: the agent: not there", "kubelet: more"}); got != "the agent: not there" {
+		t.Errorf("it ended with %q", got)
+	}
 	r.row = row{"v1.37.0", "v2.4.2", "v1.5.2", false, "forky"}
 	table := markdown([]result{r}, time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC))
 	if !strings.Contains(table, "Of 2026-01-02.") || !strings.Contains(table, `| 1.37.0 | 2.4.2 | runc 1.5.2 |  | 1 of 6 pass; TestA: it was \| refused; TestC: no message |`) {
