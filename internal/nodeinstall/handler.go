@@ -67,6 +67,7 @@ type handler struct {
 	CNIMaxConfNum                int            `json:"cniMaxConfNum" toml:"cni_max_conf_num,omitempty"`
 	Snapshotter                  string         `json:"snapshotter" toml:"snapshotter,omitempty"`
 	Sandboxer                    string         `json:"sandboxer" toml:"sandboxer,omitempty"`
+	SandboxMode                  string         `json:"sandboxMode" toml:"sandbox_mode,omitempty"` // of containerd 1.7
 	IOType                       string         `json:"io_type" toml:"io_type,omitempty"`
 	Options                      map[string]any `json:"options" toml:"-"`
 }

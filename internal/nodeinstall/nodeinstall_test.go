@@ -119,12 +119,12 @@ func (n *node) merged() map[string]any {
 
 // defaults is what containerd has built in.
 func (n *node) defaults() map[string]any {
-	plugin := "io.containerd.cri.v1.runtime"
+	plugin, runc := "io.containerd.cri.v1.runtime", map[string]any{"runtime_type": runcShim, "options": map[string]any{}}
 	if strings.HasPrefix(n.version, "v1.") {
-		plugin = "io.containerd.grpc.v1.cri"
+		plugin, runc["sandbox_mode"] = "io.containerd.grpc.v1.cri", "podsandbox"
 	}
 	return map[string]any{"plugins": map[string]any{plugin: map[string]any{"containerd": map[string]any{"runtimes": map[string]any{
-		"runc": map[string]any{"runtime_type": runcShim, "options": map[string]any{}}}}}}}
+		"runc": runc}}}}}
 }
 
 func merge(to, from map[string]any) {
@@ -223,6 +223,7 @@ func (n *node) Status(context.Context, *runtimeapi.StatusRequest, ...grpc.CallOp
 		}
 		h.Options, _ = value.(map[string]any)["options"].(map[string]any)
 		h.Sandboxer = "podsandbox"
+		h.SandboxMode, _ = value.(map[string]any)["sandbox_mode"].(string)
 		runtimes[name] = h
 	}
 	info, err := json.Marshal(map[string]any{"containerd": map[string]any{"defaultRuntimeName": "runc", "runtimes": runtimes}})
