@@ -52,6 +52,13 @@ func Run(t *testing.T, c Config) {
 	if c.Local == nil {
 		c.Local = func(path string) string { return path }
 	}
+	_, checkpointErr := c.Server.CheckpointPod(within(t), &runtimeapi.CheckpointPodRequest{})
+	_, restoreErr := c.Server.RestorePod(within(t), &runtimeapi.RestorePodRequest{})
+	for call, err := range map[string]error{"CheckpointPod": checkpointErr, "RestorePod": restoreErr} {
+		if code := status.Code(err); code == codes.Unimplemented || code == codes.Unavailable {
+			t.Fatalf("there is no %s to be tested: %v", call, err)
+		}
+	}
 	if c.Images != nil {
 		c.pull(t)
 	}
@@ -149,7 +156,7 @@ func (s *suite) restorePod(t *testing.T) {
 	source.counts(t, "a", 20)
 	must(t, s.checkpoint(t, source, all, source.ids()...))
 	must(t, s.checkpoint(t, source, one, source.containers["b"]))
-	before := tree(t, s.Local(all))
+	before, beforeOne := tree(t, s.Local(all)), tree(t, s.Local(one))
 
 	for name, spoil := range map[string]func(*runtimeapi.RestorePodRequest){
 		"a directory that is not there":       func(r *runtimeapi.RestorePodRequest) { r.CheckpointPath += "-no-such-directory" },
@@ -215,8 +222,8 @@ func (s *suite) restorePod(t *testing.T) {
 		source.goesOn(t, "a", "b", "c")
 	})
 	t.Run("restores a selection, and a checkpoint once more", func(t *testing.T) {
-		for _, in := range []*runtimeapi.RestorePodRequest{s.restoreRequest(one, "b"), s.restoreRequest(all, "a", "b", "c")} {
-			p := s.restore(t, in)
+		for range 2 {
+			p := s.restore(t, s.restoreRequest(one, "b"))
 			p.start(t)
 			p.goesOn(t, "b")
 			if first := p.counts(t, "b", 1)[0].number; first < 5 {
@@ -227,6 +234,9 @@ func (s *suite) restorePod(t *testing.T) {
 	t.Run("leaves the checkpoint as it was", func(t *testing.T) {
 		if after := tree(t, s.Local(all)); !maps.Equal(before, after) {
 			t.Errorf("it was %v and is %v", before, after)
+		}
+		if after := tree(t, s.Local(one)); !maps.Equal(beforeOne, after) {
+			t.Errorf("that of the selection was %v and is %v", beforeOne, after)
 		}
 	})
 }
