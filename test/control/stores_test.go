@@ -53,8 +53,8 @@ func cleanUp(t *testing.T, o client.Object) {
 }
 
 // barred puts a file where a store's directory is, until back is called. Both are done
-// in one step: the controller, which looks at any moment, never finds nothing there and
-// makes a store anew.
+// in one step: the controller, which looks at any moment, never finds nothing there, where
+// opening a store makes its directory.
 func barred(t *testing.T, s *checkpointv1alpha1.CheckpointStore) (back func()) {
 	t.Helper()
 	here := s.Spec.Directory.Path
