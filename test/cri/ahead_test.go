@@ -84,9 +84,14 @@ func TestACaptureThatIsCalledOffBeforeTheFreezeLeavesNoTrace(t *testing.T) {
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	must(t, cmd.Start())
-	go func() { ended <- cmd.Wait() }()
+	go func() {
+		ended <- cmd.Wait()
+		listener.Close() // if it never came
+	}()
 	conn, err := listener.Accept()
-	must(t, err)
+	if err != nil {
+		t.Fatalf("it did not wait: %v, %v: %s", err, <-ended, output.Bytes())
+	}
 	must(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
 	said := make([]byte, len("held\n"))
 	if _, err := conn.Read(said); err != nil || string(said) != "held\n" {
