@@ -357,6 +357,36 @@ func TestSmallFileSystemsAreArchivedWithoutTarAsTarDoesIt(t *testing.T) {
 	}
 }
 
+func TestAMountIsSeenWithoutWhatIsMountedInItAndNoDirectoryIsMadeForThat(t *testing.T) {
+	a := newAsIf(t)
+	outer := filepath.Join(a.dir, "outer")
+	inner := filepath.Join(outer, "inner")
+	for _, dir := range []string{outer, inner} {
+		err := os.Mkdir(dir, 0o700)
+		if err == nil {
+			err = unix.Mount("test", dir, "tmpfs", 0, "")
+		}
+		if err == nil {
+			t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+			err = os.WriteFile(filepath.Join(dir, "file-of-"+filepath.Base(dir)), nil, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for mount, want := range map[string]string{outer: "file-of-outer\ninner\n", inner: "file-of-inner\n"} {
+		out, err := a.run(t, true, "freezer", a.dir+"/freezer.state", "alone", mount)
+		lines := strings.SplitAfter(out, "\n")
+		slices.Sort(lines)
+		if got := strings.Join(lines, ""); err != nil || got != want {
+			t.Errorf("in %s there is %q, %v", mount, got, err)
+		}
+	}
+	if out, err := a.run(t, true, "alone", inner); err != nil || !strings.Contains(out, "a directory was made") {
+		t.Errorf("who was not held said %q, %v", out, err)
+	}
+}
+
 func TestTheKernelIsAskedForTrackedConnectionsOnlyWhereThereAreSome(t *testing.T) {
 	a := newAsIf(t)
 	asked := func() string {

@@ -9,9 +9,11 @@
  *   await FILE       waits until it is there
  *   answer           says over a socket, as to an OCI runtime, that the capture has succeeded
  *   connections      asks for tracked connections by a descriptor that is no socket any more
+ *   alone MOUNT      lists what is in it without what is mounted there
  *   tar DIRECTORY    becomes the tar that archives it
  *   exit CODE
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/netlink.h>
@@ -19,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -52,6 +55,25 @@ static int connections(void)
 	    header->nlmsg_seq != 24680 || *(int *)NLMSG_DATA(header) != 0)
 		return fail("answer");
 	puts("none");
+	return 0;
+}
+
+static int alone(const char *what)
+{
+	char name[] = "/tmp/cr-tmpfs.XXXXXX";
+	if (!mkdtemp(name))
+		return fail(name);
+	if (access(name, F_OK) == 0)
+		puts("a directory was made");
+	if (mount(what, name, NULL, MS_BIND, NULL) < 0)
+		return fail(what);
+	int fd = open(name, O_RDONLY | O_DIRECTORY);
+	if (fd < 0 || umount2(name, MNT_DETACH) < 0 || rmdir(name) < 0)
+		return fail(name);
+	DIR *directory = fdopendir(fd);
+	for (struct dirent *entry; directory && (entry = readdir(directory));)
+		if (entry->d_name[0] != '.')
+			puts(entry->d_name);
 	return 0;
 }
 
@@ -92,6 +114,10 @@ int main(int count, char **words)
 		} else if (strcmp(word, "await") == 0) {
 			while (access(of, F_OK) < 0)
 				usleep(1000);
+		} else if (strcmp(word, "alone") == 0) {
+			int code = alone(of);
+			if (code != 0)
+				return code;
 		} else if (strcmp(word, "exit") == 0) {
 			return atoi(of);
 		} else if (strcmp(word, "tar") == 0) {
