@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/netip"
 	"os"
@@ -145,6 +146,38 @@ func (b *bundle) rootfs() (dir string, readonly bool, err error) {
 		return root.Path, root.Readonly, nil
 	}
 	return filepath.Join(b.dir, root.Path), root.Readonly, nil
+}
+
+// masked are the container's masked paths, with an empty directory in the bundle to stand
+// for crun's where its images need that.
+func (b *bundle) masked(imageDir string) (criu.Masked, error) {
+	var m criu.Masked
+	var linux struct {
+		MaskedPaths []string `json:"maskedPaths"`
+	}
+	if err := b.field("linux", &linux); err != nil {
+		return m, err
+	}
+	byCrun, err := criu.MaskedByCrun(imageDir)
+	if err != nil {
+		return m, fmt.Errorf("look at the mounts of the checkpoint: %w", err)
+	}
+	if byCrun {
+		m.Empty = filepath.Join(b.dir, "stasis-empty")
+		if err := os.Mkdir(m.Empty, 0o555); err != nil && !errors.Is(err, fs.ErrExist) {
+			return m, fmt.Errorf("make a directory to mask others with: %w", err)
+		}
+	}
+	for _, path := range linux.MaskedPaths {
+		switch info, err := os.Stat(path); {
+		case err != nil || strings.ContainsAny(path, "]\n"): // not there, or of no such name
+		case !info.IsDir():
+			m.Files = append(m.Files, path)
+		case byCrun:
+			m.Directories = append(m.Directories, path)
+		}
+	}
+	return m, nil
 }
 
 type mount struct {

@@ -346,8 +346,11 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 	if err != nil {
 		return err
 	}
-	options := filepath.Join(c.Bundle, "stasis-criu.conf")
-	if err := criu.WriteRestoreConfig(options, from.FreezeHook, from.Lazy); err != nil {
+	options, config := filepath.Join(c.Bundle, "stasis-criu.conf"), criu.RestoreConfig{Hook: from.FreezeHook, Lazily: from.Lazy}
+	if config.Masked, err = b.masked(from.ImageDir); err != nil {
+		return err
+	}
+	if err := criu.WriteRestoreConfig(options, config); err != nil {
 		return err
 	}
 	b.useCRIUConfig(options)
@@ -371,9 +374,9 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		HoldDuring: from.HoldDuring, HoldAfter: from.HoldAfter, SysVIPC: from.SysVIPC,
 	})
 	if err == nil && from.Lazy {
-		// The container keeps the file for its lifetime, and the OCI runtime passes it on
-		// when it is checkpointed. To a dump the option means to serve pages itself.
-		if err = criu.WriteRestoreConfig(options, from.FreezeHook, false); err != nil {
+		// To a checkpoint the option means to serve pages itself.
+		config.Lazily = false
+		if err = criu.WriteRestoreConfig(options, config); err != nil {
 			err = errors.Join(err, c.passOnAs(ctx, "delete", "--force", c.ID))
 		}
 	}

@@ -13,10 +13,13 @@ func TestAPodOfCrunIsCapturedAndGoesOnUnderRunc(t *testing.T) {
 	n := theNode
 	configs := func() []*runtimeapi.ContainerConfig {
 		shared := n.sharedDirectory(t, "/s")
-		return []*runtimeapi.ContainerConfig{
+		all := []*runtimeapi.ContainerConfig{
 			container("a", `echo before > /s/file; echo layer > /layer; echo shm > /dev/shm/file; `+counting, shared),
 			container("b", `exec 3>>/s/log; i=0; while :; do for k in 1 2 3 4 5 6 7 8 9 10; do i=$((i+1)); echo $i >&3; done; echo $i; usleep 10000; done`, shared),
 		}
+		// As a kubelet has it; crun masks a directory by one of the host's.
+		all[0].Linux.SecurityContext.MaskedPaths = []string{"/proc/keys", "/proc/acpi", "/sys/firmware"}
+		return all
 	}
 	source := n.run(t, crunHandler, configs()...)
 	source.numbers(t, "a", 20)
@@ -36,6 +39,9 @@ func TestAPodOfCrunIsCapturedAndGoesOnUnderRunc(t *testing.T) {
 		if got := restored.exec(t, "a", "cat "+file); got != want {
 			t.Errorf("%s holds %q", file, got)
 		}
+	}
+	if got := restored.exec(t, "a", "ls -A /proc/acpi /sys/firmware | grep -v : | grep . ; wc -c < /proc/keys; touch /proc/acpi/x 2>&1 | grep -c Read-only"); got != "0\n1" {
+		t.Errorf("what is masked is %q", got)
 	}
 	if got := restored.exec(t, "a", "hostname"); got != restored.name {
 		t.Errorf("the restored Pod calls itself %q, not %q", got, restored.name)

@@ -1,10 +1,12 @@
 package criu
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,15 +56,70 @@ type RestoreRequest struct {
 // It names scripts that run as root: whoever may set it owns the node.
 const ConfigAnnotation = "org.criu.config"
 
-// WriteRestoreConfig writes the CRIU options of a restore that the OCI runtime's
-// command line lacks. hook is the program that CRIU calls at each stage; lazily says that
-// somebody else gives the processes their memory.
+// RestoreConfig is what CRIU is told of a restore for which the OCI runtime's command line
+// has no options.
+type RestoreConfig struct {
+	Hook   string // the program that CRIU calls at each stage
+	Lazily bool   // somebody else gives the processes their memory
+	Masked Masked
+}
+
+// Masked are paths in /proc and /sys at which a container sees nothing. Images of crun and
+// of runc name the mounts there by different names.
+type Masked struct {
+	Files []string
+	// Directories are those at which crun has mounted a directory of the host, where runc
+	// would have mounted an empty file system; Empty stands for it here.
+	Directories []string
+	Empty       string
+}
+
+// maskKey is what crun's images call the directory: it is below its state directory, and
+// named as if that were the default one.
+const maskKey = "/run/crun/.empty-directory"
+
+// MaskedByCrun says whether a container's images have directories that crun has masked,
+// then or in a Pod that it was restored from.
+func MaskedByCrun(imageDir string) (masked bool, err error) {
+	images, err := filepath.Glob(filepath.Join(imageDir, "mountpoints-*.img"))
+	if err != nil {
+		return false, err
+	}
+	for _, image := range images {
+		f, err := os.Open(image)
+		if err != nil {
+			return false, err
+		}
+		data, err := io.ReadAll(io.LimitReader(f, maxMountImage))
+		f.Close()
+		if err != nil {
+			return false, err
+		}
+		masked = masked || bytes.Contains(data, []byte(maskKey))
+	}
+	return masked, nil
+}
+
+// maxMountImage bounds what is read of an image of mounts.
+const maxMountImage = 16 << 20
+
+// WriteRestoreConfig writes it as a file of CRIU options (criu(8)). The container keeps it
+// for its lifetime, and the OCI runtime passes it on when it is checkpointed.
 //
 // TCP connections are restored: the images say to where (package adapt).
-func WriteRestoreConfig(file, hook string, lazily bool) error {
-	options := "action-script " + hook + "\ntcp-established\n"
-	if lazily {
+func WriteRestoreConfig(file string, c RestoreConfig) error {
+	options := "action-script " + c.Hook + "\ntcp-established\n"
+	if c.Lazily {
 		options += "lazy-pages\n"
+	}
+	for _, path := range c.Masked.Files { // as runc has it at a checkpoint
+		options += "external mnt[" + path + "]:/dev/null\n"
+	}
+	if c.Masked.Empty != "" {
+		options += "external mnt[" + maskKey + "]:" + c.Masked.Empty + "\n"
+	}
+	for _, path := range c.Masked.Directories { // for the next checkpoint
+		options += "external mnt[" + path + "]:" + maskKey + "\n"
 	}
 	return os.WriteFile(file, []byte(options), 0o600)
 }
