@@ -44,19 +44,23 @@ func TestAPodThatAsksToBeRestoredIsRefusedWhereStasisDoesNotRun(t *testing.T) {
 	ns, _, _, _ := ready(t)
 	create := func() error { return shared.client.Create(t.Context(), restoring(t, ns, "r", "c"), client.DryRunAll) }
 	must(t, create())
-	for _, webhooks := range []client.Object{&admissionv1.MutatingWebhookConfiguration{}, &admissionv1.ValidatingWebhookConfiguration{}} {
-		must(t, shared.client.Get(t.Context(), client.ObjectKey{Name: "stasis-admission"}, webhooks))
-		must(t, shared.client.Delete(t.Context(), webhooks))
-		t.Cleanup(func() {
+	var away []client.Object
+	t.Cleanup(func() {
+		for _, webhooks := range away {
 			webhooks.SetResourceVersion("")
 			if err := shared.client.Create(context.Background(), webhooks); err != nil {
 				t.Error(err)
 			}
-			// The next test begins when they are in force.
-			if err := eventually(context.Background(), shared.webhooksAnswer); err != nil {
-				t.Error(err)
-			}
-		})
+		}
+		// The next test begins when all are in force.
+		if err := eventually(context.Background(), shared.webhooksAnswer); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, webhooks := range []client.Object{&admissionv1.MutatingWebhookConfiguration{}, &admissionv1.ValidatingWebhookConfiguration{}} {
+		must(t, shared.client.Get(t.Context(), client.ObjectKey{Name: "stasis-admission"}, webhooks))
+		must(t, shared.client.Delete(t.Context(), webhooks))
+		away = append(away, webhooks)
 	}
 	// The API server hears of it a moment later.
 	must(t, eventually(t.Context(), func() error {
