@@ -97,9 +97,20 @@ func openDescriptors() error {
 	return unix.Pipe2(pipe[:], unix.O_CLOEXEC)
 }
 
+// apart maps memory that the kernel does not make one mapping with what lies beside it.
+func apart(size int) ([]byte, error) {
+	page := os.Getpagesize()
+	all, err := unix.Mmap(-1, 0, size+2*page, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, err
+	}
+	own := all[page : page+size]
+	return own, unix.Mprotect(own, unix.PROT_READ|unix.PROT_WRITE)
+}
+
 // fillMemory has 8 MiB of its own and maps a file.
 func fillMemory() error {
-	own, err := unix.Mmap(-1, 0, 8<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	own, err := apart(8 << 20)
 	if err != nil {
 		return fmt.Errorf("map 8 MiB: %w", err)
 	}
@@ -173,7 +184,7 @@ func changeAll() error {
 	if err != nil {
 		return err
 	}
-	more, err := unix.Mmap(-1, 0, 4<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	more, err := apart(4 << 20)
 	if err != nil {
 		return err
 	}
