@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -310,3 +311,49 @@ func noChildren(t *testing.T, pid int) {
 }
 
 func writeText(file, text string) error { return os.WriteFile(file, []byte(text), 0o600) }
+
+func TestAProcessThatEndsWhileItIsLookedAtIsNoFault(t *testing.T) {
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	pid := cmd.Process.Pid
+	start, _, err := vdsoOf(pid)
+	for i := 0; err != nil && i < 1000; i++ { // it is being executed
+		time.Sleep(time.Millisecond)
+		start, _, err = vdsoOf(pid)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	if err := readVDSO(mem, make([]byte, 6), start); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(cmd.Process.Kill(), awaitZombie(pid)); err != nil {
+		t.Fatal(err)
+	}
+	if err := readVDSO(mem, make([]byte, 6), start); !errors.Is(err, errNoVDSO) {
+		t.Errorf("its memory: %v", err)
+	}
+	if kept, err := Examine(pid); kept != 0 || err != nil {
+		t.Errorf("examined: %d, %v", kept, err)
+	}
+}
+
+func awaitZombie(pid int) error {
+	for i := 0; i < 5000; i++ {
+		s, err := readStat(pid)
+		if err != nil || s.state == 'Z' {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return fmt.Errorf("process %d does not end", pid)
+}

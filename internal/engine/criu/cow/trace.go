@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -180,8 +181,8 @@ func findPlace(pid int) (place, error) {
 	}
 	defer mem.Close()
 	head := make([]byte, 6)
-	if _, err := mem.ReadAt(head, int64(start)); err != nil {
-		return place{}, fmt.Errorf("read its vDSO: %w", err)
+	if err := readVDSO(mem, head, start); err != nil {
+		return place{}, err
 	}
 	if string(head[:4]) != "\x7fELF" || head[4] != 2 { // ELFCLASS64
 		return place{}, fmt.Errorf("%w: it is no program of 64 bits", ErrUnfit)
@@ -191,8 +192,8 @@ func findPlace(pid int) (place, error) {
 	var used uint64
 	for at := end - stubSize; at >= end-maxStubs*stubSize; at -= stubSize {
 		here := make([]byte, stubSize)
-		if _, err := mem.ReadAt(here, int64(at)); err != nil {
-			return place{}, fmt.Errorf("read its vDSO: %w", err)
+		if err := readVDSO(mem, here, at); err != nil {
+			return place{}, err
 		}
 		if len(bytes.Trim(here, "\x00")) == 0 {
 			return place{at}, nil
@@ -206,6 +207,18 @@ func findPlace(pid int) (place, error) {
 		return place{}, fmt.Errorf("%w: its vDSO has no room at its end", ErrUnfit)
 	}
 	return place{used}, nil
+}
+
+// readVDSO reads memory of a process. One that has ended meanwhile, or executes another
+// program, has none there any more (errNoVDSO).
+func readVDSO(mem io.ReaderAt, into []byte, at uint64) error {
+	_, err := mem.ReadAt(into, int64(at))
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.EIO) {
+		return errNoVDSO
+	} else if err != nil {
+		return fmt.Errorf("read its vDSO: %w", err)
+	}
+	return nil
 }
 
 const maxStubs = 4
