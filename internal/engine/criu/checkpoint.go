@@ -246,7 +246,7 @@ func (e *Engine) prepare(ctx context.Context, s engine.Sandbox, dir string) (*ch
 		Engine: program, Runtime: ociRuntime, Platform: here,
 		Sandbox: checkpoint.Sandbox{ID: s.ID, Namespace: s.Namespace, Name: s.Name, UID: s.UID, IPs: s.IPs},
 	}
-	pids, err := processesOf(s.Containers)
+	pids, err := treesOf(s.Containers)
 	if err != nil {
 		return nil, nil, nil, err
 	}

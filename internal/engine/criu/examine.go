@@ -33,7 +33,7 @@ const (
 // Examine implements engine.Engine.
 func (e *Engine) Examine(ctx context.Context, s engine.Sandbox) (engine.Examination, error) {
 	var x engine.Examination
-	pids, err := processesOf(s.Containers)
+	pids, err := treesOf(s.Containers)
 	if err != nil {
 		return x, err
 	}

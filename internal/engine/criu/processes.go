@@ -107,6 +107,26 @@ func straysAmong(containers []engine.Container, pids [][]int) ([]stray, error) {
 	return found, nil
 }
 
+// treesOf lists the processes of each container that descend from its init process. What an
+// exec started is not looked at before the freeze: it is waited for (awaitStrays), and may be
+// the OCI runtime itself for a moment.
+func treesOf(containers []engine.Container) ([][]int, error) {
+	pids, err := processesOf(containers)
+	if err != nil {
+		return nil, err
+	}
+	besides, err := straysAmong(containers, pids)
+	if err != nil {
+		return nil, err
+	}
+	for i := range pids {
+		pids[i] = slices.DeleteFunc(pids[i], func(pid int) bool {
+			return slices.ContainsFunc(besides, func(s stray) bool { return s.pid == pid })
+		})
+	}
+	return pids, nil
+}
+
 // descends says whether a line of parents leads from a process to its container's
 // init. One that has ended meanwhile breaks the line; the next look tells.
 func descends(pid, init int, parents map[int]int) bool {

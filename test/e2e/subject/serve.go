@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,7 +14,8 @@ import (
 	"time"
 )
 
-const address = ":8080"
+// address is where it serves; a second one in a Pod has another.
+var address = cmp.Or(os.Getenv("SUBJECT_ADDRESS"), ":8080")
 
 // get asks the subject that runs in the same Pod.
 func get(path string) error {
