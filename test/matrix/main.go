@@ -134,11 +134,8 @@ func (r *result) verdict() string {
 	case len(r.failed) == 0:
 		return fmt.Sprintf("passes (%d of %d)", r.passed, len(tests))
 	}
-	var whys []string
-	for _, f := range r.failed {
-		whys = append(whys, f.test+": "+f.why)
-	}
-	return fmt.Sprintf("%d of %d pass; %s", r.passed, len(tests), strings.Join(whys, "; "))
+	// One cause makes many fail; which others did is in the log.
+	return fmt.Sprintf("%d of %d pass; %s: %s", r.passed, len(tests), r.failed[0].test, r.failed[0].why)
 }
 
 // run brings up a cluster of the row's versions and runs the tests in it.
@@ -221,7 +218,9 @@ func (r *result) read(from io.Reader) (outside []string) {
 		case e.Action == "pass":
 			r.passed++
 		case e.Action == "fail" || e.Action == "skip":
-			r.failed = append(r.failed, failure{e.Test, why(said[e.Test])})
+			f := failure{e.Test, why(said[e.Test])}
+			fmt.Printf("matrix: %s: %s\n", f.test, f.why)
+			r.failed = append(r.failed, f)
 		}
 	}
 	return outside
@@ -239,7 +238,13 @@ func why(output []string) string {
 	return firstLine(position.ReplaceAllString(output[i], ""))
 }
 
+// checkout is where this is run: no path of it is told.
+var checkout, _ = os.Getwd()
+
 func firstLine(s string) string {
+	if checkout != "" {
+		s = strings.ReplaceAll(s, checkout+"/", "")
+	}
 	s, _, _ = strings.Cut(strings.TrimSpace(s), "\n")
 	const most = 300
 	if len(s) > most {

@@ -10,7 +10,7 @@ func TestARowTellsWhichTestsFailedAndTheirFirstWords(t *testing.T) {
 	var r result
 	outside := r.read(strings.NewReader(`{"Action":"output","Output":"cluster is ready\n"}
 {"Action":"run","Test":"TestA"}
-{"Action":"output","Test":"TestA","Output":"    a_test.go:7: it was | refused\n"}
+{"Action":"output","Test":"TestA","Output":"    a_test.go:7: it was | refused in ` + checkout + `/bin\n"}
 {"Action":"output","Test":"TestA","Output":"    a_test.go:9: and more\n"}
 {"Action":"fail","Test":"TestA/part"}
 {"Action":"fail","Test":"TestA"}
@@ -18,7 +18,7 @@ func TestARowTellsWhichTestsFailedAndTheirFirstWords(t *testing.T) {
 {"Action":"skip","Test":"TestC"}
 not JSON
 `))
-	if r.passed != 1 || len(r.failed) != 2 || r.failed[0] != (failure{"TestA", "it was | refused"}) || r.failed[1].test != "TestC" {
+	if r.passed != 1 || len(r.failed) != 2 || r.failed[0] != (failure{"TestA", "it was | refused in bin"}) || r.failed[1].test != "TestC" {
 		t.Errorf("read %+v", r)
 	}
 	if len(outside) != 2 || outside[1] != "not JSON" {
@@ -29,7 +29,7 @@ not JSON
 	}
 	r.row = row{"v1.37.0", "v2.4.2", "v1.5.2", false, "forky"}
 	table := markdown([]result{r}, time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC))
-	if !strings.Contains(table, "Of 2026-01-02.") || !strings.Contains(table, `| 1.37.0 | 2.4.2 | runc 1.5.2 |  | 1 of 6 pass; TestA: it was \| refused; TestC: no message |`) {
+	if !strings.Contains(table, "Of 2026-01-02.") || !strings.Contains(table, `| 1.37.0 | 2.4.2 | runc 1.5.2 |  | 1 of 6 pass; TestA: it was \| refused in bin |`) {
 		t.Errorf("the table:\n%s", table)
 	}
 }
