@@ -11,7 +11,7 @@
 #   OUTDIR/PACKAGES        the Debian packages (name, version) that it consists of
 #   OUTDIR/share/doc       their copyright files
 #
-# hack/foreign.sh says where the packages come from.
+# hack/apt.sh says where the packages come from.
 set -eu
 
 # The first Debian release whose CRIU knows current kernels: bookworm's 3.17 fails on the
@@ -32,7 +32,7 @@ foreign=$(dirname "$0")/foreign.sh
 # Kept under a key made from all that decides the result, except the mirror's state: delete the
 # directory (or set STASIS_CRIU_REFRESH=1) to take up a newer package.
 arch=$(dpkg --print-architecture)
-key=$( (cat "$0" "$foreign"; echo "$arch $suite") | sha256sum | cut -c1-16)
+key=$( (cat "$0" "$foreign" "$(dirname "$0")/apt.sh"; echo "$arch $suite") | sha256sum | cut -c1-16)
 cached=${STASIS_CACHE:-${HOME:?HOME is not set}/.cache/stasis}/criu/$key
 work=
 cleanup() { [ -z "$work" ] || rm -rf "$work"; }

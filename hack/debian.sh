@@ -12,12 +12,9 @@
 #   OUT/PACKAGES the packages (name, version) in it; written last
 #
 # An OUT that is complete is left as it is: the caller names it by what it is made of.
-# The packages come from the mirrors that this machine's apt is configured for, with
-# Debian's archive keys; apt works on lists and a package database of its own, kept in
+# hack/apt.sh says where the packages come from; apt's lists are kept in
 # ${STASIS_CACHE:-~/.cache/stasis}/debian. The release is this machine's.
 set -eu
-
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 fail() { echo "debian: $*" >&2; exit 1; }
 
@@ -31,10 +28,11 @@ fi
 out=$1
 shift
 [ ! -f "$out/PACKAGES" ] || exit 0
-for tool in apt-get dpkg-deb flock tar; do
+for tool in flock tar; do
 	command -v "$tool" >/dev/null || fail "$tool is missing: this needs a Debian machine (or container)"
 done
-[ -r "$keyring" ] || fail "$keyring is missing: install debian-archive-keyring"
+# shellcheck source=hack/apt.sh
+. "$(dirname "$0")/apt.sh"
 
 wanted=
 left=
@@ -45,9 +43,8 @@ for package; do
 	esac
 done
 
-arch=$(dpkg --print-architecture)
 cache=${STASIS_CACHE:-${HOME:?HOME is not set}/.cache/stasis}/debian
-mkdir -p "$cache/lists/partial" "$cache/archives/partial" "$(dirname "$out")"
+mkdir -p "$cache" "$(dirname "$out")"
 out=$(cd "$(dirname "$out")" && pwd)/$(basename "$out")
 work=$(mktemp -d "$out.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -56,33 +53,9 @@ exec 9>"$cache/lock" # one at a time: the lists are shared
 flock 9
 [ ! -f "$out/PACKAGES" ] || exit 0 # another has made it meanwhile
 
-# shellcheck source=/dev/null
-release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-[ -n "$release" ] || fail "/etc/os-release names no release: this needs a Debian machine (or container)"
-sources=$(apt-get -q -o Debug::NoLocking=1 update --print-uris 2>/dev/null | sed -n "s#^'\(.*\)/dists/\(.*\)/InRelease'.*#\2 \1#p")
-# Of several sources of this release, Debian's own is the one that also has its updates.
-main=$(echo "$sources" | sed -n "s#^$release-updates ##p" | head -n1)
-[ -n "$main" ] || main=$(echo "$sources" | sed -n "s#^$release ##p" | head -n1)
-security=$(echo "$sources" | sed -n "s#^$release-security ##p" | head -n1)
-[ -n "$main" ] || fail "apt has no Debian mirror of $release on this machine: check /etc/apt/sources.list and /etc/apt/sources.list.d"
-echo "deb [signed-by=$keyring] $main $release main" >"$cache/sources.list"
-[ -z "$security" ] || echo "deb [signed-by=$keyring] $security $release-security main" >>"$cache/sources.list"
-: >"$cache/status" # nothing is installed
-
-apt() {
-	apt-get -q -o Dir::State="$cache" -o Dir::State::lists="$cache/lists" -o Dir::State::status="$cache/status" \
-		-o Dir::Cache="$cache" -o Dir::Cache::archives="$cache/archives" \
-		-o Dir::Etc::sourcelist="$cache/sources.list" -o Dir::Etc::sourceparts=/dev/null \
-		-o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
-		-o Dir::Log="$cache" -o APT::Sandbox::User="$(id -un)" -o APT::Architecture="$arch" -o APT::Architectures="$arch" \
-		-o Acquire::Languages=none -o Acquire::Retries=3 -o APT::Get::AllowUnauthenticated=false "$@" >"$work/log" 2>&1
-}
-complain() { grep -m1 '^[EW]:' "$work/log" || tail -n1 "$work/log"; }
-
-apt update || fail "fetching the package lists of $release: $(complain)"
-if grep -q '^[EW]:' "$work/log"; then fail "fetching the package lists of $release: $(complain)"; fi # a warning to apt
+apt_begin "$cache" "$work/log"
 # shellcheck disable=SC2086 # one word a package
-apt install -s --no-install-recommends $wanted || fail "resolving$wanted: $(complain)"
+run_apt install -s --no-install-recommends $wanted || fail "resolving$wanted: $(apt_complaint)"
 sed -n 's/^Inst \([^ ]*\) (\([^ ]*\) .*/\1 \2/p' "$work/log" | sort >"$work/all"
 [ -s "$work/all" ] || fail "apt resolves$wanted to nothing; its last line: $(tail -n1 "$work/log")"
 {
@@ -99,8 +72,8 @@ for name in bin sbin lib lib64; do ln -s "usr/$name" "$root/$name"; done
 (
 	cd "$work/debs"
 	# shellcheck disable=SC2046 # one word a package
-	apt download $(tr ' ' = <"$work/PACKAGES")
-) || fail "fetching the packages: $(complain)"
+	run_apt download $(tr ' ' = <"$work/PACKAGES")
+) || fail "fetching the packages: $(apt_complaint)"
 for deb in "$work"/debs/*.deb; do
 	dpkg-deb --fsys-tarfile "$deb" | tar -C "$root" -x --keep-directory-symlink --no-same-owner \
 		--exclude='./usr/share/doc' --exclude='./usr/share/man' --exclude='./usr/share/info' --exclude='./usr/share/locale' \

@@ -10,13 +10,8 @@
 #   TREE/PACKAGES        the Debian packages (name, version) that it consists of
 #   TREE/share/doc       their copyright files
 #
-# Prints the dynamic linker's name in TREE/lib. The packages come from the mirror that this
-# machine's apt is configured for, with Debian's archive keys as this machine has them. apt
-# works on lists and a package database of its own, in a temporary directory: the system's
-# are not touched.
+# Prints the dynamic linker's name in TREE/lib. hack/apt.sh says where the packages come from.
 set -eu
-
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 fail() { echo "${0##*/}: $*" >&2; exit 1; }
 
@@ -25,47 +20,17 @@ suite=$1
 tree=$2
 program=$3
 shift 3
-for tool in apt-get dpkg dpkg-deb; do
-	command -v "$tool" >/dev/null || fail "$tool is missing: this needs a Debian machine (or container)"
-done
-[ -r "$keyring" ] || fail "$keyring is missing: install debian-archive-keyring"
-arch=$(dpkg --print-architecture)
+# shellcheck source=hack/apt.sh
+. "$(dirname "$0")/apt.sh"
 mkdir -p "$tree"
 work=$(mktemp -d "$tree.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
-mkdir -p "$work/etc" "$work/lists/partial" "$work/archives/partial" "$work/unpacked"
-: >"$work/status"
-
-# The machine's own mirror serves other releases too. It is the source of this machine's
-# release; of several, the one that also has its updates.
-# shellcheck source=/dev/null
-release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-[ -n "$release" ] || fail "/etc/os-release names no release: this needs a Debian machine (or container)"
-sources=$(apt-get -q -o Debug::NoLocking=1 update --print-uris 2>/dev/null | sed -n "s#^'\(.*\)/dists/\(.*\)/InRelease'.*#\2 \1#p")
-main=$(echo "$sources" | sed -n "s#^$release-updates ##p" | head -n1)
-[ -n "$main" ] || main=$(echo "$sources" | sed -n "s#^$release ##p" | head -n1)
-security=$(echo "$sources" | sed -n "s#^$release-security ##p" | head -n1)
-[ -n "$main" ] || fail "apt has no Debian mirror of $release on this machine: check /etc/apt/sources.list and /etc/apt/sources.list.d"
-echo "deb [signed-by=$keyring] $main $suite main" >"$work/etc/sources.list"
-[ -z "$security" ] || echo "deb [signed-by=$keyring] $security $suite-security main" >>"$work/etc/sources.list"
-
-run_apt() {
-	apt-get -q \
-		-o Dir::State="$work" -o Dir::State::lists="$work/lists" -o Dir::State::status="$work/status" \
-		-o Dir::Cache="$work" -o Dir::Cache::archives="$work/archives" \
-		-o Dir::Etc::sourcelist="$work/etc/sources.list" -o Dir::Etc::sourceparts=/dev/null \
-		-o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
-		-o Dir::Log="$work" -o APT::Sandbox::User="$(id -un)" -o APT::Architecture="$arch" -o APT::Architectures="$arch" \
-		-o Acquire::Languages=none -o Acquire::Retries=3 -o APT::Get::AllowUnauthenticated=false \
-		"$@" >"$work/log" 2>&1
-}
-run_apt update || fail "fetching the package lists of $suite: $(grep -m1 '^[EW]:' "$work/log" || tail -n1 "$work/log")"
-# apt treats a list it could not fetch as a warning.
-if grep -q '^[EW]:' "$work/log"; then fail "fetching the package lists of $suite: $(grep -m1 '^[EW]:' "$work/log")"; fi
+mkdir -p "$work/unpacked"
+apt_begin "$work" "$work/log" "$suite"
 run_apt install -y --download-only --no-install-recommends "$@" ||
-	fail "fetching the packages: $(grep -m1 '^E:' "$work/log" || tail -n1 "$work/log")"
+	fail "fetching the packages: $(apt_complaint)"
 
 mkdir -p "$tree/lib" "$tree/libexec" "$tree/share/doc"
 for deb in "$work"/archives/*.deb; do

@@ -46,7 +46,7 @@ dist/bin/images: $(wildcard hack/images/*.go hack/images/internal/*/*.go) hack/i
 	@mkdir -p $(@D)
 	go -C hack/images build -trimpath -o $(CURDIR)/$@ .
 
-dist/criu/VERSION: hack/criu.sh hack/foreign.sh internal/engine/criu/joinshm/joinshm.c internal/engine/criu/nopages/nopages.c internal/engine/criu/ahead/ahead.c
+dist/criu/VERSION: hack/criu.sh hack/foreign.sh hack/apt.sh internal/engine/criu/joinshm/joinshm.c internal/engine/criu/nopages/nopages.c internal/engine/criu/ahead/ahead.c
 	hack/criu.sh dist/criu
 	$(or $(CC),cc) -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -shared -fPIC -s -o dist/criu/lib/stasis-joinshm.so internal/engine/criu/joinshm/joinshm.c
 	$(or $(CC),cc) -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -shared -fPIC -s -o dist/criu/lib/stasis-nopages.so internal/engine/criu/nopages/nopages.c

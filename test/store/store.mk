@@ -1,7 +1,7 @@
 # Stores against the real thing: an S3 server and a registry, as processes.
 
 # Unpacked, not installed: Debian's package would start a service.
-bin/docker-registry: hack/debian.sh
+bin/docker-registry: hack/debian.sh hack/apt.sh
 	hack/debian.sh $${STASIS_CACHE:-$$HOME/.cache/stasis}/docker-registry docker-registry -libc6 -adduser -passwd -lsb-base \
 		-init-system-helpers -sysvinit-utils -usrmerge -dpkg -tar -debconf -perl -perl-base -perl-modules-5.36 -libperl5.36
 	@mkdir -p bin

@@ -120,7 +120,7 @@ func (b Builder) gvisor(ctx context.Context) (string, error) {
 func (b Builder) debian(ctx context.Context, program string) (string, error) {
 	script := filepath.Join(b.Root, "hack", program+".sh")
 	dir, err := b.once(ctx, program, program, "", keyOf{
-		files: []string{script, filepath.Join(b.Root, "hack", "foreign.sh")}, words: []string{os.Getenv("STASIS_CRIU_SUITE")},
+		files: []string{script, filepath.Join(b.Root, "hack", "foreign.sh"), filepath.Join(b.Root, "hack", "apt.sh")}, words: []string{os.Getenv("STASIS_CRIU_SUITE")},
 	}, func(dir string) error {
 		cmd := exec.CommandContext(ctx, script, filepath.Join(dir, program))
 		cmd.Env = append(os.Environ(), "STASIS_CACHE="+b.Cache)
