@@ -23,6 +23,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"podstasis.dev/stasis/test/document"
 )
 
 func main() {
@@ -69,15 +71,7 @@ func run(ctx context.Context, only, update, out string) error {
 	if update == "" {
 		return nil
 	}
-	text, err := os.ReadFile(update)
-	if err != nil {
-		return err
-	}
-	with, err := between(string(text), table)
-	if err != nil {
-		return fmt.Errorf("%s: %w", update, err)
-	}
-	return os.WriteFile(update, []byte(with), 0o644)
+	return document.Update(update, "make matrix UPDATE=docs/compatibility.md", table)
 }
 
 // pinnedVersions asks the development cluster for what it builds by itself.

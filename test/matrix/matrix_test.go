@@ -34,16 +34,6 @@ not JSON
 	}
 }
 
-func TestTheTableGoesBetweenItsMarks(t *testing.T) {
-	got, err := between("before\n"+beginMark+"old\n"+endMark+"after\n", "new\n")
-	if err != nil || got != "before\n"+beginMark+"new\n"+endMark+"after\n" {
-		t.Errorf("%q, %v", got, err)
-	}
-	if _, err := between("before\n"+beginMark+"old\n", "new\n"); err == nil {
-		t.Error("a text without an end mark is written to")
-	}
-}
-
 func TestARowIsOfThePinnedVersionsUnlessItNamesOthers(t *testing.T) {
 	pinned := row{"k", "c", "r", false, "u"}
 	if got := (row{Containerd: "x"}).title(pinned); got != "Kubernetes k, containerd x, runc r, CRIU of u" {

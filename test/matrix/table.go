@@ -1,16 +1,9 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"time"
-)
-
-// The table of a document is between these lines.
-const (
-	beginMark = "<!-- from here to the end mark: written by make matrix UPDATE=docs/compatibility.md -->\n"
-	endMark   = "<!-- end of what is written -->\n"
 )
 
 // markdown is the results as a table.
@@ -27,13 +20,3 @@ func markdown(results []result, now time.Time) string {
 func plain(version string) string { return strings.TrimPrefix(version, "v") }
 
 func cell(s string) string { return strings.NewReplacer("|", "\\|", "\n", " ").Replace(s) }
-
-// between puts a table between the marks of a text.
-func between(text, table string) (string, error) {
-	before, rest, begins := strings.Cut(text, beginMark)
-	_, after, ends := strings.Cut(rest, endMark)
-	if !begins || !ends {
-		return "", errors.New("it has no place for the table: the lines " + strings.TrimSpace(beginMark) + " and " + strings.TrimSpace(endMark))
-	}
-	return before + beginMark + table + endMark + after, nil
-}

@@ -2,7 +2,6 @@ package freeze
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,48 +13,27 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstasis.dev/stasis/test/bench/chart"
+	"podstasis.dev/stasis/test/document"
 )
 
-// What is between these lines of a document is written by Update.
-const (
-	beginMark = "<!-- from here to the end mark: written by make bench BENCH=freeze UPDATE=docs/benchmarks.md -->\n"
-	endMark   = "<!-- end of what is written -->\n"
-)
+// command writes the tables.
+const command = "make bench BENCH=freeze UPDATE=docs/benchmarks.md"
 
 // plots are drawn into this directory beside the document.
 const plots = "images"
 
 // Update writes the tables into a document, between its marks, and the plots beside it.
-func (r *Report) Update(document string) error {
-	text, err := os.ReadFile(document)
-	if err != nil {
-		return err
-	}
-	tables := r.Markdown()
+func (r *Report) Update(file string) error {
 	for name, c := range map[string]chart.Chart{"freeze.svg": r.freezeChart(), "restore.svg": r.restoreChart()} {
 		var drawing bytes.Buffer
 		if err := c.Write(&drawing); err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(filepath.Dir(document), plots, name), drawing.Bytes(), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(filepath.Dir(file), plots, name), drawing.Bytes(), 0o644); err != nil {
 			return err
 		}
 	}
-	updated, err := between(string(text), tables)
-	if err != nil {
-		return fmt.Errorf("%s: %w", document, err)
-	}
-	return os.WriteFile(document, []byte(updated), 0o644)
-}
-
-// between replaces what stands between the marks.
-func between(text, with string) (string, error) {
-	before, rest, begins := strings.Cut(text, beginMark)
-	_, after, ends := strings.Cut(rest, endMark)
-	if !begins || !ends {
-		return "", errors.New("it lacks the marks between which tables are written")
-	}
-	return before + beginMark + with + endMark + after, nil
+	return document.Update(file, command, r.Markdown())
 }
 
 // Markdown is everything as tables.
