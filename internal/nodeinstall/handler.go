@@ -137,7 +137,7 @@ func (h *handler) normalise() {
 
 // base is the handler that ordinary Pods use, which ours has to be like in all
 // but the binary: a restored Pod is a Pod like any other. Where that is crun's it is
-// another one: crun captures, and does not restore into the new Pod's cgroups.
+// another one: crun captures, and its restores do not come to an end (docs/compatibility.md).
 func (e effective) base() (handler, string, error) {
 	crun := ""
 	for _, name := range append([]string{e.defaultName, "runc"}, slices.Sorted(maps.Keys(e.handlers))...) {
