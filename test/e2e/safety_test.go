@@ -29,7 +29,7 @@ func TestAPodWithATightLivenessProbeSurvivesACheckpointThatWouldTakeLonger(t *te
 	build := MakePod("source").
 		Subject().Liveness(corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}}).
 		Container("memory", imageSubject, "subject", "hold", "2048")
-	build.last().Env = []corev1.EnvVar{{Name: "SUBJECT_ADDRESS", Value: ":8081"}}
+	build.last().Env = []corev1.EnvVar{{Name: "SUBJECT_ADDRESS", Value: ":8090"}}
 	s.create(build.Obj())
 	pod := s.waitReady("source")
 	s.within(longPatience, "its memory is filled", func() error {
