@@ -398,12 +398,28 @@ func (c *capture) settle() error {
 }
 
 // read writes the memory of a process into its images. It may be called by any thread.
-func (p *process) read(ctx context.Context) (int64, error) {
-	n, err := writePages(ctx, p.dir, p.inner, p.old, p.mappings, p.held, p.stacks, p.child.pid)
+func (p *process) read(ctx context.Context, spent func(span)) (int64, error) {
+	n, err := writePages(ctx, p.dir, p.inner, p.old, p.mappings, p.held, p.stacks, p.child.pid, spent)
 	if err != nil {
 		return n, fmt.Errorf("%s: %w", p, err)
 	}
 	return n, nil
+}
+
+// forget has the child of a process give up memory that has been read. A page that nobody
+// else has is the process' own again: to write to it, it needs no copy, which takes memory
+// and, of a process with several threads, an interrupt of all processors that run these.
+func (p *process) forget(s span) error {
+	t := &thread{tid: p.child.pid, stopped: true}
+	var err error
+	if t.own, err = getRegisters(t.tid); err != nil {
+		return gone(err)
+	}
+	result, err := t.call(p.place, unix.SYS_MADVISE, [5]uint64{s.start, s.end - s.start, unix.MADV_DONTNEED})
+	if err == nil && result != 0 {
+		err = fmt.Errorf("madvise: %w", unix.Errno(-result))
+	}
+	return err
 }
 
 // watchInterval is how often limits are looked at while there are children.
@@ -420,13 +436,27 @@ func (c *capture) readAll(ctx context.Context) (total int64, err error) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for _, p := range c.processes {
-		done := make(chan outcome, 1)
+		done, spent := make(chan outcome, 1), make(chan span, 1)
 		go func() {
-			n, err := p.read(ctx)
+			n, err := p.read(ctx, func(s span) {
+				select {
+				case spent <- s:
+				case <-ctx.Done():
+				}
+			})
 			done <- outcome{n, err}
 		}()
+		forgets := true
 		for reading := true; reading; {
 			select {
+			case s := <-spent:
+				if !forgets {
+					continue
+				}
+				if err := p.forget(s); err != nil {
+					forgets = false // it has it until it ends
+					c.log.Warn("a child keeps memory that has been read", "process", p.pid, "child", p.child.pid, "err", err)
+				}
 			case o := <-done:
 				if total += o.bytes; o.err != nil {
 					return total, o.err

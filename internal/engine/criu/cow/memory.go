@@ -264,10 +264,13 @@ func (p piece) split(at uint64) (before, page, after piece) {
 
 const chunk = 1 << 20
 
+// span is a part of an address space.
+type span struct{ start, end uint64 }
+
 // writePages writes the pages of a process, read from its child, into the images of a
 // directory, in place of the few that CRIU has written of it. It returns how many bytes
-// were read.
-func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings []mapping, held []piece, stacks []uint64, child int) (read int64, err error) {
+// were read. What the child has been read of is told to spent, bit by bit.
+func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings []mapping, held []piece, stacks []uint64, child int, spent func(span)) (read int64, err error) {
 	pieces := slices.Clone(held)
 	s, err := newScanner(child)
 	if err != nil {
@@ -339,6 +342,9 @@ func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings 
 			at += uint64(len(b))
 			if p.file == nil {
 				read += int64(len(b))
+			}
+			if p.file == nil && p.held == nil {
+				spent(span{at - uint64(len(b)), at})
 			}
 		}
 		if n := len(now.runs); n > 0 && now.runs[n-1].end() == p.start && now.runs[n-1].flags == p.flags {
