@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"sync"
 )
 
 const (
@@ -17,8 +18,10 @@ const (
 // and where each is in the file of pages. What is in it may be given; what is not is
 // there already, or is zero.
 //
-// The addresses are those that the pages have now: processes move memory.
+// The addresses are those that the pages have now: processes move memory. Several threads
+// may use it.
 type missing struct {
+	mu     sync.Mutex
 	chunks map[uint64]*chunk // by address / chunkSize
 	order  []uint64          // keys of chunks, or what was one, in the order of streaming
 	pages  int               // how many are missing
@@ -57,6 +60,12 @@ func (m *missing) add(address uint64, page uint32) {
 
 // at says which page of the file belongs to an address, if it is missing.
 func (m *missing) at(address uint64) (page uint32, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.pageAt(address)
+}
+
+func (m *missing) pageAt(address uint64) (page uint32, ok bool) {
 	c := m.chunks[address>>chunkBits]
 	bit := address >> 12 % inChunk
 	if c == nil || c.set&(1<<bit) == 0 {
@@ -66,16 +75,73 @@ func (m *missing) at(address uint64) (page uint32, ok bool) {
 }
 
 // empty says whether nothing is missing of a whole chunk.
-func (m *missing) empty(address uint64) bool { return m.chunks[address>>chunkBits] == nil }
-
-// drop takes the pages of addresses out.
-func (m *missing) drop(start, end uint64) {
-	m.each(start, end, func(key uint64, c *chunk, bits uint16) {
-		m.take(key, c, bits)
-	})
+func (m *missing) empty(address uint64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.chunks[address>>chunkBits] == nil
 }
 
-func (m *missing) take(key uint64, c *chunk, set uint16) {
+// left is how many pages are missing.
+func (m *missing) left() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.pages
+}
+
+// firstOf is the first address of a chunk that is missing, if one is.
+func (m *missing) firstOf(key uint64) (address uint64, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := m.chunks[key]
+	if c == nil {
+		return 0, false
+	}
+	return key<<chunkBits + uint64(bits.TrailingZeros16(c.set))*pageSize, true
+}
+
+// take returns the keys of chunks in the order of streaming. Next time it returns those
+// that came about meanwhile; where there are none, all that are left.
+func (m *missing) take() []uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	keys := m.order
+	m.order = nil
+	if len(keys) == 0 {
+		for key := range m.chunks {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// all calls with every page that is missing.
+func (m *missing) all(call func(address uint64, page uint32)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for key, c := range m.chunks {
+		for set := c.set; set != 0; set &= set - 1 {
+			bit := bits.TrailingZeros16(set)
+			call(key<<chunkBits+uint64(bit)*pageSize, c.page[bit])
+		}
+	}
+}
+
+// drop takes the pages of addresses out, and returns how many that were.
+func (m *missing) drop(start, end uint64) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.dropAll(start, end)
+}
+
+func (m *missing) dropAll(start, end uint64) int {
+	before := m.pages
+	m.each(start, end, func(key uint64, c *chunk, bits uint16) {
+		m.clear(key, c, bits)
+	})
+	return before - m.pages
+}
+
+func (m *missing) clear(key uint64, c *chunk, set uint16) {
 	m.pages -= bits.OnesCount16(c.set & set)
 	c.set &^= set
 	if c.set == 0 {
@@ -121,6 +187,8 @@ func (m *missing) each(start, end uint64, call func(key uint64, c *chunk, bits u
 
 // move follows pages that were moved to other addresses. What was missing there is gone.
 func (m *missing) move(from, to, size uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	type moved struct {
 		address uint64
 		page    uint32
@@ -132,9 +200,9 @@ func (m *missing) move(from, to, size uint64) {
 				all = append(all, moved{key<<chunkBits + bit*pageSize, c.page[bit]})
 			}
 		}
-		m.take(key, c, set)
+		m.clear(key, c, set)
 	})
-	m.drop(to, to+size)
+	m.dropAll(to, to+size)
 	slices.SortFunc(all, func(a, b moved) int { return int(int64(a.address) - int64(b.address)) })
 	for _, p := range all {
 		m.add(p.address-from+to, p.page)
@@ -143,6 +211,8 @@ func (m *missing) move(from, to, size uint64) {
 
 // clone is the set of a process that was forked.
 func (m *missing) clone() *missing {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	other := &missing{chunks: make(map[uint64]*chunk, len(m.chunks)), order: slices.Clone(m.order), pages: m.pages}
 	copies := make([]chunk, 0, len(m.chunks))
 	for key, c := range m.chunks {
@@ -155,13 +225,15 @@ func (m *missing) clone() *missing {
 // run is how many pages from an address on are missing and follow each other in the
 // file too, most at most.
 func (m *missing) run(address uint64, most int) int {
-	first, ok := m.at(address)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	first, ok := m.pageAt(address)
 	if !ok {
 		return 0
 	}
 	n := 1
 	for n < most {
-		page, ok := m.at(address + uint64(n)*pageSize)
+		page, ok := m.pageAt(address + uint64(n)*pageSize)
 		if !ok || page != first+uint32(n) {
 			break
 		}

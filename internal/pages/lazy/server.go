@@ -58,10 +58,11 @@ type space struct {
 	file int // of its pages, in the plan
 	uffd uffd
 
-	// mu is held over every look at missing together with what is done because of it: a
-	// page is given only while it belongs there, and what the kernel says is taken note
-	// of before the process that said it goes on.
-	mu      sync.Mutex
+	// mu is held over every look at missing together with what is done because of it, by
+	// as many as give pages: a page is given only while it belongs there. It is held alone
+	// to take note of what the kernel says, before the process that said it goes on. A page
+	// that two give is there for the second; it is taken out of missing when it is there.
+	mu      sync.RWMutex
 	missing *missing
 	gone    bool // the process has ended, or runs another program
 }
@@ -86,7 +87,7 @@ func (s *server) add(pid uint32, fd int) error {
 func (s *server) serve(sp *space, fd int) {
 	unix.SetNonblock(fd, true) // for Go to wait for it with all else
 	sp.uffd = uffd{os.NewFile(uintptr(fd), "userfaultfd")}
-	s.total.Add(int64(sp.missing.pages))
+	s.total.Add(int64(sp.missing.left()))
 	s.mu.Lock()
 	s.spaces = append(s.spaces, sp)
 	s.mu.Unlock()
@@ -177,17 +178,17 @@ func (sp *space) answer(address uint64) {
 // says that somebody waits for it.
 func (sp *space) give(ctx context.Context, address uint64, wanted bool) error {
 	for try := 0; ; try++ {
-		sp.mu.Lock()
+		sp.mu.RLock()
 		page, ok := sp.missing.at(address)
 		if sp.gone {
-			sp.mu.Unlock()
+			sp.mu.RUnlock()
 			return errGone
 		}
 		var errno unix.Errno
 		if !ok && wanted {
 			errno = sp.fillZero(address)
 		}
-		sp.mu.Unlock()
+		sp.mu.RUnlock()
 		if !ok {
 			if again, err := sp.again(ctx, errno, try); !again {
 				return err
@@ -243,9 +244,16 @@ func (sp *space) leave() {
 	defer sp.mu.Unlock()
 	if !sp.gone {
 		sp.gone = true
-		sp.s.total.Add(-int64(sp.missing.pages))
+		sp.s.total.Add(-int64(sp.missing.left()))
 		sp.missing = newMissing(nil)
 	}
+}
+
+// set is what is missing.
+func (sp *space) set() *missing {
+	sp.mu.RLock()
+	defer sp.mu.RUnlock()
+	return sp.missing
 }
 
 // fillZero answers a process that waits for what is not missing: it is there meanwhile,
@@ -266,14 +274,13 @@ func (sp *space) fillZero(address uint64) unix.Errno {
 
 // fill puts those pages of a block in place that are missing around an address.
 func (sp *space) fill(address uint64, id blockID, data []byte, wanted bool) unix.Errno {
-	sp.mu.Lock()
-	defer sp.mu.Unlock()
+	sp.mu.RLock()
+	defer sp.mu.RUnlock()
 	if sp.gone {
 		return unix.ESRCH
 	}
 	first := uint32(id.block * blockPages)
 	count := len(data) / pageSize
-	// What waits comes first, alone: the rest may lie in other mappings.
 	page, ok := sp.missing.at(address)
 	if !ok || page < first || int(page-first) >= count {
 		if wanted {
@@ -281,12 +288,16 @@ func (sp *space) fill(address uint64, id blockID, data []byte, wanted bool) unix
 		}
 		return 0
 	}
-	if errno := sp.put(address, data[(page-first)*pageSize:][:pageSize]); errno != 0 {
+	n := 1 // what waits comes first, alone: the rest may lie in other mappings
+	if !wanted {
+		n = max(1, sp.missing.run(address, count-int(page-first)))
+	}
+	if errno := sp.put(address, data[(page-first)*pageSize:][:n*pageSize]); errno != 0 {
 		return errno
 	}
 	// The others belong to addresses around it, with gaps where no page was captured,
 	// unless they were moved. Nobody waits for these: what does not work has its turn.
-	for at := address + pageSize; at < address+fillAround; {
+	for at := address + uint64(n)*pageSize; at < address+fillAround; {
 		p, ok := sp.missing.at(at)
 		if !ok {
 			at += pageSize
@@ -316,7 +327,7 @@ func (sp *space) fill(address uint64, id blockID, data []byte, wanted bool) unix
 // fillAround is how far from an address other pages of its block are looked for.
 const fillAround = 4 * chunkSize
 
-// put puts pages in place. The caller holds mu.
+// put puts pages in place. The caller holds mu, if not alone.
 func (sp *space) put(address uint64, data []byte) unix.Errno {
 	for len(data) > 0 {
 		n, errno := sp.uffd.copy(address, data)
@@ -325,9 +336,7 @@ func (sp *space) put(address uint64, data []byte) unix.Errno {
 			n, errno = pageSize, 0
 		}
 		if n > 0 {
-			before := sp.missing.pages
-			sp.missing.drop(address, address+uint64(n))
-			sp.s.given.Add(int64(before - sp.missing.pages))
+			sp.s.given.Add(int64(sp.missing.drop(address, address+uint64(n))))
 			sp.s.turns.spend(n)
 			address, data = address+uint64(n), data[n:]
 			continue
@@ -358,9 +367,7 @@ func (s *server) stream() error {
 			if err := sp.stream(streamers); err != nil {
 				return err
 			}
-			sp.mu.Lock()
-			left += sp.missing.pages
-			sp.mu.Unlock()
+			left += sp.set().left()
 		}
 		s.mu.Lock()
 		more := len(s.spaces) > len(spaces)
@@ -391,19 +398,12 @@ func (s *server) streamFirst(spaces []*space, streamers int) {
 		want[id] = nil
 	}
 	for _, sp := range spaces {
-		sp.mu.Lock()
-		for key, c := range sp.missing.chunks {
-			for bit := range uint64(inChunk) {
-				if c.set&(1<<bit) == 0 {
-					continue
-				}
-				id := blockID{sp.file, int(c.page[bit] / blockPages)}
-				if t, ok := want[id]; ok && (len(t) == 0 || t[len(t)-1].sp != sp) {
-					want[id] = append(t, target{sp, key<<chunkBits + bit*pageSize})
-				}
+		sp.set().all(func(address uint64, page uint32) {
+			id := blockID{sp.file, int(page / blockPages)}
+			if t, ok := want[id]; ok && (len(t) == 0 || t[len(t)-1].sp != sp) {
+				want[id] = append(t, target{sp, address})
 			}
-		}
-		sp.mu.Unlock()
+		})
 	}
 	var next atomic.Int64
 	var work sync.WaitGroup
@@ -432,16 +432,7 @@ type target struct {
 
 // stream goes through the chunks of a space once.
 func (sp *space) stream(streamers int) error {
-	sp.mu.Lock()
-	keys := sp.missing.order
-	sp.missing.order = nil // what is moved from now on has its turn after that
-	left := sp.missing.pages
-	if len(keys) == 0 && left > 0 {
-		for key := range sp.missing.chunks {
-			keys = append(keys, key)
-		}
-	}
-	sp.mu.Unlock()
+	keys := sp.set().take() // what is moved from now on has its turn after that
 	var next atomic.Int64
 	var work sync.WaitGroup
 	errs := make([]error, streamers)
@@ -467,18 +458,8 @@ func (sp *space) stream(streamers int) error {
 // streamChunk gives what is missing of a chunk.
 func (sp *space) streamChunk(key uint64) error {
 	for {
-		sp.mu.Lock()
-		c := sp.missing.chunks[key]
-		var address uint64
-		if c != nil {
-			bit := uint64(0)
-			for c.set&(1<<bit) == 0 {
-				bit++
-			}
-			address = key<<chunkBits + bit*pageSize
-		}
-		sp.mu.Unlock()
-		if c == nil {
+		address, ok := sp.set().firstOf(key)
+		if !ok {
 			return nil
 		}
 		if err := sp.s.turns.wait(sp.s.ctx); err != nil {
