@@ -48,7 +48,7 @@ func NewCommand(out io.Writer) *cobra.Command {
 	flags.BoolVar(&o.NoKubernetes, "no-kubernetes", false, "serve the CRI alone, for use beside a container runtime without Kubernetes")
 	flags.StringVar(&o.MetricsAddress, "metrics-address", ":8080", "address of /metrics, /healthz and /readyz; empty for none")
 	flags.IntVar(&o.MaxConcurrent, "max-concurrent-checkpoints", 4, "how many Pods are checkpointed at a time")
-	flags.Int64Var(&o.MaxStagingMiB, "max-staging-mib", 4096, "how much of what is captured is kept in memory until the Pod runs again, in MiB, of all checkpoints that are under way; where it does not fit it goes to the disk at once; 0 for none")
+	flags.Int64Var(&o.MaxStagingMiB, "max-staging-mib", -1, "how much of what is captured is kept in memory until the Pod runs again, in MiB, of all checkpoints that are under way; where it does not fit it goes to the disk at once; 0 for none, -1 for a quarter of the node's memory")
 	flags.Float64Var(&o.Disk.MaxShare, "max-disk-share", defaultMaxDiskShare, "the part of their disk that all checkpoints together may take, 0 to 1")
 	flags.Float64Var(&o.Disk.MinFree, "min-free-disk", defaultMinFreeDisk, "the part of the disk that checkpoints leave free, 0 to 1; not less than what the kubelet evicts Pods at (imagefs.available: 0.15)")
 	flags.DurationVar(&o.GiveUpAfter, "restore-give-up-after", defaultGiveUpAfter, "how long a restore may keep failing before its Pod becomes Failed; 0 for ever")

@@ -64,7 +64,7 @@ type Options struct {
 	RuntimeEndpoint string // unix:// URL of the container runtime's CRI
 	Root            string // state, kept across reboots
 	RunDir          string // sockets and what lives as long as the node is up
-	MaxStagingMiB   int64  // of memory that captures may take in RunDir
+	MaxStagingMiB   int64  // of memory that captures may take in RunDir; -1: a quarter of the node's
 	MetricsAddress  string // of metrics and health; empty: none
 	NoKubernetes    bool   // the CRI layer alone
 	MaxConcurrent   int    // checkpoints at a time on this node

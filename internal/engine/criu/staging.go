@@ -20,7 +20,7 @@ import (
 
 // staging is what captures that are under way take of the memory of the run directory.
 type staging struct {
-	most int64 // bytes; none if it is not more than 0
+	most int64 // bytes; 0: none; less: a quarter of the node's memory
 
 	mu    sync.Mutex
 	taken int64
@@ -39,10 +39,14 @@ func (s *staging) reserve(need int64, dir string) (release func(), ok bool) {
 	if err != nil {
 		return nil, false
 	}
+	most := s.most
+	if most < 0 {
+		most = kilobytes(meminfo, "MemTotal:") / 4
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// Others want memory, too: what a node has available is never taken by half.
-	room := min(s.most, int64(st.Bavail)*st.Bsize/8*7, kilobytes(meminfo, "MemAvailable:")/2) - s.taken
+	room := min(most, int64(st.Bavail)*st.Bsize/8*7, kilobytes(meminfo, "MemAvailable:")/2) - s.taken
 	if need > room {
 		return nil, false
 	}

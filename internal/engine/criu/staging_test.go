@@ -1,6 +1,9 @@
 package criu
 
-import "testing"
+import (
+	"os"
+	"testing"
+)
 
 func TestImagesAreStagedWithinTheirBoundOnly(t *testing.T) {
 	const memory = "/dev/shm"
@@ -23,6 +26,17 @@ func TestImagesAreStagedWithinTheirBoundOnly(t *testing.T) {
 	}
 	if _, ok := (&staging{most: 1 << 60}).reserve(1<<50, memory); ok {
 		t.Error("more was taken than the machine has")
+	}
+	meminfo, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	quarter := kilobytes(meminfo, "MemTotal:") / 4
+	if _, ok := (&staging{most: -1 << 20}).reserve(4096, memory); !ok {
+		t.Error("of its own accord it takes nothing")
+	}
+	if _, ok := (&staging{most: -1 << 20, taken: quarter}).reserve(4096, memory); ok {
+		t.Error("of its own accord it takes more than a quarter of the node's memory")
 	}
 	if _, ok := s.reserve(1, "/proc"); ok {
 		t.Error("what is not memory passes for it")
