@@ -14,17 +14,16 @@ import (
 	"podstasis.dev/stasis/test/e2e/cluster"
 )
 
+// slow is how often as much as in test/zoo the services read at their start, to start as
+// slowly as those that are restored for it: in ten seconds and more.
+const slow = 6
+
 // services compares, for two services of test/zoo, the time from a Pod's creation to its
 // first answer: started as ever, and restored. A ratio of 10 is ten times as fast.
 func services(ctx context.Context, b *bench, dir string) (err error) {
-	apps := []struct{ name, figure string }{{"search", "python"}, {"shop", "jvm"}}
 	root, err := cluster.Root()
 	if err != nil {
 		return err
-	}
-	var names []string
-	for _, a := range apps {
-		names = append(names, a.name)
 	}
 	if err := command(ctx, root, "go", "build", "-o", "bin/zoo", "./test/zoo"); err != nil {
 		return err
@@ -34,8 +33,27 @@ func services(ctx context.Context, b *bench, dir string) (err error) {
 	if err != nil {
 		return err
 	}
+	for _, as := range []struct {
+		size   int
+		figure string
+	}{{1, "_small"}, {slow, ""}} {
+		if err := servicesOf(ctx, b, root, dir, c.Kubeconfig(), as.size, as.figure); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// servicesOf starts and restores services of a size.
+func servicesOf(ctx context.Context, b *bench, root, dir, kubeconfig string, size int, figure string) error {
+	apps := []struct{ name, figure string }{{"search", "python" + figure}, {"shop", "jvm" + figure}}
+	var names []string
+	for _, a := range apps {
+		names = append(names, a.name)
+	}
 	table := filepath.Join(dir, "zoo.md")
-	cmd := exec.CommandContext(ctx, filepath.Join(root, "bin/zoo"), "-kubeconfig", c.Kubeconfig(), "-apps", strings.Join(names, ","), "-rounds", strconv.Itoa(b.rounds), "-o", table)
+	cmd := exec.CommandContext(ctx, filepath.Join(root, "bin/zoo"), "-kubeconfig", kubeconfig, "-apps", strings.Join(names, ","),
+		"-size", strconv.Itoa(size), "-rounds", strconv.Itoa(b.rounds), "-o", table)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = root, os.Stderr, os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	if err := cmd.Run(); err != nil {

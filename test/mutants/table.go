@@ -39,7 +39,7 @@ var mutants = []mutant{
 		`	if need > room {`, `	if need > 0 {`,
 		node, "test/cri", "TestADiskThatHangsOnlyDelaysACheckpointThatFitsIntoMemory"},
 	{"memory for images without a bound", "internal/engine/criu/staging.go",
-		`room := min(s.most, int64(st`, `room := min(1<<40, int64(st`,
+		`room := min(most, int64(st`, `room := min(1<<40, int64(st`,
 		unit, "internal/engine/criu", "TestImagesAreStagedWithinTheirBoundOnly"},
 	// The main job.
 	{"plain runc instead of stasis-runtime", "internal/ociruntime/bundle.go",
@@ -86,6 +86,9 @@ var mutants = []mutant{
 	{"memory read from processes that run", "internal/engine/criu/cow/memory.go",
 		`	mem, err := openMemory(child)`, `	mem, err := openMemory(os.Getpid())`,
 		unit, "internal/engine/criu/cow", "TestMemoryIsCapturedAsItWasInOneMomentWhileItsProcessGoesOn"},
+	{"memory kept that has been read", "internal/engine/criu/cow/capture.go",
+		`		forgets := true`, `		forgets := false`,
+		unit, "internal/engine/criu/cow", "TestMemoryThatHasBeenReadIsGivenUp"},
 	{"a child's share of descriptors kept", "internal/engine/criu/cow/capture.go",
 		`[5]uint64{0, math.MaxUint32, closeRangeUnshare}`, `[5]uint64{math.MaxUint32, math.MaxUint32, closeRangeUnshare}`,
 		unit, "internal/engine/criu/cow", "TestAProcessThatEndsWhileItsMemoryIsReadIsCapturedAndItsParentSeesItsEndAlone"},

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -41,6 +42,7 @@ type app struct {
 	Refused string `json:"refused,omitempty"`
 
 	name  string
+	size  int // as which it starts: a service of the bench reads so often as much
 	spec  corev1.PodSpec
 	files map[string]string // of the ConfigMap, by name
 }
@@ -150,6 +152,12 @@ func (a *app) usesPackages() bool {
 // named.
 func (a *app) pod(namespace, name, from string) *corev1.Pod {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: *a.spec.DeepCopy()}
+	if a.size > 1 {
+		for i := range pod.Spec.Containers {
+			env := &pod.Spec.Containers[i].Env
+			*env = append(*env, corev1.EnvVar{Name: "SIZE", Value: strconv.Itoa(a.size)})
+		}
+	}
 	if from != "" {
 		metav1.SetMetaDataAnnotation(&pod.ObjectMeta, checkpointv1alpha1.AnnotationRestoreFrom, from)
 	}

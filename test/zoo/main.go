@@ -25,6 +25,7 @@ func main() {
 	quick := flag.Bool("quick", false, "only those that are quick")
 	flag.IntVar(&z.rounds, "rounds", 5, "how often each is restored, each time from the one restored before")
 	flag.StringVar(&z.kubeconfig, "kubeconfig", "", "of a running devcluster with Stasis in it; without it one is made and taken down")
+	flag.IntVar(&z.size, "size", 1, "how often as much search and shop read at their start")
 	flag.StringVar(&z.table, "o", "", "file to write the table to, as Markdown")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)

@@ -129,12 +129,25 @@ func (s *scene) start(ctx context.Context, pod *corev1.Pod) (time.Duration, stat
 	if err := s.Create(ctx, pod); err != nil {
 		return 0, state{}, err
 	}
-	var answer state
-	err := eventually(ctx, "Pod "+pod.Name+" answers", func() (err error) {
-		answer, err = s.state(ctx, pod)
+	var took time.Duration
+	if s.files["answer"] != "" {
+		if err := eventually(ctx, "Pod "+pod.Name+" answers", func() error {
+			_, err := s.exec(ctx, pod, script("answer"))
+			return err
+		}); err != nil {
+			return 0, state{}, err
+		}
+		took = time.Since(begin)
+	}
+	var now state
+	err := eventually(ctx, "Pod "+pod.Name+" says how it is", func() (err error) {
+		now, err = s.state(ctx, pod)
 		return err
 	})
-	return time.Since(begin), answer, err
+	if took == 0 {
+		took = time.Since(begin)
+	}
+	return took, now, err
 }
 
 func (s *scene) state(ctx context.Context, pod *corev1.Pod) (state, error) {

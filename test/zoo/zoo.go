@@ -14,7 +14,7 @@ import (
 
 // zoo is one run.
 type zoo struct {
-	rounds            int
+	rounds, size      int
 	kubeconfig, table string
 	out               io.Writer
 
@@ -29,6 +29,9 @@ func (z *zoo) run(ctx context.Context, names []string, quick bool) (err error) {
 	apps, err := load(filepath.Join(root, "test/zoo/apps"), names, quick)
 	if err != nil {
 		return err
+	}
+	for _, a := range apps {
+		a.size = z.size
 	}
 	archives, err := z.archives(ctx, root, apps)
 	if err != nil {

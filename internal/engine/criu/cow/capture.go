@@ -102,8 +102,10 @@ type capture struct {
 	log       *slog.Logger
 	processes []*process
 	record    record
-	// settled, if set, is called before memory is read: tests have things happen then.
+	// settled, if set, is called before memory is read, and done when that of a process
+	// has been: tests have things happen then.
 	settled func()
+	done    func(*process)
 }
 
 // attach finds out what is to be read, and has all threads stop as soon as they are let
@@ -475,6 +477,9 @@ func (c *capture) readAll(ctx context.Context) (total int64, err error) {
 					return total, why
 				}
 			}
+		}
+		if c.done != nil {
+			c.done(p)
 		}
 		if err := c.reap(p); err != nil {
 			c.log.Warn("a child could not be collected yet", "process", p.pid, "child", p.child.pid, "err", err)

@@ -110,6 +110,39 @@ func between(t *testing.T, do func(), containers ...Container) (read error) {
 	return <-done
 }
 
+func TestMemoryThatHasBeenReadIsGivenUp(t *testing.T) {
+	s := begin(t, "hammer", nil)
+	s.line(t)
+	kilobytes := func(pid int) (n int) {
+		text, err := statusOf(pid, "RssAnon")
+		if err == nil {
+			_, err = fmt.Sscanf(text, "%d kB", &n)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		return n
+	}
+	own, kept := 0, 0
+	finished := make(chan error, 1)
+	container := imagesOf(t, s.pid())
+	go func() {
+		runtime.LockOSThread()
+		c := capture{request: Request{Sandbox: "s", Containers: []Container{container}}, log: slog.New(slog.DiscardHandler)}
+		c.settled = func() { own = kilobytes(c.processes[0].child.pid) }
+		c.done = func(p *process) { kept = kilobytes(p.child.pid) }
+		_, err := c.run(t.Context(), func() error { return nil })
+		finished <- err
+	}()
+	must(t, <-finished)
+	// What was read last may not have been told yet.
+	if most := 2 * chunk >> 10; own < 4*most || kept > most {
+		t.Errorf("a child with %d KiB of memory has %d KiB when it has been read", own, kept)
+	}
+	noChildren(t, s.pid())
+	s.end(t)
+}
+
 // awaitEnd waits until a process is a zombie, or gone.
 func awaitEnd(t *testing.T, pid int) {
 	t.Helper()

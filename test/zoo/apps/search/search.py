@@ -1,4 +1,4 @@
-"""A search service. What it needs to answer it makes at its start, which takes a while."""
+"""A search service. What it needs to answer it makes at its start, which takes a while. SIZE says of how many copies of the library."""
 import collections
 import hashlib
 import http.server
@@ -21,9 +21,6 @@ def read(root):
             if name.endswith('.py'):
                 with open(os.path.join(directory, name), encoding='utf-8', errors='replace') as f:
                     texts.append(f.read())
-    for number, text in enumerate(texts):
-        for word in words.finditer(text):
-            index[word.group()].append((number, word.start()))
 
 
 def relate(common=300, kept=5):
@@ -44,7 +41,15 @@ def fingerprint(parts):
     return digest.hexdigest()[:16]
 
 
-read(sysconfig.get_paths()['stdlib'])
+def index_words():
+    for number, text in enumerate(texts):
+        for word in words.finditer(text):
+            index[word.group()].append((number, word.start()))
+
+
+for _ in range(int(os.environ.get('SIZE', 1))):
+    read(sysconfig.get_paths()['stdlib'])
+index_words()
 related = relate()
 nonce, started = uuid.uuid4(), time.time()
 known = sorted(index)
@@ -67,10 +72,16 @@ def ask():
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        if self.path == '/find':
+            word = random.choice(known)
+            self.answer(f'{word} {len(index[word])}\n'.encode())
+            return
         with lock:
             lines = [f'wrong={wrong}'] if wrong else [f'queries={queries}']
         lines += [f'nonce={nonce}', f'started={started}', f'texts={fingerprint(texts)}', f'related={fingerprint(map(str, related))}', f'index={len(known)}.{sum(map(len, index.values()))}']
-        body = ('\n'.join(lines) + '\n').encode()
+        self.answer(('\n'.join(lines) + '\n').encode())
+
+    def answer(self, body):
         self.send_response(200)
         self.send_header('Content-Length', str(len(body)))
         self.end_headers()

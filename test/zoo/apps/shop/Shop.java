@@ -1,4 +1,6 @@
+import com.sun.net.httpserver.HttpExchange;
 import com.sun.net.httpserver.HttpServer;
+import java.io.IOException;
 import java.lang.management.ManagementFactory;
 import java.net.InetAddress;
 import java.net.InetSocketAddress;
@@ -16,7 +18,9 @@ import java.util.concurrent.atomic.AtomicLong;
 public class Shop {
 	record Article(int number, String name, List<Integer> related) {}
 
-	static final int ARTICLES = 200_000, WARM_UP = 100_000;
+	/** SIZE says how often as many. */
+	static final int SIZE = Integer.parseInt(System.getenv().getOrDefault("SIZE", "1"));
+	static final int ARTICLES = 200_000 * SIZE, WARM_UP = 100_000 * SIZE;
 	static final Map<Integer, Article> catalogue = new HashMap<>();
 	static final AtomicLong recommended = new AtomicLong();
 	static volatile String wrong;
@@ -54,16 +58,21 @@ public class Shop {
 		customers.setDaemon(true);
 		customers.start();
 		HttpServer http = HttpServer.create(new InetSocketAddress(InetAddress.getLoopbackAddress(), 8080), 8);
+		http.createContext("/recommend", exchange -> answer(exchange, recommend(7) + "\n"));
 		http.createContext("/state", exchange -> {
 			String text = "nonce=" + nonce + "\nstarted=" + ManagementFactory.getRuntimeMXBean().getStartTime() + "\ncatalogue=" + catalogue.hashCode()
 				+ "\nrecommended=" + recommended + "\n";
 			if (wrong != null) text = "wrong=" + wrong + "\n";
-			byte[] body = text.getBytes(StandardCharsets.UTF_8);
-			exchange.sendResponseHeaders(200, body.length);
-			exchange.getResponseBody().write(body);
-			exchange.close();
+			answer(exchange, text);
 		});
 		http.start();
+	}
+
+	static void answer(HttpExchange exchange, String text) throws IOException {
+		byte[] body = text.getBytes(StandardCharsets.UTF_8);
+		exchange.sendResponseHeaders(200, body.length);
+		exchange.getResponseBody().write(body);
+		exchange.close();
 	}
 
 	static void pause() {
