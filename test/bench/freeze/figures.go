@@ -83,6 +83,7 @@ func (r *Report) Figures() []Figure {
 			f.millis("restore_"+name+"_asked_ms", way.Asked)
 			f.millis("restore_"+name+"_first_ms", way.First)
 			f.millis("restore_"+name+"_all_ms", way.All)
+			f.millis("restore_"+name+"_whole_ms", way.Whole)
 		}
 	}
 	for _, s := range r.Seen {
@@ -117,7 +118,7 @@ func (r *Report) compared() []Figure {
 		s := Shape{n, 512}
 		f.ratio(fmt.Sprintf("freeze_plain_vs_criu_%d_containers", n), froze("plain", s), froze("criu", s), "x")
 	}
-	f.ratio("freeze_to_a_store_vs_node_1gib", froze("stored", gib1), froze("plain", gib1), "x")
+	f.ratio("freeze_to_a_store_vs_node_1gib", froze("stored", gib1), froze(stasis, gib1), "x")
 	if off, some := r.said(); some {
 		f = append(f, Figure{"freeze_said_minus_measured_ms", ms(off), "ms"})
 	}
@@ -144,25 +145,33 @@ func (r *Report) said() (off time.Duration, some bool) {
 // not grow with memory falls out of a difference.
 func (r *Report) restores() figures {
 	var f figures
-	stasis := r.find(r.stasis(), gib1)
-	eager, lazy := stasis.restore("eager"), stasis.restore("lazy")
+	of := func(way string, s Shape) RestoreResult {
+		for _, key := range []string{"plain", "cow"} {
+			if got := r.find(key, s).restore(way); len(got.Asked) > 0 {
+				return got
+			}
+		}
+		return RestoreResult{}
+	}
+	eager, lazy := of("eager", gib1), of("lazy", gib1)
 	f.millis("eager_first_instruction_1gib_ms", eager.First)
 	f.millis("lazy_first_instruction_1gib_ms", lazy.First)
-	small, large := r.find(r.stasis(), least), r.find(r.stasis(), gib4)
-	if all := r.single(); len(all) > 0 && all[len(all)-1] != least { // 8 GiB, say, is measured where somebody asks for it
-		large = r.find(r.stasis(), all[len(all)-1])
+	large := gib4
+	if all := r.single(); len(all) > 0 && all[len(all)-1] != least { // no other, where less was asked for
+		large = all[len(all)-1]
 	}
-	f.ratio("lazy_first_instruction_largest_vs_64mib", median(large.restore("lazy").First), median(small.restore("lazy").First), "x")
-	f.ratio("lazy_all_vs_eager_1gib", median(lazy.All), median(eager.All), "x")
-	grown := func(key, way string) time.Duration {
-		small, large := median(r.find(key, least).restore(way).Asked), median(r.find(key, gib4).restore(way).Asked)
-		if small == 0 {
+	f.ratio("lazy_first_instruction_largest_vs_64mib", median(of("lazy", large).First), median(of("lazy", least).First), "x")
+	f.ratio("lazy_all_vs_eager_1gib", median(lazy.Whole), median(eager.Whole), "x")
+	f.ratio("lazy_all_vs_eager_4gib", median(of("lazy", gib4).Whole), median(of("eager", gib4).Whole), "x")
+	grown := func(small, large RestoreResult) time.Duration {
+		if len(small.Asked) == 0 || len(large.Asked) == 0 {
 			return 0
 		}
-		return large - small
+		return median(large.Asked) - median(small.Asked)
 	}
-	f.ratio("eager_vs_criu_restore_bandwidth", grown("criu", "criu"), grown(r.stasis(), "eager"), "x")
-	if d := grown(r.stasis(), "eager"); d > 0 {
+	d := grown(of("eager", least), of("eager", gib4))
+	f.ratio("eager_vs_criu_restore_bandwidth", grown(r.find("criu", least).restore("criu"), r.find("criu", gib4).restore("criu")), d, "x")
+	if d > 0 {
 		f = append(f, Figure{"eager_restore_mib_s", float64(gib4.MiB-least.MiB) / d.Seconds(), "MiB/s"})
 	}
 	return f

@@ -23,7 +23,7 @@ import (
 )
 
 // Shapes are measured one after the other.
-var Shapes = []Shape{{1, 64}, {1, 512}, {2, 512}, {4, 512}, {1, 1024}, {1, 4096}}
+var Shapes = []Shape{{1, 64}, {1, 512}, {2, 512}, {4, 512}, {1, 1024}, {1, 4096}, {1, 8192}}
 
 // Options say what is measured and where.
 type Options struct {
@@ -54,7 +54,7 @@ func (h *hold) contenders() []contender {
 		{name: "CRIU by runc, to memory", key: "criu", place: h.runc, checkpoint: h.runc.checkpoint,
 			restores: []restoration{{"CRIU by runc, from memory", "criu", h.runc.restore}}},
 		{name: "Stasis, plain", key: "plain", place: h.pods, checkpoint: h.pods.checkpoint(map[string]string{"capture": "plain"}, ""), restores: []restoration{restore("eager")}},
-		{name: "Stasis, copy-on-write", key: "cow", place: h.pods, checkpoint: h.pods.checkpoint(map[string]string{"capture": "cow"}, ""), restores: []restoration{restore("lazy")}},
+		{name: "Stasis, copy-on-write", key: "cow", place: h.pods, checkpoint: h.pods.checkpoint(map[string]string{"capture": "cow"}, ""), restores: []restoration{restore("lazy")}, large: true},
 		{name: "Stasis, to a store", key: "stored", place: h.pods, checkpoint: h.pods.checkpoint(nil, h.store), only: []Shape{gib1}},
 		{name: "kubelet's endpoint, containerd", key: "kubelet", place: h.pods, checkpoint: h.pods.checkpointByKubelet, fewer: true},
 		{name: "podman, to memory", key: "podman", place: h.podman, checkpoint: h.podman.checkpoint,
@@ -147,6 +147,9 @@ func (h *hold) prepare(ctx context.Context, c *cluster.Cluster) (err error) {
 // much is so much memory that contenders that take long are measured in fewer rounds.
 const much = 512
 
+// most is the most memory that all are measured with, in MiB.
+const most = 4096
+
 // rounds are one less where there is so much memory that a round takes a minute.
 func (h *hold) rounds(s Shape) int {
 	if s.Containers*s.MiB >= 4*much {
@@ -157,6 +160,9 @@ func (h *hold) rounds(s Shape) int {
 
 // wanted says whether a contender takes part in a round; round 0 does not count.
 func (c contender) wanted(s Shape, round int) bool {
+	if s.Containers*s.MiB > most && !c.large {
+		return false
+	}
 	if len(c.only) > 0 && !slices.Contains(c.only, s) {
 		return false
 	}

@@ -48,11 +48,11 @@ func (r *Report) Markdown() string {
 		}
 	}
 	b.WriteString("\n![How soon a restored program runs, by its memory](images/restore.svg)\n")
-	b.WriteString("\n| memory | restore by | request to first instruction, ms | container's creation to first instruction, ms | to all memory there, ms |\n| --- | --- | ---: | ---: | ---: |\n")
+	b.WriteString("\n| memory | restore by | request to first instruction, ms | container's creation to first instruction, ms | to all memory there, ms | request to all memory there, ms |\n| --- | --- | ---: | ---: | ---: | ---: |\n")
 	for _, result := range r.Results {
 		for _, way := range result.Restores {
 			if len(way.Asked) > 0 {
-				fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", result.Shape, way.Name, millis(way.Asked), millis(way.First), millis(way.All))
+				fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", result.Shape, way.Name, millis(way.Asked), millis(way.First), millis(way.All), millis(way.Whole))
 			}
 		}
 	}
@@ -88,6 +88,7 @@ var wanted = map[string]string{
 	"lazy_first_instruction_1gib_ms":          "≤ 300 ms",
 	"lazy_first_instruction_largest_vs_64mib": "≤ 1.3",
 	"lazy_all_vs_eager_1gib":                  "≤ 1.5",
+	"lazy_all_vs_eager_4gib":                  "≤ 1.5",
 	"eager_vs_criu_restore_bandwidth":         "≥ 0.70",
 }
 
