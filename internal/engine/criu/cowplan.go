@@ -93,7 +93,7 @@ func (e *Engine) fitForCOW(s engine.Sandbox, p *plan) error {
 	if e.wroteMemory.Load() {
 		return unfit("this node's CRIU writes memory in any case: use the one that Stasis installs")
 	}
-	pids, err := processesOf(s.Containers)
+	pids, err := treesOf(s.Containers)
 	if err != nil {
 		return err
 	}

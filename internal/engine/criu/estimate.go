@@ -23,7 +23,7 @@ import (
 
 // Estimate implements engine.Engine.
 func (e *Engine) Estimate(ctx context.Context, s engine.Sandbox, options map[string]string) (engine.Estimate, error) {
-	pids, err := processesOf(s.Containers)
+	pids, err := treesOf(s.Containers)
 	if err != nil {
 		return engine.Estimate{}, err
 	}

@@ -85,7 +85,7 @@ func threadEnded(proc string) (bool, error) {
 
 // lookForLeaderless looks again, when a process was frozen while it seemed to end.
 func lookForLeaderless(containers []engine.Container) error {
-	pids, err := processesOf(containers)
+	pids, err := treesOf(containers)
 	if err != nil {
 		return err
 	}

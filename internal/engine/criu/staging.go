@@ -68,7 +68,7 @@ func (e *Engine) stageInMemory(w window) (release func(), err error) {
 	if w.plan.mode == CaptureCOW {
 		return func() {}, nil
 	}
-	pids, err := processesOf(w.sandbox.Containers)
+	pids, err := treesOf(w.sandbox.Containers)
 	if err != nil {
 		return nil, err
 	}
