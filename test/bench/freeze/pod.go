@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -36,6 +37,7 @@ type pods struct {
 	runtime runtimeapi.RuntimeServiceClient
 	root    string   // of the node, as this process sees it
 	args    []string // of the program, after the amount of memory
+	cpu     string   // that a container asks for; empty: nothing
 	cgroup  string   // the directory in which Pods have theirs, once it is known
 	count   int
 }
@@ -89,8 +91,13 @@ func (p *pods) pod(ctx context.Context, s Shape, annotations map[string]string) 
 		Spec:       corev1.PodSpec{TerminationGracePeriodSeconds: new(int64(0))},
 	}}
 	for i := range s.Containers {
+		var asks corev1.ResourceRequirements
+		if p.cpu != "" {
+			asks.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(p.cpu)}
+		}
 		from.pod.Spec.Containers = append(from.pod.Spec.Containers, corev1.Container{
 			Name: "c" + strconv.Itoa(i+1), Image: podmanImage, ImagePullPolicy: corev1.PullNever, Args: append([]string{strconv.Itoa(s.MiB)}, p.args...),
+			Resources: asks,
 			// Containers of a Pod share its network: each listens on a port of its own.
 			Env: []corev1.EnvVar{{Name: "PORT", Value: strconv.Itoa(app.Port + i)}},
 		})
