@@ -124,7 +124,7 @@ type failure struct{ test, why string }
 func (r *result) verdict() string {
 	switch {
 	case r.err != nil:
-		return "no cluster: " + firstLine(r.err.Error())
+		return "no cluster: " + firstLine(lastError(r.err.Error()))
 	case len(r.failed) == 0:
 		return fmt.Sprintf("passes (%d of %d)", r.passed, len(tests))
 	}
@@ -234,6 +234,16 @@ func why(output []string) string {
 
 // checkout is where this is run: no path of it is told.
 var checkout, _ = os.Getwd()
+
+// lastError is the last line of a text that tells of an error; the whole text, if none does.
+func lastError(s string) string {
+	for _, line := range slices.Backward(strings.Split(s, "\n")) {
+		if strings.Contains(line, "rror: ") || strings.Contains(line, "err=") {
+			return line
+		}
+	}
+	return s
+}
 
 func firstLine(s string) string {
 	if checkout != "" {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -38,5 +39,12 @@ func TestARowIsOfThePinnedVersionsUnlessItNamesOthers(t *testing.T) {
 	pinned := row{"k", "c", "r", false, "u"}
 	if got := (row{Containerd: "x"}).title(pinned); got != "Kubernetes k, containerd x, runc r, CRIU of u" {
 		t.Errorf("title %q", got)
+	}
+}
+
+func TestAClusterThatDoesNotComeUpIsToldByItsLastError(t *testing.T) {
+	r := &result{err: errors.New("bin/devcluster up: exit status 1:   0.2s  programs are built\nkubelet of node-1 has ended:\n    E1127 \"command failed\" err=\"no such gate\"\nwhat to try: see the log")}
+	if got := r.verdict(); !strings.Contains(got, "no such gate") || strings.Contains(got, "programs are built") {
+		t.Error(got)
 	}
 }

@@ -178,6 +178,7 @@ func NodeFiles(c plan.Cluster, i int, a Authorities, now time.Time) (map[string]
 			"nodeStatusUpdateFrequency": "4s",
 			// What is killed here is killed on purpose, and wanted back at once.
 			"crashLoopBackOff": object{"maxContainerRestartPeriod": "2s"},
+			"featureGates":     kubeletGates(c.Versions.Kubernetes),
 		}),
 		configDir + "/manifests/.keep": "",
 		configDir + "/kube-proxy.yaml": encode(object{
@@ -189,6 +190,15 @@ func NodeFiles(c plan.Cluster, i int, a Authorities, now time.Time) (map[string]
 			"conntrack": object{"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
 		}),
 	}, nil
+}
+
+// kubeletGates are what a kubelet needs for its configuration that it does not have by itself.
+func kubeletGates(kubernetes string) map[string]bool {
+	gates := map[string]bool{}
+	if strings.HasPrefix(kubernetes, "v1.34.") { // on by itself since 1.35
+		gates["KubeletCrashLoopBackOffMax"] = true
+	}
+	return gates
 }
 
 // Explain adds to a component's last log lines what their cause usually is, if it is a known one.
