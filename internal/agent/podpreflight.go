@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -74,6 +75,7 @@ func (p *podPreflight) examine(ctx context.Context, pcp *v1alpha1.PodCheckpoint)
 		return nil, fmt.Errorf("look at Pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
 	found.Problems = x.Problems
+	found.Engine, found.Options = x.Engine, optionsOf(x.Options)
 	found.Warnings = warningsOf(pod, src.containers, x.Examination, p.apiServer)
 	if x.Bytes > 0 {
 		found.EstimatedSize = &v1alpha1.CheckpointSize{Logical: binaryBytes(x.Bytes), LogicalBytes: x.Bytes}
@@ -88,6 +90,18 @@ func (p *podPreflight) examine(ctx context.Context, pcp *v1alpha1.PodCheckpoint)
 	}
 	found.Hooks = hookLines(pod)
 	return found, nil
+}
+
+// optionsOf are an engine's options in words.
+func optionsOf(known []engine.Option) (all []api.EngineOption) {
+	for _, o := range known {
+		values := o.Form
+		if len(o.Values) > 0 {
+			values = strings.Join(o.Values, "|")
+		}
+		all = append(all, api.EngineOption{Name: o.Name, Values: values, Default: o.Default, Description: o.Help})
+	}
+	return all
 }
 
 // hookLines names a Pod's hooks around checkpoints.

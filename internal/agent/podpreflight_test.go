@@ -50,6 +50,8 @@ func TestWhatACheckpointWouldMeetIsToldAndNothingIsTaken(t *testing.T) {
 		Examination: engine.Examination{Problems: []string{"container a, process 7 (x): it uses io_uring", "container b, process 8 (y): it is stopped"},
 			Outside: []engine.Connection{{Container: "a", Remote: "10.0.0.9:5432"}}},
 		Estimate: engine.Estimate{Bytes: 10 << 20, Freeze: 350 * time.Millisecond, Capture: &checkpoint.Capture{Mode: "plain", Reason: "small"}},
+		Engine:   "e",
+		Options:  []engine.Option{{Name: "freezeBudget", Form: "a duration such as 800ms", Default: "a", Help: "b"}, {Name: "how", Values: []string{"this", "that"}, Default: "c", Help: "d"}},
 	}}
 	s.server.pods = &podPreflight{nodeName: testNode, live: s.client, runtime: s.runtime, examiner: x, root: "/checkpoints"}
 	ask := func(pcp *v1alpha1.PodCheckpoint) api.CheckpointPreflight {
@@ -72,6 +74,9 @@ func TestWhatACheckpointWouldMeetIsToldAndNothingIsTaken(t *testing.T) {
 	if found.EstimatedSize.LogicalBytes != 10<<20 || found.EstimatedFreezeDuration.Duration != 350*time.Millisecond ||
 		found.FreezeBudget.Duration != 18900*time.Millisecond || !strings.Contains(found.FreezeBudgetReason, "liveness probe of container a") {
 		t.Errorf("it would cost %+v", found)
+	}
+	if want := []api.EngineOption{{Name: "freezeBudget", Values: "a duration such as 800ms", Default: "a", Description: "b"}, {Name: "how", Values: "this|that", Default: "c", Description: "d"}}; found.Engine != "e" || !slices.Equal(found.Options, want) {
+		t.Errorf("the engine %q has the options %+v", found.Engine, found.Options)
 	}
 	if found.Capture == nil || found.Capture.Mode != "plain" || found.Capture.Reason != "small" {
 		t.Errorf("it would be captured %+v", found.Capture)

@@ -40,7 +40,7 @@ func (s *Service) CheckpointPod(ctx context.Context, in *runtimeapi.CheckpointPo
 	}
 	sandbox, by, err := s.Captured(ctx, in.PodSandboxId, in.ContainerIds)
 	if err == nil {
-		err = by.CheckOptions(in.Options)
+		err = engine.CheckOptions(by, in.Options)
 	}
 	if err != nil {
 		return nil, rpcError(ctx, err)
@@ -86,6 +86,9 @@ func (s *Service) write(ctx context.Context, by engine.Engine, sandbox engine.Sa
 type Examined struct {
 	engine.Examination
 	engine.Estimate
+	// Engine is the one that captures the sandbox, Options are those that it knows.
+	Engine  string
+	Options []engine.Option
 }
 
 // Examine says what CheckpointPod with the same arguments would meet, and freezes
@@ -96,10 +99,11 @@ func (s *Service) Examine(ctx context.Context, in *runtimeapi.CheckpointPodReque
 	if err != nil {
 		return x, err
 	}
+	x.Engine, x.Options = by.Name(), by.Options()
 	if x.Examination, err = by.Examine(ctx, sandbox); err != nil {
 		return x, err
 	}
-	if err := by.CheckOptions(in.Options); err != nil {
+	if err := engine.CheckOptions(by, in.Options); err != nil {
 		x.Problems = append(x.Problems, err.Error())
 		return x, nil
 	}

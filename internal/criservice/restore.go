@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstasis.dev/stasis/internal/checkpoint"
+	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/nodeapi"
 	"podstasis.dev/stasis/internal/pages"
 )
@@ -141,7 +142,7 @@ func (s *Service) checkRestoreRequest(ctx context.Context, in *runtimeapi.Restor
 	if in.RuntimeHandler != "" && in.RuntimeHandler != handler {
 		return nil, "", invalid("runtime_handler %q cannot restore this checkpoint; %q can", in.RuntimeHandler, handler)
 	}
-	if err := by.CheckOptions(without(in.Options, optionMemory)); err != nil {
+	if err := engine.CheckOptions(by, without(in.Options, optionMemory)); err != nil {
 		return nil, "", err
 	}
 	if err := by.CheckRestore(ctx, m); err != nil {

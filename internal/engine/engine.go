@@ -1,12 +1,11 @@
 // Package engine is what Stasis asks of whatever captures and recreates
-// processes. Its unit is the sandbox: gVisor and virtual machines save and
-// restore a Pod whole, CRIU container by container, and both fit.
+// processes. Its unit is the sandbox: some engines save and restore a Pod whole,
+// others container by container, and both fit.
 package engine
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -28,25 +27,6 @@ var (
 	// freeze budget allows, or that it nearly had and was thawed.
 	ErrFreezeBudget = errors.New("freeze budget")
 )
-
-// OptionFreezeBudget is an option of every engine: for how long the Pod may stand
-// still, as a duration (time.ParseDuration). Nothing is frozen when more is
-// expected, and the processes run again when it is used up, however much time the
-// call has left. Without the option the call's deadline is the only bound.
-const OptionFreezeBudget = "freezeBudget"
-
-// FreezeBudget reads OptionFreezeBudget; 0 is none.
-func FreezeBudget(options map[string]string) (time.Duration, error) {
-	value, ok := options[OptionFreezeBudget]
-	if !ok {
-		return 0, nil
-	}
-	budget, err := time.ParseDuration(value)
-	if err != nil || budget <= 0 {
-		return 0, fmt.Errorf("%w: %s=%q is not a positive duration such as 800ms", ErrOption, OptionFreezeBudget, value)
-	}
-	return budget, nil
-}
 
 // Estimate is what a checkpoint is expected to cost, found out while the Pod runs.
 type Estimate struct {
@@ -76,7 +56,7 @@ type Container struct {
 
 // Runtime is an OCI runtime as the container runtime calls it.
 type Runtime struct {
-	// Type is the container runtime's name of the kind, such as io.containerd.runc.v2;
+	// Type is the container runtime's name of the kind, such as io.containerd.NAME.v2;
 	// empty where it has none.
 	Type   string `json:"type,omitempty"`
 	Binary string `json:"binary"` // path or name
@@ -100,8 +80,9 @@ type Engine interface {
 	// missing on this node and what to do.
 	Identify(ctx context.Context) (checkpoint.Program, error)
 
-	// CheckOptions refuses options that it does not know (ErrOption).
-	CheckOptions(options map[string]string) error
+	// Options are those that it knows, FreezeBudgetOption among them. CheckOptions says
+	// whether others are given.
+	Options() []Option
 
 	// Estimate looks at how much there is to capture, and says how long that takes
 	// by what earlier checkpoints took. The options bear on that.

@@ -75,8 +75,15 @@ func (o *checkOptions) checkPod(ctx context.Context, pod string) error {
 	for _, hook := range found.Hooks {
 		hooks = append(hooks, clean(hook))
 	}
-	facts(o.Out, "Node", answer.Status.NodeName, "Size", estimate, "Frozen", expected, "Capture", captureOf(found.Capture), "Budget", budget, "Hooks", strings.Join(hooks, "; "))
+	facts(o.Out, "Node", answer.Status.NodeName, "Engine", clean(found.Engine), "Size", estimate, "Frozen", expected, "Capture", captureOf(found.Capture), "Budget", budget, "Hooks", strings.Join(hooks, "; "))
 	tellPreflight(o.Out, found)
+	var options [][]string
+	for _, option := range found.Options {
+		options = append(options, []string{clean(option.Name), clean(option.Values), clean(option.Description), "by default " + clean(option.Default)})
+	}
+	if err := section(o.Out, "Options of the engine (--option NAME=VALUE)", options); err != nil {
+		return err
+	}
 	if len(found.Problems) > 0 {
 		return silently(ExitFailed)
 	}

@@ -184,7 +184,7 @@ func TestWhatGVisorCannotSaveIsRefusedWhileThePodRuns(t *testing.T) {
 		code    codes.Code
 		message string
 	}{
-		"an unknown option": {p, func(r *runtimeapi.CheckpointPodRequest) { r.Options = map[string]string{"speed": "max"} }, codes.InvalidArgument, `the gVisor engine does not know "speed"`},
+		"an unknown option": {p, func(r *runtimeapi.CheckpointPodRequest) { r.Options = map[string]string{"speed": "max"} }, codes.InvalidArgument, `the engine gvisor does not know "speed"; it knows freezeBudget`},
 		"no freeze budget":  {p, func(r *runtimeapi.CheckpointPodRequest) { r.Options = map[string]string{"freezeBudget": "1ms"} }, codes.FailedPrecondition, "nothing was frozen"},
 		"one of two":        {p, func(r *runtimeapi.CheckpointPodRequest) { r.ContainerIds = r.ContainerIds[:1] }, codes.FailedPrecondition, "select all containers"},
 		"a terminal":        {terminal, func(*runtimeapi.CheckpointPodRequest) {}, codes.FailedPrecondition, "container tty has a terminal"},

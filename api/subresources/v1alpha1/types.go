@@ -151,6 +151,29 @@ type CheckpointPreflight struct {
 	// +optional
 	// +listType=atomic
 	Hooks []string `json:"hooks,omitempty"`
+	// engine is what would capture the Pod.
+	// +optional
+	Engine string `json:"engine,omitempty"`
+	// options are those that the engine knows; it refuses others.
+	// +optional
+	// +listType=atomic
+	Options []EngineOption `json:"options,omitempty"`
+}
+
+// EngineOption is one that an engine knows, for spec.options.
+//
+// +k8s:openapi-gen=true
+type EngineOption struct {
+	// name is the option's.
+	Name string `json:"name"`
+	// values says what it takes: values separated by "|", or in words.
+	Values string `json:"values"`
+	// default says what holds without it.
+	// +optional
+	Default string `json:"default,omitempty"`
+	// description says what it is for.
+	// +optional
+	Description string `json:"description,omitempty"`
 }
 
 // CheckpointContents is what podcheckpoints/contents answers: what is inside a

@@ -31,6 +31,11 @@ func (in Credentials) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in EngineOption) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.subresources.v1alpha1.EngineOption"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in EnvironmentVariable) OpenAPIModelName() string {
 	return "dev.podstasis.checkpoint.subresources.v1alpha1.EnvironmentVariable"
 }

@@ -76,6 +76,7 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		v1alpha1.ContainerContents{}.OpenAPIModelName():            schema_stasis_api_subresources_v1alpha1_ContainerContents(ref),
 		v1alpha1.ContentsSource{}.OpenAPIModelName():               schema_stasis_api_subresources_v1alpha1_ContentsSource(ref),
 		v1alpha1.Credentials{}.OpenAPIModelName():                  schema_stasis_api_subresources_v1alpha1_Credentials(ref),
+		v1alpha1.EngineOption{}.OpenAPIModelName():                 schema_stasis_api_subresources_v1alpha1_EngineOption(ref),
 		v1alpha1.EnvironmentVariable{}.OpenAPIModelName():          schema_stasis_api_subresources_v1alpha1_EnvironmentVariable(ref),
 		v1alpha1.FileChange{}.OpenAPIModelName():                   schema_stasis_api_subresources_v1alpha1_FileChange(ref),
 		v1alpha1.Mapping{}.OpenAPIModelName():                      schema_stasis_api_subresources_v1alpha1_Mapping(ref),
@@ -2987,11 +2988,36 @@ func schema_stasis_api_subresources_v1alpha1_CheckpointPreflight(ref common.Refe
 							},
 						},
 					},
+					"engine": {
+						SchemaProps: spec.SchemaProps{
+							Description: "engine is what would capture the Pod.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"options": {
+						VendorExtensible: spec.VendorExtensible{
+							Extensions: spec.Extensions{
+								"x-kubernetes-list-type": "atomic",
+							},
+						},
+						SchemaProps: spec.SchemaProps{
+							Description: "options are those that the engine knows; it refuses others.",
+							Type:        []string{"array"},
+							Items: &spec.SchemaOrArray{
+								Schema: &spec.Schema{
+									SchemaProps: spec.SchemaProps{
+										Ref: ref(v1alpha1.EngineOption{}.OpenAPIModelName()),
+									},
+								},
+							},
+						},
+					},
 				},
 			},
 		},
 		Dependencies: []string{
-			v1.Duration{}.OpenAPIModelName(), apiv1alpha1.CheckpointSize{}.OpenAPIModelName(), apiv1alpha1.MemoryCapture{}.OpenAPIModelName()},
+			v1.Duration{}.OpenAPIModelName(), v1alpha1.EngineOption{}.OpenAPIModelName(), apiv1alpha1.CheckpointSize{}.OpenAPIModelName(), apiv1alpha1.MemoryCapture{}.OpenAPIModelName()},
 	}
 }
 
@@ -3271,6 +3297,50 @@ func schema_stasis_api_subresources_v1alpha1_Credentials(ref common.ReferenceCal
 					},
 				},
 				Required: []string{"effectiveUID", "effectiveGID"},
+			},
+		},
+	}
+}
+
+func schema_stasis_api_subresources_v1alpha1_EngineOption(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "EngineOption is one that an engine knows, for spec.options.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"name": {
+						SchemaProps: spec.SchemaProps{
+							Description: "name is the option's.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"values": {
+						SchemaProps: spec.SchemaProps{
+							Description: "values says what it takes: values separated by \"|\", or in words.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"default": {
+						SchemaProps: spec.SchemaProps{
+							Description: "default says what holds without it.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+					"description": {
+						SchemaProps: spec.SchemaProps{
+							Description: "description says what it is for.",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+				},
+				Required: []string{"name", "values"},
 			},
 		},
 	}

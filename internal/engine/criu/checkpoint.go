@@ -64,7 +64,7 @@ const captureAttempts = 10
 
 // Checkpoint implements engine.Engine.
 func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, options map[string]string) (*checkpoint.Manifest, error) {
-	if err := e.CheckOptions(options); err != nil {
+	if err := engine.CheckOptions(e, options); err != nil {
 		return nil, err
 	}
 	budget, err := engine.FreezeBudget(options)

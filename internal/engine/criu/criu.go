@@ -149,21 +149,13 @@ func older(version string, than [2]int) bool {
 	return err != nil || v[0] < than[0] || v[0] == than[0] && v[1] < than[1]
 }
 
-// CheckOptions refuses options that are neither common to all engines nor this one's.
-func (e *Engine) CheckOptions(options map[string]string) error {
-	for key, value := range options {
-		switch key {
-		case engine.OptionFreezeBudget:
-		case OptionCapture:
-			if value != CapturePlain && value != CaptureCOW {
-				return fmt.Errorf("%w: %s=%q: choose %s or %s, or leave it out", engine.ErrOption, key, value, CapturePlain, CaptureCOW)
-			}
-		default:
-			return fmt.Errorf("%w: the CRIU engine does not know %q", engine.ErrOption, key)
-		}
-	}
-	_, err := engine.FreezeBudget(options)
-	return err
+// Options implements engine.Engine.
+func (e *Engine) Options() []engine.Option {
+	return []engine.Option{engine.FreezeBudgetOption, {
+		Name: OptionCapture, Values: []string{CapturePlain, CaptureCOW},
+		Default: CaptureCOW + " where that is safe and shortens the freeze",
+		Help:    "how memory is captured",
+	}}
 }
 
 // Describe says what this node is to checkpoints.

@@ -84,10 +84,10 @@ func TestAProcessWithAMultipathTCPSocketIsRefusedBeforeTheFreeze(t *testing.T) {
 
 func TestUnknownOptionsAreRefused(t *testing.T) {
 	e := &Engine{}
-	if err := e.CheckOptions(nil); err != nil {
+	if err := engine.CheckOptions(e, nil); err != nil {
 		t.Error(err)
 	}
-	if err := e.CheckOptions(map[string]string{"x": "y"}); !errors.Is(err, engine.ErrOption) {
+	if err := engine.CheckOptions(e, map[string]string{"x": "y"}); !errors.Is(err, engine.ErrOption) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -203,11 +203,11 @@ func FuzzParseParent(f *testing.F) {
 
 func TestOptionsOtherThanTheCommonOnesAreRefused(t *testing.T) {
 	e := New(Config{})
-	if err := e.CheckOptions(map[string]string{engine.OptionFreezeBudget: "1s"}); err != nil {
+	if err := engine.CheckOptions(e, map[string]string{engine.OptionFreezeBudget: "1s"}); err != nil {
 		t.Error(err)
 	}
 	for _, bad := range []map[string]string{{"speed": "max"}, {engine.OptionFreezeBudget: "1"}, {engine.OptionFreezeBudget: "-1s"}} {
-		if err := e.CheckOptions(bad); !errors.Is(err, engine.ErrOption) {
+		if err := engine.CheckOptions(e, bad); !errors.Is(err, engine.ErrOption) {
 			t.Errorf("%v: %v", bad, err)
 		}
 	}

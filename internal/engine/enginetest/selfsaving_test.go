@@ -7,21 +7,18 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine"
-	"podstasis.dev/stasis/internal/engine/enginetest"
 	"podstasis.dev/stasis/internal/platform/thisnode"
 )
 
-// An engine of less than 150 lines: its sandboxes are processes that save their own state
+// This file is an engine of less than 150 lines: its sandboxes are processes that save their own state
 // when they are asked to. It shows what an engine has to do, and that the suite is none of
 // any engine's.
 
@@ -86,15 +83,7 @@ func (e selfSaving) Captures(r engine.Runtime) bool { return r.Type == runtimeTy
 func (e selfSaving) Identify(context.Context) (checkpoint.Program, error) {
 	return checkpoint.Program{Name: e.Name(), Version: "1.0"}, nil
 }
-func (e selfSaving) CheckOptions(options map[string]string) error {
-	for name := range options {
-		if name != engine.OptionFreezeBudget {
-			return fmt.Errorf("%w: %q", engine.ErrOption, name)
-		}
-	}
-	_, err := engine.FreezeBudget(options)
-	return err
-}
+func (e selfSaving) Options() []engine.Option { return []engine.Option{engine.FreezeBudgetOption} }
 func (e selfSaving) Estimate(context.Context, engine.Sandbox, map[string]string) (engine.Estimate, error) {
 	return engine.Estimate{Bytes: 16, Freeze: time.Millisecond}, nil
 }
@@ -103,7 +92,7 @@ func (e selfSaving) Examine(context.Context, engine.Sandbox) (engine.Examination
 }
 
 func (e selfSaving) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, options map[string]string) (m *checkpoint.Manifest, err error) {
-	if err := errors.Join(e.CheckOptions(options), ctx.Err()); err != nil {
+	if err := errors.Join(engine.CheckOptions(e, options), ctx.Err()); err != nil {
 		return nil, err
 	}
 	budget, _ := engine.FreezeBudget(options)
@@ -150,58 +139,4 @@ func (e selfSaving) ThawLeftovers(context.Context) error {
 		_, err = tell(engine.Runtime{Root: string(socket)}, "resume")
 	}
 	return errors.Join(err, os.Remove(e.journal))
-}
-
-// What follows is no part of the engine.
-
-func TestMain(m *testing.M) {
-	if len(os.Args) == 4 && os.Args[1] == "serve" {
-		count, _ := strconv.Atoi(os.Args[3])
-		fmt.Fprintln(os.Stderr, serve(os.Args[2], count))
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
-
-func start(t *testing.T, count string) enginetest.Subject {
-	t.Helper()
-	socket := filepath.Join(t.TempDir(), "s")
-	cmd := exec.Command("/proc/self/exe", "serve", socket, count)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	r := engine.Runtime{Type: runtimeType, Root: socket}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		if _, err := tell(r, ""); err == nil {
-			break
-		} else if time.Now().After(end) {
-			t.Fatal(err)
-		}
-	}
-	return enginetest.Subject{
-		Sandbox: engine.Sandbox{ID: "s", Namespace: "ns", Name: "pod", UID: "u", Containers: []engine.Container{{ID: "c", Name: "main", PID: cmd.Process.Pid, Runtime: r}}},
-		Count: func(t *testing.T) int {
-			n, err := tell(r, "")
-			if err != nil {
-				t.Fatal(err)
-			}
-			return n
-		},
-	}
-}
-
-func TestAnEngineWhoseProcessesSaveThemselvesPasses(t *testing.T) {
-	enginetest.Run(t, enginetest.Config{
-		Engine: selfSaving{journal: filepath.Join(t.TempDir(), "paused")},
-		Start:  func(t *testing.T) enginetest.Subject { return start(t, "0") },
-		Restore: func(t *testing.T, dir string, _ *checkpoint.Manifest) enginetest.Subject {
-			state, err := os.ReadFile(filepath.Join(dir, "state"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			return start(t, string(state))
-		},
-		Directory: func(t *testing.T) (string, string) { dir := t.TempDir(); return dir, dir },
-	})
 }

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,7 +45,7 @@ func Run(t *testing.T, c Config) {
 	}{
 		{"it names itself, with a version", namesItself},
 		{"it captures sandboxes of its runtimes and of no others", captures},
-		{"it refuses options that it does not know", options},
+		{"it lists its options, and refuses others", options},
 		{"it looks at a sandbox that runs on", examines},
 		{"a sandbox runs on after its checkpoint, and from it in another", checkpoints},
 		{"a sandbox runs on when its checkpoint is refused or given up", givesUp},
@@ -91,13 +93,34 @@ func captures(t *testing.T, c Config) {
 }
 
 func options(t *testing.T, c Config) {
+	known := c.Engine.Options()
+	if !slices.ContainsFunc(known, func(o engine.Option) bool { return o.Name == engine.OptionFreezeBudget }) {
+		t.Errorf("it does not list %s", engine.OptionFreezeBudget)
+	}
+	err := engine.CheckOptions(c.Engine, map[string]string{"noSuchOption": "1"})
+	for _, o := range known {
+		if o.Name == "" || o.Default == "" || o.Help == "" || len(o.Values) == 0 && o.Form == "" {
+			t.Errorf("of an option it says only %+v", o)
+		}
+		for _, value := range o.Values {
+			if err := engine.CheckOptions(c.Engine, map[string]string{o.Name: value}); err != nil {
+				t.Errorf("it lists %s=%s: %v", o.Name, value, err)
+			}
+		}
+		if err := engine.CheckOptions(c.Engine, map[string]string{o.Name: "no such value"}); !errors.Is(err, engine.ErrOption) {
+			t.Errorf("%s takes what it does not list: %v", o.Name, err)
+		}
+		if err == nil || !strings.Contains(err.Error(), o.Name) {
+			t.Errorf("whoever names an option that there is not is told %v, and nothing of %s", err, o.Name)
+		}
+	}
 	for _, good := range []map[string]string{nil, {}, {engine.OptionFreezeBudget: "800ms"}} {
-		if err := c.Engine.CheckOptions(good); err != nil {
+		if err := engine.CheckOptions(c.Engine, good); err != nil {
 			t.Errorf("%v: %v", good, err)
 		}
 	}
 	for _, bad := range []map[string]string{{"noSuchOption": "1"}, {engine.OptionFreezeBudget: "fast"}, {engine.OptionFreezeBudget: "-1s"}, {engine.OptionFreezeBudget: "1s", "noSuchOption": ""}} {
-		if err := c.Engine.CheckOptions(bad); !errors.Is(err, engine.ErrOption) {
+		if err := engine.CheckOptions(c.Engine, bad); !errors.Is(err, engine.ErrOption) {
 			t.Errorf("%v: %v", bad, err)
 		}
 	}

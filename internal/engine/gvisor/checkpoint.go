@@ -30,7 +30,7 @@ const (
 // is used up meanwhile ends the checkpoint with ErrFreezeBudget, and the Pod runs again as
 // soon as it has saved. That it will be kept is what Estimate is for.
 func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, options map[string]string) (*checkpoint.Manifest, error) {
-	if err := e.CheckOptions(options); err != nil {
+	if err := engine.CheckOptions(e, options); err != nil {
 		return nil, err
 	}
 	budget, err := engine.FreezeBudget(options)

@@ -100,17 +100,8 @@ func parseVersion(out string) (string, error) {
 	return "", fmt.Errorf("runsc --version told no version (%.100q): use a release of gVisor", out)
 }
 
-// CheckOptions refuses what is not common to all engines: this one has no options of its
-// own yet.
-func (e *Engine) CheckOptions(options map[string]string) error {
-	for key := range options {
-		if key != engine.OptionFreezeBudget {
-			return fmt.Errorf("%w: the gVisor engine does not know %q", engine.ErrOption, key)
-		}
-	}
-	_, err := engine.FreezeBudget(options)
-	return err
-}
+// Options implements engine.Engine: this one has none of its own.
+func (e *Engine) Options() []engine.Option { return []engine.Option{engine.FreezeBudgetOption} }
 
 // Describe says what this node is to gVisor's checkpoints. The kernel is gVisor's own.
 func (e *Engine) Describe(ctx context.Context) (platform.Description, error) {
