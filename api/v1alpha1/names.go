@@ -10,6 +10,10 @@ const (
 	// AnnotationRestoreFromUID pins the PodCheckpoint's UID. Admission writes it,
 	// or the controller when it takes the gate off; users never do.
 	AnnotationRestoreFromUID = GroupName + "/restore-from-uid"
+	// AnnotationNamedRuntimeClass is the RuntimeClass that a restored Pod's manifest names,
+	// in place of which admission has set one of Stasis'. A manifest that names it restores
+	// from checkpoints of that Pod, too. It decides nothing else.
+	AnnotationNamedRuntimeClass = GroupName + "/named-runtime-class"
 	// AnnotationGivenUp tells when the restore of a Pod was given up. The agent writes
 	// it together with the phase Failed.
 	AnnotationGivenUp = GroupName + "/given-up"

@@ -162,6 +162,36 @@ func TestTheSourcesRuntimeClassIsReplacedWithItsOverhead(t *testing.T) {
 	}
 }
 
+// P21: the manifest of a source that was itself restored names the class that it ran with
+// at first.
+func TestTheClassOfARestoredSourcesManifestIsReplacedToo(t *testing.T) {
+	place := func(class string, source *corev1.PodTemplateSpec) *corev1.Pod {
+		c := ready()
+		c.Status.CheckpointedPodTemplate = source
+		pod := restoring()
+		pod.Spec.RuntimeClassName = &class
+		var placed corev1.Pod
+		raw := ask(t, pod).Object.Raw
+		if err := json.Unmarshal(apply(t, raw, placerWith(t, c).Handle(t.Context(), ask(t, raw))), &placed); err != nil {
+			t.Fatal(err)
+		}
+		return &placed
+	}
+	source := ready().Status.CheckpointedPodTemplate
+	source.Spec.RuntimeClassName = new("own")
+	for range 2 { // the second is restored from a checkpoint of the first
+		placed := place("own", source)
+		if class := placed.Spec.RuntimeClassName; class == nil || *class != "stasis" {
+			t.Fatalf("class %v", class)
+		}
+		source = ready().Status.CheckpointedPodTemplate
+		source.Annotations, source.Spec.RuntimeClassName = placed.Annotations, placed.Spec.RuntimeClassName
+	}
+	if class := place("another", source).Spec.RuntimeClassName; *class != "another" {
+		t.Errorf("a class that no manifest of the source named was replaced by %s", *class)
+	}
+}
+
 func TestAPodFromACheckpointOfGVisorGetsItsClass(t *testing.T) {
 	class := "runsc"
 	c := ready()

@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
@@ -78,15 +79,23 @@ func setRuntimeClass(pod *corev1.Pod, checkpoint *checkpointv1alpha1.PodCheckpoi
 	if class != nil && (placement.IsClass(*class) || !isClassOfSource(*class, checkpoint)) {
 		return
 	}
+	if class != nil {
+		metav1.SetMetaDataAnnotation(&pod.ObjectMeta, checkpointv1alpha1.AnnotationNamedRuntimeClass, *class)
+	}
 	restores := placement.ClassOf(checkpoint)
 	pod.Spec.RuntimeClassName = &restores
 	pod.Spec.Overhead = nil
 }
 
+// isClassOfSource says whether the source's manifest named a class. A source that was
+// restored itself runs with one of Stasis'.
 func isClassOfSource(class string, checkpoint *checkpointv1alpha1.PodCheckpoint) bool {
 	if checkpoint == nil || checkpoint.Status.CheckpointedPodTemplate == nil {
 		return false
 	}
-	source := checkpoint.Status.CheckpointedPodTemplate.Spec.RuntimeClassName
-	return source != nil && *source == class
+	source := checkpoint.Status.CheckpointedPodTemplate
+	if ran := source.Spec.RuntimeClassName; ran == nil || !placement.IsClass(*ran) {
+		return ran != nil && *ran == class
+	}
+	return source.Annotations[checkpointv1alpha1.AnnotationNamedRuntimeClass] == class
 }
