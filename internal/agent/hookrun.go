@@ -22,6 +22,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstasis.dev/stasis/internal/hooks"
+	"podstasis.dev/stasis/internal/hostns"
 )
 
 const (
@@ -53,7 +54,12 @@ type hookRunner struct {
 	request func(ctx context.Context, pid int, ips []string, get *hooks.HTTPGet) error
 }
 
-func newHookRunner(r hookRuntime) *hookRunner { return &hookRunner{runtime: r, request: requestIn} }
+// newHookRunner takes the container runtime's socket, by which the node's network is found.
+func newHookRunner(r hookRuntime, socket string) *hookRunner {
+	return &hookRunner{runtime: r, request: func(ctx context.Context, pid int, ips []string, get *hooks.HTTPGet) error {
+		return requestIn(ctx, pid, func() (int, error) { return hostns.PeerPID(strings.TrimPrefix(socket, "unix://")) }, ips, get)
+	}}
+}
 
 // errNotRunning says that a hook's container is not there any more, or not yet.
 var errNotRunning = errors.New("its container is not running")
@@ -171,23 +177,53 @@ func addressesOf(s *runtimeapi.PodSandboxStatus) (ips []string) {
 // requestIn asks a server of a Pod, from inside its network namespace: no policy of
 // the network is in the way, and a server can keep to the loopback address. The Pod's
 // own address comes first. Nothing else is ever asked: redirects are not followed.
-func requestIn(ctx context.Context, pid int, ips []string, get *hooks.HTTPGet) error {
-	ns, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/net")
+//
+// A sandbox with a network stack of its own, as gVisor's, has taken the addresses out of
+// its namespace: it is asked from the node's, as the kubelet asks for its probes. onNode is
+// a process there.
+func requestIn(ctx context.Context, pid int, onNode func() (int, error), ips []string, get *hooks.HTTPGet) error {
+	pod, err := networkOf(pid)
 	if errors.Is(err, os.ErrNotExist) {
 		return errNotRunning
 	} else if err != nil {
 		return fmt.Errorf("open the Pod's network: %w", err)
 	}
-	defer ns.Close()
+	defer pod.Close()
+	from, own := pod, false
 	for _, ip := range append(ips, "127.0.0.1", "::1") {
+		if own && net.ParseIP(ip).IsLoopback() {
+			break
+		}
 		address := net.JoinHostPort(ip, strconv.Itoa(int(get.Port)))
-		err = ask(ctx, ns, address, get.Path)
+		err := ask(ctx, from, address, get.Path)
+		if errors.Is(err, syscall.ENETUNREACH) && !own && !net.ParseIP(ip).IsLoopback() {
+			pid, err := onNode()
+			if err != nil {
+				return err
+			}
+			node, err := networkOf(pid)
+			if err != nil {
+				return fmt.Errorf("open the node's network: %w", err)
+			}
+			defer node.Close()
+			from, own = node, true
+			err = ask(ctx, from, address, get.Path)
+			if !errors.Is(err, syscall.ECONNREFUSED) {
+				return err
+			}
+			continue
+		}
 		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.EADDRNOTAVAIL) {
 			return err
 		}
 	}
+	if own {
+		return fmt.Errorf("nothing in the Pod listens on port %d of its address; its network stack is its sandbox's own, where a server at the loopback address cannot be reached", get.Port)
+	}
 	return fmt.Errorf("nothing in the Pod listens on port %d", get.Port)
 }
+
+func networkOf(pid int) (*os.File, error) { return os.Open("/proc/" + strconv.Itoa(pid) + "/ns/net") }
 
 func ask(ctx context.Context, ns *os.File, address, path string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)

@@ -357,7 +357,8 @@ func TestAPodsServerIsAskedInsideItsOwnNetwork(t *testing.T) {
 	defer outside.Close()
 	port := int32(outside.Listener.Addr().(*net.TCPAddr).Port)
 
-	err = requestIn(t.Context(), there.Process.Pid, nil, &hooks.HTTPGet{Port: port, Path: "/"})
+	nobody := func() (int, error) { t.Error("the node's network was asked for"); return 0, errors.New("no") }
+	err = requestIn(t.Context(), there.Process.Pid, nobody, nil, &hooks.HTTPGet{Port: port, Path: "/"})
 	if err == nil || !strings.Contains(err.Error(), "nothing in the Pod listens on port") {
 		t.Errorf("a port that is taken outside alone: %v", err)
 	}
@@ -379,7 +380,7 @@ func TestAPodsServerIsAskedInsideItsOwnNetwork(t *testing.T) {
 	go inside.Serve(listener)
 	defer inside.Close()
 	for path, says := range map[string]string{"/stop?now=1": "", "/away": "302", "/ill": "503 Service Unavailable: still  busy"} {
-		err := requestIn(t.Context(), there.Process.Pid, nil, &hooks.HTTPGet{Port: port, Path: path})
+		err := requestIn(t.Context(), there.Process.Pid, nobody, nil, &hooks.HTTPGet{Port: port, Path: path})
 		if says == "" && err != nil || says != "" && (err == nil || !strings.Contains(err.Error(), says)) {
 			t.Errorf("%s: %v, want %q", path, err, says)
 		}
@@ -387,6 +388,71 @@ func TestAPodsServerIsAskedInsideItsOwnNetwork(t *testing.T) {
 	if len(asked) != 3 {
 		t.Errorf("it was asked %q", asked)
 	}
+}
+
+// A sandbox that has a network stack of its own leaves nothing in its namespace.
+func TestAPodWhoseNetworkIsItsSandboxsOwnIsAskedAtItsAddressFromTheNode(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("this test makes network namespaces: run it as root")
+	}
+	// The node's network is this test's; the Pod's address is one of it, and its namespace is empty.
+	empty := exec.Command("unshare", "--net", "sh", "-c", "echo up; read x")
+	in, err := empty.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := empty.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := empty.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { in.Close(); empty.Wait() }()
+	if n, err := out.Read(make([]byte, 3)); n == 0 {
+		t.Fatalf("the namespace is not there: %v", err)
+	}
+	address := ownAddress(t)
+	listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked++ })}
+	go server.Serve(listener)
+	port := int32(listener.Addr().(*net.TCPAddr).Port)
+	node := func() (int, error) { return os.Getpid(), nil }
+	if err := requestIn(t.Context(), empty.Process.Pid, node, []string{address}, &hooks.HTTPGet{Port: port, Path: "/"}); err != nil || asked != 1 {
+		t.Errorf("asked %d times, %v", asked, err)
+	}
+	server.Close()
+	err = requestIn(t.Context(), empty.Process.Pid, node, []string{address}, &hooks.HTTPGet{Port: port, Path: "/"})
+	if err == nil || !strings.Contains(err.Error(), "of its address") {
+		t.Errorf("with nobody there: %v", err)
+	}
+	// The node's own loopback address is nobody's but the node's.
+	outside := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the node was asked") }))
+	defer outside.Close()
+	port = int32(outside.Listener.Addr().(*net.TCPAddr).Port)
+	if err := requestIn(t.Context(), empty.Process.Pid, node, []string{address}, &hooks.HTTPGet{Port: port, Path: "/"}); err == nil {
+		t.Error("somebody answered")
+	}
+}
+
+// ownAddress is one of this machine's that is not loopback.
+func ownAddress(t *testing.T) string {
+	t.Helper()
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addresses {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.IsGlobalUnicast() && ip.IP.To4() != nil {
+			return ip.IP.String()
+		}
+	}
+	t.Fatal("this machine has no address")
+	return ""
 }
 
 // listenIn listens on the loopback address of another network namespace.

@@ -120,7 +120,7 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 		return k.marker.note(ctx, pod, "fetched", v1alpha1.EventCheckpointFetched, message)
 	}
 	k.resolver = &resolver{nodeName: d.NodeName, live: m.GetAPIReader(), store: d.store, copies: fetched, platform: d.platform}
-	runner := newHookRunner(d.runtime)
+	runner := newHookRunner(d.runtime, d.RuntimeEndpoint)
 	k.hooks = &restoreHooks{store: d.store, runner: runner, live: m.GetAPIReader(), recorder: k.recorder, log: d.Log, queue: make(chan *dueHooks, maxRestoreHooks)}
 	guard := newFlights(d.MaxConcurrent)
 	ops := &operations{
