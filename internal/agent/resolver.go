@@ -83,7 +83,7 @@ func (r *resolver) Resolve(ctx context.Context, sandbox nodeapi.Sandbox) (restor
 	if err != nil {
 		return restoring.Source{}, err
 	}
-	return restoring.Source{Dir: dir, ManifestDigest: pcp.Status.ManifestDigest, CompletedInit: completedInit(pcp), Together: together(pod)}, nil
+	return restoring.Source{Dir: dir, ManifestDigest: pcp.Status.ManifestDigest, CompletedInit: completedInit(pcp), Together: together(pod), HoldUp: holdsUpWhole(pod)}, nil
 }
 
 // pod re-reads the Pod that the sandbox is for, and makes sure that admission

@@ -84,8 +84,7 @@ func warningsOf(pod *corev1.Pod, containers []string, x engine.Examination, apiS
 func holdsUpWhole(pod *corev1.Pod) (why []string) {
 	for _, c := range pod.Spec.InitContainers {
 		switch {
-		case c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways:
-			why = append(why, "the Pod has the init container "+c.Name)
+		case c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways: // it had completed
 		case c.StartupProbe != nil:
 			why = append(why, "the sidecar "+c.Name+" has a startup probe")
 		case c.Lifecycle != nil && c.Lifecycle.PostStart != nil:

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"podstasis.dev/stasis/internal/engine/gvisor/pausing"
@@ -36,6 +37,9 @@ import (
 //     takes the container's new files and mounts for those of the one that it has saved
 //     under that name. With the last container everything runs.
 //   - What would ask a sandbox that is being restored for anything is kept from it.
+//   - An init container that had completed is none of the sandbox's at all. The kubelet runs
+//     it before the others, when nothing can run there: it is answered for right here, as one
+//     that ends with 0 as soon as it is started.
 
 const (
 	// gvisorEngine is the engine's name, as the manifests of its checkpoints have it.
@@ -55,6 +59,8 @@ type runscMarker struct {
 	PID       int                     `json:"pid,omitempty"`
 	PIDStart  string                  `json:"pidStart,omitempty"`
 	Addresses []netip.Addr            `json:"addresses,omitempty"`
+	// Completed, of a container: it is an init container that had completed.
+	Completed bool `json:"completed,omitempty"`
 }
 
 // restoring says whether a sandbox's marker is of one of which not every container has been
@@ -82,6 +88,16 @@ func runRunsc(ctx context.Context, executable string, in aside.Invocation, args 
 	switch in.Command {
 	case "create":
 		return c.create(ctx)
+	case "start", "state", "wait", "kill", "delete":
+		m, err := c.marked(c.ID)
+		if err != nil {
+			return err
+		}
+		if m != nil && m.Runsc != nil && m.Runsc.Completed {
+			return c.completed(*m)
+		}
+	}
+	switch in.Command {
 	case "start":
 		return c.start(ctx)
 	case "events":
@@ -217,6 +233,8 @@ func (c runscCall) createContainer(ctx context.Context, b *bundle, sandbox nodea
 	switch response.Action {
 	case nodeapi.ActionOrdinary:
 		return c.stepAside()
+	case nodeapi.ActionCompleted:
+		return c.createCompleted(sandbox, name, of.Runsc.PID)
 	case nodeapi.ActionRestore:
 		if response.Container == nil {
 			return errors.New("the agent answered to restore, and not what")
@@ -240,6 +258,44 @@ func (c runscCall) createContainer(ctx context.Context, b *bundle, sandbox nodea
 	}
 	c.report(ctx, nodeapi.Report{Sandbox: sandbox, Container: name, Stage: nodeapi.StageCreated, Milliseconds: time.Since(began).Milliseconds()})
 	return nil
+}
+
+// createCompleted makes an init container that had completed. Its process is the sandbox's,
+// as that of every container of gVisor.
+func (c runscCall) createCompleted(sandbox nodeapi.Sandbox, name string, pid int) error {
+	m := marker{Sandbox: sandbox, Container: name, Runsc: &runscMarker{Completed: true, PID: pid}}
+	if err := c.newMark(c.ID, m); err != nil {
+		return err
+	}
+	if err := os.WriteFile(c.PIDFile, []byte(strconv.Itoa(pid)), 0o644); err != nil {
+		return errors.Join(fmt.Errorf("tell the process of container %s: %w", name, err), os.RemoveAll(filepath.Join(c.Root, c.ID)))
+	}
+	return nil
+}
+
+// completed answers for an init container that had completed.
+func (c runscCall) completed(m marker) error {
+	switch c.Command {
+	case "start":
+		m.Started = true
+		return c.mark(c.ID, m)
+	case "state":
+		status := "created"
+		if m.Started {
+			status = "stopped"
+		}
+		return json.NewEncoder(os.Stdout).Encode(map[string]any{"ociVersion": specs.Version, "id": c.ID, "pid": m.Runsc.PID, "status": status, "bundle": c.Bundle})
+	case "wait":
+		if !m.Started {
+			return fmt.Errorf("init container %s has not been started", m.Container)
+		}
+		return json.NewEncoder(os.Stdout).Encode(map[string]any{"id": c.ID, "exitStatus": 0})
+	case "delete":
+		if err := os.RemoveAll(filepath.Join(c.Root, c.ID)); err != nil {
+			return fmt.Errorf("forget the init container: %w", err)
+		}
+	}
+	return nil // of kill: nothing of it runs
 }
 
 // bringFiles puts files of the host where the restored container looks for them.
@@ -271,7 +327,7 @@ func (c runscCall) bringFiles(ctx context.Context, b *bundle, from nodeapi.Conta
 		if err != nil {
 			return err
 		}
-		if err := published.Link(source, p.Directory); err != nil {
+		if err := published.Copy(source, p.Directory); err != nil {
 			return fmt.Errorf("volume at %s: %w", p.Destination, err)
 		}
 	}

@@ -43,6 +43,12 @@ func (b *runscBench) as(kind string) {
 
 func (b *runscBench) run(args ...string) error {
 	b.t.Helper()
+	_, err := b.prints(args...)
+	return err
+}
+
+func (b *runscBench) prints(args ...string) (string, error) {
+	b.t.Helper()
 	self, err := os.Executable()
 	b.must(err)
 	cmd := exec.Command(self, append([]string{"--root=" + b.root, "--log=" + b.log, "--log-format", "json"}, args...)...)
@@ -52,7 +58,7 @@ func (b *runscBench) run(args ...string) error {
 	if len(out) > 0 {
 		b.t.Logf("%s", out)
 	}
-	return err
+	return string(out), err
 }
 
 // create creates a sandbox, whose process is another that this test has started, or a
@@ -169,6 +175,50 @@ func (b *runscBench) named(name string) {
 		data = []byte(strings.ReplaceAll(string(data), `container-name":"`+other+`"`, `container-name":"`+name+`"`))
 	}
 	b.must(os.WriteFile(b.bundle+"/config.json", data, 0o644))
+}
+
+// P26: the kubelet runs them before the others, when nothing can run in the sandbox.
+func TestAnInitContainerThatHadCompletedEndsWithoutTheSandbox(t *testing.T) {
+	b := newRunscBench(t, "sandbox")
+	p := b.sandbox()
+	b.must(b.run("start", "s1"))
+	called := len(b.calledAs())
+	b.answers(nodeapi.Response{Action: nodeapi.ActionCompleted})
+	b.must(b.create("container", "i1"))
+	if pid, err := os.ReadFile(b.dir + "/pid"); err != nil || string(pid) != strconv.Itoa(p.Process.Pid) {
+		t.Errorf("its process is %q, %v", pid, err)
+	}
+	if _, err := b.prints("wait", "i1"); err == nil {
+		t.Error("it has ended before it was started")
+	}
+	var state struct {
+		ID, Status string
+		Pid        int
+	}
+	for _, want := range []string{"created", "stopped"} {
+		out, err := b.prints("state", "i1")
+		b.must(err)
+		if err := json.Unmarshal([]byte(out), &state); err != nil || state.Status != want || state.ID != "i1" || state.Pid != p.Process.Pid {
+			t.Errorf("%s: %v, want it %s", out, err, want)
+		}
+		b.must(b.run("start", "i1"))
+	}
+	out, err := b.prints("wait", "i1")
+	var ended struct{ ExitStatus *int }
+	if err != nil || json.Unmarshal([]byte(out), &ended) != nil || ended.ExitStatus == nil || *ended.ExitStatus != 0 {
+		t.Errorf("wait: %s, %v", out, err)
+	}
+	b.must(b.run("kill", "i1", "9"))
+	b.must(b.run("delete", "i1"))
+	if _, err := os.Stat(b.root + "/stasis/i1"); !os.IsNotExist(err) {
+		t.Errorf("its mark: %v", err)
+	}
+	if now := b.calledAs(); len(now) != called || p.Process.Signal(syscall.Signal(0)) != nil {
+		t.Errorf("runsc was called for it: %q", now[called:])
+	}
+	if err := b.run("events", "--stats", "s1"); err == nil {
+		t.Error("the sandbox passes for one that runs")
+	}
 }
 
 func TestASandboxOfGVisorWhoseRestoreFailsIsEnded(t *testing.T) {

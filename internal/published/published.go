@@ -43,17 +43,31 @@ func Directory(volume string) (string, error) {
 	return directory, nil
 }
 
+// Directories are all names by which processes may know the files of a volume: Directory's,
+// and those that Copy has made of it for a Pod that was itself restored.
+func Directories(volume string) ([]string, error) {
+	current, err := Directory(volume)
+	if err != nil || current == "" {
+		return nil, err
+	}
+	all := []string{current}
+	entries, err := os.ReadDir(volume)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if e.IsDir() && e.Name() != current && names.MatchString(e.Name()) {
+			all = append(all, e.Name())
+		}
+	}
+	return all, nil
+}
+
 // Link makes the files of a volume to be found by the name of another's directory
 // as well. The link goes through the kubelet's own, so that it holds when the
 // kubelet writes the files anew; the kubelet leaves alone what it does not know.
 func Link(volume, directory string) error {
-	if !names.MatchString(directory) {
-		return fmt.Errorf("%q is no directory of the kubelet's", directory)
-	}
-	if !slices.Contains(plugins, filepath.Base(filepath.Dir(volume))) {
-		return fmt.Errorf("the kubelet had written its files, and does not write those of %s", volume)
-	}
-	root, err := os.OpenRoot(volume)
+	root, err := open(volume, directory)
 	if err != nil {
 		return err
 	}
@@ -62,4 +76,65 @@ func Link(volume, directory string) error {
 		return fmt.Errorf("make the source's files known by their name: %w", err)
 	}
 	return nil
+}
+
+// Copy makes the files of a volume to be found in a directory of another's name as well,
+// for an engine that opens again what was a directory as one, and follows no link there.
+// They are the same files until the kubelet writes them anew: what has one open then goes
+// on with it, as in the source.
+func Copy(volume, directory string) error {
+	root, err := open(volume, directory)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if _, err := root.Lstat(directory); err == nil {
+		return nil // made for another container, or the kubelet's own
+	}
+	from, err := root.Readlink(current)
+	switch {
+	case err != nil:
+		return fmt.Errorf("which files are current: %w", err)
+	case !names.MatchString(from):
+		return fmt.Errorf("%s leads to %q, which is no directory of the kubelet's", current, from)
+	}
+	half := directory + ".stasis"
+	if err := root.RemoveAll(half); err != nil {
+		return err
+	}
+	err = fs.WalkDir(root.FS(), from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		to := half + path[len(from):]
+		switch {
+		case d.IsDir():
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			return errors.Join(root.Mkdir(to, 0o700), root.Chmod(to, info.Mode().Perm()))
+		case d.Type().IsRegular():
+			return root.Link(path, to)
+		}
+		return nil // the kubelet writes nothing else there
+	})
+	if err == nil {
+		err = root.Rename(half, directory)
+	}
+	if err != nil {
+		return fmt.Errorf("make the source's files known by their name: %w", err)
+	}
+	return nil
+}
+
+// open opens a volume of the kubelet's in which directory may be made.
+func open(volume, directory string) (*os.Root, error) {
+	if !names.MatchString(directory) {
+		return nil, fmt.Errorf("%q is no directory of the kubelet's", directory)
+	}
+	if !slices.Contains(plugins, filepath.Base(filepath.Dir(volume))) {
+		return nil, fmt.Errorf("the kubelet had written its files, and does not write those of %s", volume)
+	}
+	return os.OpenRoot(volume)
 }

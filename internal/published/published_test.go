@@ -3,6 +3,7 @@ package published
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -57,6 +58,51 @@ func TestFilesAreFoundByTheNameThatTheSourceKnewThemBy(t *testing.T) {
 	}
 	if content, err := os.ReadFile(filepath.Join(restored, before, "script")); err != nil || string(content) != now {
 		t.Errorf("after an update found %q, %v", content, err)
+	}
+}
+
+// An engine that opens a directory again does not follow a link in its place.
+func TestFilesAreFoundInADirectoryOfTheNameThatTheSourceKnew(t *testing.T) {
+	restored := volume(t, "kubernetes.io~configmap", now)
+	if err := os.MkdirAll(filepath.Join(restored, now, "deep"), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(restored, now, "deep", "file"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(restored, before+".stasis"), 0o700); err != nil { // of one that was killed
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := Copy(restored, before); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{"script", "deep/file"} {
+		source, err := os.Stat(filepath.Join(restored, now, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if here, err := os.Lstat(filepath.Join(restored, before, path)); err != nil || !os.SameFile(source, here) {
+			t.Errorf("%s: %v, %v", path, here, err)
+		}
+	}
+	for _, dir := range []string{"", "deep"} {
+		if info, err := os.Lstat(filepath.Join(restored, before, dir)); err != nil || !info.IsDir() {
+			t.Errorf("%q: %v, %v", dir, info, err)
+		}
+	}
+	if entries, err := os.ReadDir(restored); err != nil || len(entries) != 4 {
+		t.Errorf("the volume has %v, %v", entries, err)
+	}
+	if all, err := Directories(restored); err != nil || !slices.Equal(all, []string{now, before}) {
+		t.Errorf("a checkpoint of it notes %q, %v", all, err)
+	}
+	if err := Copy(restored, now); err != nil { // the same moment: it is the kubelet's own
+		t.Error(err)
+	}
+	if err := Copy(volume(t, "kubernetes.io~empty-dir", before), now); err == nil {
+		t.Error("a directory was made in an emptyDir")
 	}
 }
 

@@ -39,6 +39,9 @@ type Source struct {
 	// CRIU does not open a file that has another size than it had. Containers whose
 	// start others wait for cannot be among them.
 	Together []string
+	// HoldUp says what of the Pod the kubelet waits for before it starts the last
+	// container. A sandbox that is restored as a whole would wait for ever.
+	HoldUp []string
 }
 
 // Observer is told how restores go on; the agent turns it into events,

@@ -284,9 +284,9 @@ func (s *Sessions) admit(ctx context.Context, in nodeapi.CreateSandbox) (record,
 	if err := s.Compatibility.CheckRestore(ctx, m); err != nil {
 		return record{}, err
 	}
-	if rec.Whole = s.Compatibility.Whole(m); rec.Whole && len(source.CompletedInit) > 0 {
-		// Nothing can run in the sandbox before all that was saved does.
-		return record{}, fmt.Errorf("the Pod has init containers (%s), and the engine %s restores Pods without", strings.Join(source.CompletedInit, ", "), m.Engine.Name)
+	if rec.Whole = s.Compatibility.Whole(m); rec.Whole && len(source.HoldUp) > 0 {
+		return record{}, fmt.Errorf("%s, which the kubelet waits for before it starts the next container, and nothing of a Pod of the engine %s runs before its last container has been started",
+			strings.Join(source.HoldUp, "; "), m.Engine.Name)
 	}
 	for _, c := range m.Containers {
 		rec.Containers = append(rec.Containers, c.Name)

@@ -77,12 +77,20 @@ func TestACheckpointOfAnotherEngineThanTheHandlersIsRefused(t *testing.T) {
 	}
 }
 
-func TestAPodWithInitContainersIsNotRestoredAsAWhole(t *testing.T) {
+func TestWhatTheKubeletWouldWaitForKeepsASandboxFromBeingRestoredAsAWhole(t *testing.T) {
 	f := &fakes{source: dataOf(t, "whole")}
-	f.source.CompletedInit = []string{"prepare"}
+	f.source.HoldUp = []string{"the sidecar probed has a startup probe"}
 	r := createBy(newSessions(t, f, t.TempDir()), "whole")
-	if r.Error == nil || !strings.Contains(r.Error.Message, "init containers (prepare)") {
+	if r.Error == nil || !strings.Contains(r.Error.Message, "the sidecar probed has a startup probe, which the kubelet waits for") {
 		t.Errorf("%+v", r)
+	}
+	f.source.HoldUp, f.source.CompletedInit = nil, []string{"prepare"}
+	s := newSessions(t, f, t.TempDir())
+	if r := createBy(s, "whole"); r.Error != nil {
+		t.Fatalf("%+v", r)
+	}
+	if r := container(s, "prepare"); r.Action != nodeapi.ActionCompleted {
+		t.Errorf("the init container: %+v", r)
 	}
 }
 

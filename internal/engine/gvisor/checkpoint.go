@@ -208,11 +208,11 @@ func describe(c engine.Container) (checkpoint.Container, error) {
 		if m.Type != "bind" {
 			continue
 		}
-		directory, err := published.Directory(m.Source)
+		directories, err := published.Directories(m.Source)
 		if err != nil {
 			return d, fmt.Errorf("volume at %s: %w", m.Destination, err)
 		}
-		if directory != "" {
+		for _, directory := range directories {
 			d.Published = append(d.Published, checkpoint.Published{Destination: m.Destination, Directory: directory})
 		}
 	}
