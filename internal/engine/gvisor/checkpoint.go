@@ -53,11 +53,20 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 	if err != nil {
 		return nil, err
 	}
-	m.Phases = append(m.Phases, checkpoint.Phase{Name: "prepare", Duration: time.Since(began)})
-	if err := e.capture(ctx, r, s, dir, budget, volumes, m); err != nil {
-		return nil, err
+	for deadline := time.Now().Add(strayPatience); ; {
+		if err := e.awaitStrays(ctx, r, s.Containers, deadline); err != nil {
+			return nil, err
+		}
+		attempt := *m
+		attempt.Phases = []checkpoint.Phase{{Name: "prepare", Duration: time.Since(began)}}
+		err := e.capture(ctx, r, s, dir, budget, volumes, &attempt)
+		if err == nil {
+			return &attempt, nil
+		}
+		if !errors.Is(err, errStray) || time.Now().After(deadline) {
+			return nil, err
+		}
 	}
-	return m, nil
 }
 
 // prepare does everything that can be done while the Pod runs.
@@ -153,6 +162,14 @@ func (e *Engine) capture(ctx context.Context, r runsc, s engine.Sandbox, dir str
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
+	found, err := e.strays(ctx, r, s.Containers)
+	if err != nil {
+		return err
+	}
+	if len(found) > 0 {
+		return fmt.Errorf("%w: %s; checkpoint the Pod when fewer commands are run in it", errStray, strings.Join(found[:min(maxTold, len(found))], "; "))
+	}
+	phase("look")
 	if _, err := e.pauses.Run(whole, p, "checkpoint", "--leave-running", "--compression=none", "--image-path", filepath.Join(dir, imageDir), s.ID); err != nil {
 		return fmt.Errorf("save the sandbox: %w", err)
 	}

@@ -21,7 +21,11 @@ func (e *Engine) Examine(ctx context.Context, s engine.Sandbox) (engine.Examinat
 	if err != nil {
 		return x, err
 	}
-	x.Problems, err = e.problems(ctx, r, s)
+	if x.Problems, err = e.problems(ctx, r, s); err != nil {
+		return x, err
+	}
+	found, err := e.strays(ctx, r, s.Containers)
+	x.Problems = append(x.Problems, toldOf(found)...)
 	return x, err
 }
 

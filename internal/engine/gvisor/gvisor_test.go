@@ -52,6 +52,31 @@ func TestATerminalAndTheNodesNetworkAreProblems(t *testing.T) {
 	}
 }
 
+func TestTheTableOfProcessesIsRead(t *testing.T) {
+	got, err := parseProcesses("UID       PID       PPID      PGID      C         TTY       STIME     TIME      CMD\n0         1         0         1         0         ?         14:04     20ms      sh\n0         12        1         1         0         ?         Nov27     0s        my program\n")
+	if want := []process{{1, 0, "sh"}, {12, 1, "my program"}}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, bad := range []string{"", "PID PPID\n", "PID PPID CMD\n1 0\n", "PID PPID CMD\nx 0 sh\n"} {
+		if got, err := parseProcesses(bad); err == nil {
+			t.Errorf("%q is %+v", bad, got)
+		}
+	}
+}
+
+func TestWhatAnExecSessionStartedIsToldFromAContainersOwn(t *testing.T) {
+	own := []process{{PID: 7, PPID: 3, Cmd: "child"}, {PID: 3, Cmd: "init"}}
+	if got := strayAmong(own); len(got) != 0 {
+		t.Errorf("%+v", got)
+	}
+	if got := strayAmong(append(own, process{PID: 9, Cmd: "sleep"}, process{PID: 10, PPID: 9, Cmd: "its child"})); len(got) != 1 || got[0].Cmd != "sleep" {
+		t.Errorf("%+v", got)
+	}
+	if got := strayAmong(nil); len(got) != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestVolumesThatTheSandboxKeepsItselfAreNotCaptured(t *testing.T) {
 	const dirs = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/"
 	found := volumesOf([]engine.Container{{ID: "1", Name: "a", Spec: &specs.Spec{Mounts: []specs.Mount{
