@@ -22,7 +22,7 @@ include test/bench/bench.mk
 include test/matrix/matrix.mk
 -include internal/contents/contents.mk
 
-.PHONY: help programs up install-stasis test lint test-unit test-control test-cri conformance test-install test-e2e
+.PHONY: help programs up install-stasis test lint test-unit test-control test-cri conformance test-install test-e2e gvisor test-gvisor
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -39,7 +39,7 @@ up: programs images ## bring up the development cluster with Stasis on it; NODES
 	hack/install.sh
 	@echo; echo "export KUBECONFIG=$(CURDIR)/.devcluster/kubeconfig PATH=$(CURDIR)/bin:\$$PATH"
 
-test: deps lint test-unit test-images test-devcluster test-store test-control test-cri test-install test-e2e test-soak test-zoo ## all tests
+test: deps lint test-unit test-images test-devcluster test-store test-control test-cri test-install test-e2e test-gvisor test-soak test-zoo ## all tests
 
 lint: ## formatting, vet, static analysis
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -47,7 +47,7 @@ lint: ## formatting, vet, static analysis
 	go tool -modfile=config/tools/go.mod staticcheck ./...
 
 test-unit: ## tests that need nothing but this checkout
-	go test $$(go list ./... | grep -v '/test/') ./test/document ./test/formats ./test/matrix ./test/mutants ./test/zoo ./test/soak ./test/bench/...
+	go test $$(go list ./... | grep -v '/test/') ./test/document ./test/e2e/portable ./test/formats ./test/matrix ./test/mutants ./test/zoo ./test/soak ./test/bench/...
 
 test-control: cluster-programs ## the control plane against a real API server
 	STASIS_KUBE_BIN=$$(dirname $$(bin/devcluster build)) go test -count=1 ./test/control
@@ -63,3 +63,9 @@ conformance: ## CheckpointPod and RestorePod of any container runtime; ENDPOINT=
 
 test-e2e: cluster-programs programs images images-e2e bin/docker-registry bin/versitygw ## everything, on a cluster of two nodes
 	go test -count=1 -timeout 30m ./test/e2e
+
+gvisor: cluster-programs programs images images-e2e bin/docker-registry bin/versitygw ## all end-to-end tests that are not CRIU's alone, with Pods of gVisor; UPDATE=docs/compatibility.md
+	go run ./test/e2e/portable -update='$(UPDATE)'
+
+test-gvisor: cluster-programs programs images images-e2e ## the quick ones of them
+	go run ./test/e2e/portable -quick

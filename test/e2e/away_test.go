@@ -48,17 +48,18 @@ func (s *scene) agents(ctx context.Context, there bool) {
 // until the returned function is called.
 func (s *scene) heldAtStart(node string) (reached func() error, goOn func()) {
 	s.Helper()
-	// The agent's return writes runtime.json anew.
+	// The agent's return writes the wrapper's settings anew.
+	settings := "/opt/stasis/etc/" + engine.settings
 	s.onNode(node, `set -e
-real=$(sed 's/.*"runtime":"\([^"]*\)".*/\1/' /opt/stasis/etc/runtime.json)
+real=$(sed 's/.*"runtime":"\([^"]*\)".*/\1/' `+settings+`)
 rm -f /run/stasis-e2e-reached /run/stasis-e2e-go-on
-printf '#!/bin/sh\ncase "$*" in *" resume "*) : > /run/stasis-e2e-reached; while [ ! -e /run/stasis-e2e-go-on ]; do sleep 0.1; done;; esac\nexec %s "$@"\n' "$real" > /opt/stasis/bin/e2e-runc
+printf '#!/bin/sh\ncase "$*" in *" `+engine.letsGo+` "*) : > /run/stasis-e2e-reached; while [ ! -e /run/stasis-e2e-go-on ]; do sleep 0.1; done;; esac\nexec %s "$@"\n' "$real" > /opt/stasis/bin/e2e-runc
 chmod 755 /opt/stasis/bin/e2e-runc
-cp /opt/stasis/etc/runtime.json /run/stasis-e2e-runtime.json
-printf '{"runtime":"/opt/stasis/bin/e2e-runc"}\n' > /opt/stasis/etc/runtime.json`)
+cp `+settings+` /run/stasis-e2e-runtime.json
+printf '{"runtime":"/opt/stasis/bin/e2e-runc"}\n' > `+settings)
 	s.Cleanup(func() {
 		_, err := s.OnNode(context.Background(), node, `: > /run/stasis-e2e-go-on; sleep 0.3
-cp /run/stasis-e2e-runtime.json /opt/stasis/etc/runtime.json
+cp /run/stasis-e2e-runtime.json `+settings+`
 rm -f /run/stasis-e2e-* /opt/stasis/bin/e2e-runc`)
 		if err != nil {
 			s.Error(err)

@@ -31,7 +31,7 @@ func TestARestoreThatKeepsFailingEndsItsPodAJobCountsItAndOneThatWaitsGoesOn(t *
 	s.running(build("source").Obj())
 	damaged, away, deleted := s.checkpoint("damaged", "source"), s.checkpoint("away", "source"), s.checkpoint("deleted", "source")
 	node := damaged.Status.NodeName
-	s.onNode(node, fmt.Sprintf(flip("$(find %s -name 'pages-*.img' -size +0 | head -n1)"), data(damaged)))
+	s.onNode(node, fmt.Sprintf(flip("$(find %s -name '"+engine.data+"' -size +0 | head -n1)"), data(damaged)))
 	for _, checkpoint := range []*checkpointv1alpha1.PodCheckpoint{away, deleted} {
 		s.onNode(node, fmt.Sprintf("mv %[1]s %[1]s.away", data(checkpoint)))
 	}
@@ -65,7 +65,7 @@ func TestARestoreThatKeepsFailingEndsItsPodAJobCountsItAndOneThatWaitsGoesOn(t *
 	since := time.Now()
 	// The status' own reason and message stay until the kubelet writes how the Pod
 	// ended; the event stays.
-	s.waitEvent(failing, checkpointv1alpha1.EventRestoreGivenUp, "Given up after ", " tries in ", "pages-")
+	s.waitEvent(failing, checkpointv1alpha1.EventRestoreGivenUp, "Given up after ", " tries in ", "pages")
 	s.eventually("the Job has failed", func() error {
 		if err := s.Get(t.Context(), s.key("job"), job); err != nil {
 			return err

@@ -3,26 +3,15 @@ package e2e
 import (
 	"testing"
 
-	nodev1 "k8s.io/api/node/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/demo/counters"
 )
-
-// classOfGVisor is what a cluster calls its Pods of gVisor before it has Stasis.
-const classOfGVisor = "gvisor"
 
 // C3: a Pod of gVisor is checkpointed as any other and goes on, on its node and on the
 // other, by its engine's RuntimeClass, through the same objects.
 func TestAPodOfGVisorIsCheckpointedAndRestoredOnBothNodes(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
-	class := &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: classOfGVisor}, Handler: "runsc"}
-	if err := s.Create(s.Context(), class); err != nil && !apierrors.IsAlreadyExists(err) {
-		t.Fatal(err)
-	}
 	s.running(Counters("counters").RuntimeClass(classOfGVisor).On(nodeOne).Obj())
 	s.countsOn("counters", 50)
 	one := s.checkpoint("one", "counters")

@@ -32,7 +32,7 @@ var shared *cluster.Cluster
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if err := mostlyWaiting(); err != nil {
+	if err := errors.Join(chooseEngine(), mostlyWaiting()); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		os.Exit(1)
 	}
@@ -66,6 +66,9 @@ func run(m *testing.M) (code int, err error) {
 		if shared, err = cluster.Attach(root, filepath.Dir(kubeconfig)); err != nil {
 			return 1, err
 		}
+		if err := makeClasses(ctx); err != nil {
+			return 1, err
+		}
 		return m.Run(), nil
 	}
 	flags := []string{"--gvisor"}
@@ -84,6 +87,9 @@ func run(m *testing.M) (code int, err error) {
 	}
 	if err := shared.InstallFrom(ctx, "test/e2e/config"); err != nil {
 		shared.Diagnose(ctx, os.Stderr)
+		return 1, err
+	}
+	if err := makeClasses(ctx); err != nil {
 		return 1, err
 	}
 	slog.Info("cluster is ready", "kubeconfig", shared.Kubeconfig())

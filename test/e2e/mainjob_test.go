@@ -154,21 +154,21 @@ func TestAnyPodCanBeASource(t *testing.T) {
 	t.Parallel()
 	for _, way := range []struct {
 		name string
-		pod  *podBuilder
+		make func(name string) *podBuilder
 	}{
-		{"of the default handler", Counters("counters")},
-		{"of the handler stasis", Counters("counters").RuntimeClass(checkpointv1alpha1.RuntimeClassStasis)},
+		{"of the default handler", Counters},
+		{"of the handler stasis", func(name string) *podBuilder { return Counters(name).RuntimeClass(engine.restores) }},
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			t.Parallel()
 			s := newScene(t)
-			s.running(way.pod.Obj())
+			s.running(way.make("counters").Obj())
 			s.countsOn("counters", 20)
 			generation, source := "counters", s.counted("counters", "a")
 			for _, name := range []string{"second", "third"} {
 				s.checkpoint("of-"+generation, generation)
-				restored := s.running(Counters(name).RestoreFrom("of-" + generation).Obj())
-				if class := restored.Spec.RuntimeClassName; class == nil || *class != checkpointv1alpha1.RuntimeClassStasis {
+				restored := s.running(way.make(name).RestoreFrom("of-" + generation).Obj())
+				if class := restored.Spec.RuntimeClassName; class == nil || *class != engine.restores {
 					t.Errorf("the restored pod has runtime class %v", class)
 				}
 				s.countsOn(name, 50)

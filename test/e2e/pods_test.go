@@ -17,13 +17,17 @@ const (
 // podBuilder makes a Pod step by step.
 type podBuilder struct{ pod corev1.Pod }
 
-// MakePod begins a Pod without containers.
+// MakePod begins a Pod without containers, for the engine that is tried.
 func MakePod(name string) *podBuilder {
 	grace := int64(3)
-	return &podBuilder{corev1.Pod{
+	b := &podBuilder{corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec:       corev1.PodSpec{TerminationGracePeriodSeconds: &grace},
 	}}
+	if engine.sources != "" {
+		b.RuntimeClass(engine.sources)
+	}
+	return b
 }
 
 // Obj is the Pod as built; each call gives another copy.

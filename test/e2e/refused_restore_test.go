@@ -27,7 +27,7 @@ func errCondition(condition corev1.PodCondition) error {
 func TestAPodWhoseCheckpointDoesNotExistStaysPending(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
-	pod := s.create(MakePod("restored").Shell("main", idle).RestoreFrom("absent").Obj())
+	pod := s.create(MakePod("restored").RuntimeClass(engine.restores).Shell("main", idle).RestoreFrom("absent").Obj())
 	s.waitEvent(pod, checkpointv1alpha1.EventCheckpointNotReady, "absent")
 	s.staysPending("restored")
 }
@@ -38,7 +38,7 @@ func TestAPodCreatedBeforeItsCheckpointIsReadyIsRestoredOnceItIs(t *testing.T) {
 	s := newScene(t)
 	s.running(Counters("counters").Obj())
 	s.countsOn("counters", 50)
-	pod := s.create(Counters("restored").RestoreFrom("one").Obj())
+	pod := s.create(Counters("restored").RuntimeClass(engine.restores).RestoreFrom("one").Obj())
 	if len(pod.Spec.SchedulingGates) != 1 || pod.Spec.SchedulingGates[0].Name != checkpointv1alpha1.SchedulingGate {
 		t.Errorf("scheduling gates %v", pod.Spec.SchedulingGates)
 	}
@@ -66,7 +66,7 @@ func TestARestoreFromDamagedDataIsRefusedUntilTheyAreWholeAgain(t *testing.T) {
 		},
 		{
 			"one bit of a memory page turned",
-			flip("$(find %[1]s -name 'pages-*.img' -size +0 | head -n1)"), flip("$(find %[1]s -name 'pages-*.img' -size +0 | head -n1)"),
+			flip("$(find %[1]s -name '" + engine.data + "' -size +0 | head -n1)"), flip("$(find %[1]s -name '" + engine.data + "' -size +0 | head -n1)"),
 			checkpointv1alpha1.EventCheckpointDataCorrupt,
 		},
 		{
@@ -76,7 +76,7 @@ func TestARestoreFromDamagedDataIsRefusedUntilTheyAreWholeAgain(t *testing.T) {
 		},
 		{
 			"one file missing",
-			"f=$(find %[1]s -name 'core-1.img' | head -n1); mv $f /var/lib/stasis/kept-$(basename %[1]s); echo $f > /var/lib/stasis/kept-$(basename %[1]s).name",
+			"f=$(find %[1]s -name '" + engine.other + "' | head -n1); mv $f /var/lib/stasis/kept-$(basename %[1]s); echo $f > /var/lib/stasis/kept-$(basename %[1]s).name",
 			"mv /var/lib/stasis/kept-$(basename %[1]s) $(cat /var/lib/stasis/kept-$(basename %[1]s).name); rm /var/lib/stasis/kept-$(basename %[1]s).name",
 			checkpointv1alpha1.EventCheckpointDataMissing,
 		},
@@ -296,7 +296,7 @@ func TestAPodThatCannotBeRestoredWholeDoesNotRunInPart(t *testing.T) {
 	checkpoint := s.checkpoint("one", "source")
 	node := checkpoint.Status.NodeName
 	s.remove("source")
-	s.onNode(node, "echo two >> "+directory+"/file")
+	s.onNode(node, engine.spoils+" "+directory+"/file")
 
 	for _, name := range []string{"given-up", "restored"} {
 		pod := s.create(build(name).RestoreFrom("one").Obj())

@@ -198,7 +198,7 @@ func TestARestrictedContainerComesBackAsRestricted(t *testing.T) {
 	}
 	s.running(build("source").Obj())
 	self, child := restrictions("source")
-	s.wantText("the source", self, "1234", "4321", "77", "NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000")
+	s.wantText("the source", self, "1234", "4321", "77", "NoNewPrivs:\t1", "Seccomp:\t"+engine.seccomp, "CapEff:\t0000000000000000")
 	s.checkpoint("one", "source")
 	s.running(build("restored").RestoreFrom("one").Obj())
 	selfAfter, childAfter := restrictions("restored")

@@ -112,8 +112,8 @@ var mutants = []mutant{
 		node, "test/cri", "TestAllContainersAreCapturedAtOneMoment"},
 	{"names of a ConfigMap's directory that lead elsewhere", "internal/published/published.go",
 		`	if !names.MatchString(directory) {
-		return fmt.Errorf("%q is no directory`, `	if false {
-		return fmt.Errorf("%q is no directory`,
+		return nil, fmt.Errorf("%q is no directory`, `	if false {
+		return nil, fmt.Errorf("%q is no directory`,
 		unit, "internal/published", "TestANameThatIsNotTheKubeletsIsRefused"},
 	{"states of the zoo compared", "test/zoo/state.go",
 		`if was, is := earlier.values[key], later.values[key]; is != was {`, `if was, is := earlier.values[key], later.values[key]; is == "" {`,

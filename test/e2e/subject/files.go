@@ -79,7 +79,7 @@ func write(name, content string, mode fs.FileMode) error {
 // reportFiles describes each file by one line.
 func reportFiles() (map[string]string, error) {
 	report := map[string]string{}
-	names := map[uint64]string{} // by inode, for hard links
+	names := map[inode]string{} // for hard links
 	for _, root := range reported {
 		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 			if err != nil {
@@ -103,7 +103,10 @@ func reportFiles() (map[string]string, error) {
 	return report, nil
 }
 
-func describe(path string, info fs.FileInfo, names map[uint64]string) (string, error) {
+// inode is a file, whatever its names.
+type inode struct{ device, number uint64 }
+
+func describe(path string, info fs.FileInfo, names map[inode]string) (string, error) {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return "", fmt.Errorf("no stat of %s", path)
@@ -125,10 +128,10 @@ func describe(path string, info fs.FileInfo, names map[uint64]string) (string, e
 			}
 			parts = append(parts, fmt.Sprintf("%q", content))
 		}
-		if first, again := names[stat.Ino]; again {
+		if first, again := names[inode{stat.Dev, stat.Ino}]; again {
 			parts = append(parts, "same as "+first)
 		} else {
-			names[stat.Ino] = path
+			names[inode{stat.Dev, stat.Ino}] = path
 		}
 	}
 	if info.Mode()&fs.ModeSymlink == 0 {
