@@ -37,12 +37,15 @@ type app struct {
 	// Curve says that the state has lines "curve=N VALUE", which must be those of a
 	// Pod that was never checkpointed.
 	Curve bool `json:"curve,omitempty"`
+	// CRIU says why the application is tried with CRIU alone.
+	CRIU string `json:"criu,omitempty"`
 	// Refused is what the failed checkpoint says of an application that cannot be
 	// checkpointed, before its Pod is frozen.
 	Refused string `json:"refused,omitempty"`
 
 	name  string
-	size  int // as which it starts: a service of the bench reads so often as much
+	size  int     // as which it starts: a service of the bench reads so often as much
+	class *string // RuntimeClass of its Pods
 	spec  corev1.PodSpec
 	files map[string]string // of the ConfigMap, by name
 }
@@ -158,6 +161,7 @@ func (a *app) pod(namespace, name, from string) *corev1.Pod {
 			*env = append(*env, corev1.EnvVar{Name: "SIZE", Value: strconv.Itoa(a.size)})
 		}
 	}
+	pod.Spec.RuntimeClassName = a.class
 	if from != "" {
 		metav1.SetMetaDataAnnotation(&pod.ObjectMeta, checkpointv1alpha1.AnnotationRestoreFrom, from)
 	}

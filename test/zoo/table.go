@@ -38,6 +38,24 @@ func markdown(results []result) string {
 	return b.String()
 }
 
+// briefly is the table of another engine than the document's first one.
+func briefly(results []result, now time.Time) string {
+	var b strings.Builder
+	passed := 0
+	for _, r := range results {
+		if r.err == nil {
+			passed++
+		}
+	}
+	fmt.Fprintf(&b, "Of %s: %d of %d applications live on.\n\n", now.Format(time.DateOnly), passed, len(results))
+	b.WriteString("| application | checkpoint ms | frozen ms | size | restore ms | cold start ms | restored | verdict |\n")
+	b.WriteString("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n")
+	for _, r := range results {
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %d× | %s |\n", r.name, millis(r.checkpoint), millis(r.frozen), size(r.bytes), millis(r.restore), millis(r.cold), len(r.restore), r.verdict())
+	}
+	return b.String()
+}
+
 func (r result) verdict() string {
 	switch {
 	case r.err != nil:

@@ -9,13 +9,20 @@ import (
 	"path/filepath"
 	"time"
 
+	nodev1 "k8s.io/api/node/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"podstasis.dev/stasis/test/document"
 	"podstasis.dev/stasis/test/e2e/cluster"
 )
 
 // zoo is one run.
 type zoo struct {
 	rounds, size      int
+	engine            string
 	kubeconfig, table string
+	update            string
 	out               io.Writer
 
 	*cluster.Cluster
@@ -33,6 +40,15 @@ func (z *zoo) run(ctx context.Context, names []string, quick bool) (err error) {
 	for _, a := range apps {
 		a.size = z.size
 	}
+	var flags []string
+	switch z.engine {
+	case "criu":
+	case "gvisor":
+		flags = []string{"--gvisor"}
+		apps = ofGVisor(apps)
+	default:
+		return fmt.Errorf("-engine %q is none of criu and gvisor", z.engine)
+	}
 	archives, err := z.archives(ctx, root, apps)
 	if err != nil {
 		return err
@@ -41,7 +57,7 @@ func (z *zoo) run(ctx context.Context, names []string, quick bool) (err error) {
 	if z.kubeconfig != "" {
 		z.Cluster, err = cluster.Attach(root, filepath.Dir(z.kubeconfig))
 	} else {
-		z.Cluster, err = cluster.Up(ctx, root, filepath.Join(root, ".devcluster-zoo"), 1)
+		z.Cluster, err = cluster.Up(ctx, root, filepath.Join(root, ".devcluster-zoo"), 1, flags...)
 		defer func() { err = errors.Join(err, z.Down(context.WithoutCancel(ctx))) }()
 		if err == nil {
 			err = z.Install(ctx)
@@ -49,6 +65,12 @@ func (z *zoo) run(ctx context.Context, names []string, quick bool) (err error) {
 	}
 	if err != nil {
 		return err
+	}
+	if z.engine == "gvisor" {
+		class := &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: classOfGVisor}, Handler: "runsc"}
+		if err := z.Create(ctx, class); err != nil && !apierrors.IsAlreadyExists(err) {
+			return err
+		}
 	}
 	var results []result
 	wrong := 0
@@ -69,10 +91,31 @@ func (z *zoo) run(ctx context.Context, names []string, quick bool) (err error) {
 			return err
 		}
 	}
+	if z.update != "" {
+		if err := document.Update(z.update, updateCommand, briefly(results, time.Now())); err != nil {
+			return err
+		}
+	}
 	if wrong > 0 {
 		return fmt.Errorf("%d of %d applications did not come back as they must", wrong, len(apps))
 	}
 	return nil
+}
+
+// classOfGVisor is what a cluster calls its Pods of gVisor before it has Stasis.
+const classOfGVisor = "gvisor"
+
+const updateCommand = "make zoo ENGINE=gvisor UPDATE=docs/applications.md"
+
+// ofGVisor are the applications that are not for CRIU alone, as Pods of gVisor.
+func ofGVisor(apps []*app) (all []*app) {
+	for _, a := range apps {
+		if a.CRIU == "" {
+			a.class = new(classOfGVisor)
+			all = append(all, a)
+		}
+	}
+	return all
 }
 
 // archives builds the images that the applications need.

@@ -1,12 +1,14 @@
 # Real applications. Included by the Makefile in the root.
 #   make zoo                       every application, restored five times in a row, and a table
 #   make zoo APPS=redis,nginx ROUNDS=1
+#   make zoo ENGINE=gvisor UPDATE=docs/applications.md
 
 .PHONY: zoo test-zoo
 APPS ?=
+ENGINE ?= criu
 
-zoo: programs images dist/images/stasis-zoo.tar ## checkpoint and restore real applications; APPS=redis,nginx ROUNDS=5
-	go run ./test/zoo -apps='$(APPS)' -rounds=$(if $(filter file default undefined,$(origin ROUNDS)),5,$(ROUNDS)) -o dist/zoo.md
+zoo: programs images dist/images/stasis-zoo.tar ## checkpoint and restore real applications; APPS=redis,nginx ROUNDS=5 ENGINE=gvisor
+	go run ./test/zoo -engine='$(ENGINE)' -update='$(UPDATE)' -apps='$(APPS)' -rounds=$(if $(filter file default undefined,$(origin ROUNDS)),5,$(ROUNDS)) -o dist/zoo.md
 
 test-zoo: programs images dist/images/stasis-zoo.tar ## the quick ones of them, once
 	go run ./test/zoo -quick -rounds=1
