@@ -23,6 +23,11 @@ const maxRead = 4 << 20
 //
 // It needs, besides the lists of extents, maxRead and a few frames for each processor.
 func (s *Store) Get(ctx context.Context, id ID, dir string, progress func(done int64)) error {
+	return s.GetFiles(ctx, id, dir, func(string) bool { return true }, progress)
+}
+
+// GetFiles does so with those files that which says yes to, none of which may be there.
+func (s *Store) GetFiles(ctx context.Context, id ID, dir string, which func(path string) bool, progress func(done int64)) error {
 	r, _, err := s.readRoot(ctx, id)
 	if err != nil {
 		return err
@@ -32,6 +37,7 @@ func (s *Store) Get(ctx context.Context, id ID, dir string, progress func(done i
 	if err != nil {
 		return err
 	}
+	files = slices.DeleteFunc(files, func(f file) bool { return !which(f.path) })
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return fmt.Errorf("write the checkpoint: %w", err)
