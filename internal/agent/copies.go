@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,13 +25,18 @@ import (
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/criservice"
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/pages"
 )
 
 // Names beneath the checkpoint root.
 const (
 	copiesDir     = ".copies"    // of checkpoints of other nodes, by UID of the PodCheckpoint; with each a UID.json
 	fetchingIntro = ".fetching-" // of a copy that is not complete, followed by the UID
-	copySuffix    = ".json"
+	// earlyIntro is of a copy that has all but memory that may come later, followed by the
+	// UID. Its name stays, for those who are being restored from it, when all has come;
+	// the copy then has its own name too.
+	earlyIntro = ".early-"
+	copySuffix = ".json"
 )
 
 const (
@@ -72,6 +78,8 @@ type copies struct {
 	tell    func(ctx context.Context, pod podRef, message string) error
 	keep    time.Duration
 	wait    time.Duration
+	policy  pages.Policy // says whose memory may come later
+	rate    int64        // of what comes later, in bytes a second; 0: unbounded
 	metrics *Metrics
 	log     *slog.Logger
 	now     func() time.Time
@@ -87,11 +95,16 @@ type copies struct {
 
 // fetching is a fetch under way, or over.
 type fetching struct {
+	mode     pages.Mode // of who asked first
 	origin   origin
+	hurried  origin // another of the same, for what processes wait for; nil where mode is eager
 	progress progress
 	cancel   context.CancelFunc
 	done     chan struct{}
-	err      error // after done
+	err      error         // after done
+	early    chan struct{} // closed when a Pod can be restored, and memory still comes
+	later    *later        // after early
+	proceed  func()        // lets another fetch have its turn
 	began    time.Time
 	asked    time.Time // by whomever, last; guarded by copies.mu
 }
@@ -109,6 +122,7 @@ func newCopies(d *daemon, live client.Reader, from *origins) (*copies, error) {
 		return nil, fmt.Errorf("make the directory of copies: %w", err)
 	}
 	return &copies{
+		policy: d.lazily.Policy, rate: d.lazily.Bandwidth,
 		store: d.store, room: d.room, live: live, origins: from, inUse: func() ([]string, error) { return d.sessions.InUse() },
 		keep: d.KeepCopies, wait: firstWait, metrics: d.metrics, log: d.Log, now: time.Now,
 		alive: context.Background(), turn: make(chan struct{}, maxFetches),
@@ -123,54 +137,76 @@ func (s *store) fetchingPath(uid types.UID) string {
 	return filepath.Join(s.copiesRoot(), fetchingIntro+string(uid))
 }
 
+func (s *store) earlyPath(uid types.UID) string {
+	return filepath.Join(s.copiesRoot(), earlyIntro+string(uid))
+}
+
 func (s *store) copyRecordPath(uid types.UID) string { return s.copyPath(uid) + copySuffix }
 
 // need returns the directory of a checkpoint of another node, once it is here and
-// whole. Until then it is a refusal that says how far it is: the Pod's sandbox is
-// asked for again. pod is the Pod that needs it.
-func (c *copies) need(ctx context.Context, pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod) (dir string, err error) {
+// whole, or, unless mode is eager, as soon as a Pod can be restored from it: then partial
+// says so. Until then it is a refusal that says how far it is: the Pod's sandbox is asked
+// for again. pod is the Pod that needs it.
+func (c *copies) need(ctx context.Context, pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod, mode pages.Mode) (dir string, partial bool, err error) {
 	if err := validUID(pcp.UID); err != nil {
-		return "", err
+		return "", false, err
 	}
-	f, err := c.begin(pcp, pod)
+	f, err := c.begin(pcp, pod, mode)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	if f != nil {
+		early := f.early
+		if mode == pages.ModeEager {
+			early = nil
+		}
 		select {
 		case <-f.done:
+		case <-early:
+			partial = true
 		case <-ctx.Done():
-			return "", context.Cause(ctx)
+			return "", false, context.Cause(ctx)
 		case <-time.After(c.wait):
-			return "", c.waiting(pcp, f)
+			return "", false, c.waiting(pcp, f)
 		}
-		if f.err != nil {
-			return "", c.failed(pcp, f)
+		select {
+		case <-f.done: // it may have ended since
+			partial = false
+			if f.err != nil {
+				return "", false, c.failed(pcp, f)
+			}
+		default:
 		}
 	}
-	dir, news, err := c.hand(pcp.UID)
+	dir = c.store.copyPath(pcp.UID)
+	if partial {
+		dir = c.store.earlyPath(pcp.UID)
+	}
+	news, err := c.hand(pcp.UID, dir)
+	if partial {
+		news = c.soFar(pcp, f)
+	}
 	if err == nil && news != "" {
 		if err := c.tell(ctx, podRef{pod.Namespace, pod.Name, pod.UID}, news); err != nil {
 			c.log.Warn("an event of a Pod could not be written", "namespace", pod.Namespace, "pod", pod.Name, "error", err)
 		}
 	}
-	return dir, err
+	return dir, partial, err
 }
 
 // hand gives a copy out, which is then in use, and what there is to tell of how it came.
-func (c *copies) hand(uid types.UID) (dir, news string, err error) {
+func (c *copies) hand(uid types.UID, dir string) (news string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	dir = c.store.copyPath(uid)
 	now := c.now()
 	if err := os.Chtimes(dir, now, now); err != nil {
-		return "", "", fmt.Errorf("use the copy of a checkpoint: %w", err)
+		return "", fmt.Errorf("use the copy of a checkpoint: %w", err)
 	}
 	if c.handed == nil {
 		c.handed = map[types.UID]time.Time{}
 	}
 	c.handed[uid] = now
-	return dir, c.news[uid], nil
+	return c.news[uid], nil
 }
 
 // settled is told that the restore that a copy was handed out for has begun, and is
@@ -182,12 +218,15 @@ func (c *copies) settled(uid types.UID) {
 }
 
 // begin starts a fetch, or finds the one under way; nil if the copy is there.
-func (c *copies) begin(pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod) (*fetching, error) {
+func (c *copies) begin(pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod, mode pages.Mode) (*fetching, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f := c.under[pcp.UID]; f != nil {
 		f.asked = c.now()
 		f.origin.For(pod)
+		if f.hurried != nil {
+			f.hurried.For(pod)
+		}
 		return f, nil
 	}
 	switch _, err := os.Lstat(c.store.copyPath(pcp.UID)); {
@@ -200,8 +239,15 @@ func (c *copies) begin(pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod) (*fetching,
 	if err != nil {
 		return nil, err
 	}
+	var hurried origin
+	if mode != pages.ModeEager {
+		if hurried, err = c.origins.of(pcp, pod); err != nil {
+			from.Close()
+			return nil, err
+		}
+	}
 	ctx, cancel := context.WithCancel(c.alive)
-	f := &fetching{origin: from, cancel: cancel, done: make(chan struct{}), began: c.now(), asked: c.now()}
+	f := &fetching{mode: mode, origin: from, hurried: hurried, cancel: cancel, done: make(chan struct{}), early: make(chan struct{}), began: c.now(), asked: c.now()}
 	if c.under == nil {
 		c.under = map[types.UID]*fetching{}
 	}
@@ -211,6 +257,9 @@ func (c *copies) begin(pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod) (*fetching,
 		defer cancel()
 		f.err = c.fetch(ctx, pcp, f)
 		f.origin.Close()
+		if f.hurried != nil {
+			f.hurried.Close()
+		}
 		c.mu.Lock()
 		delete(c.under, pcp.UID)
 		if f.err == nil {
@@ -226,11 +275,15 @@ func (c *copies) begin(pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod) (*fetching,
 func (c *copies) fetch(ctx context.Context, pcp *v1alpha1.PodCheckpoint, f *fetching) error {
 	log := c.log.With("podcheckpoint", pcp.Namespace+"/"+pcp.Name, "uid", pcp.UID, "from", f.origin.Name())
 	defer c.untilUnwanted(f)()
-	select {
-	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	f.proceed = func() {}
+	if _, err := os.Lstat(c.store.earlyPath(pcp.UID)); err != nil { // else somebody runs already, and waits
+		select {
+		case c.turn <- struct{}{}:
+			f.proceed = sync.OnceFunc(func() { <-c.turn })
+			defer f.proceed()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	var came int64
 	log.Info("a checkpoint is being fetched")
@@ -259,29 +312,47 @@ func (c *copies) fetchInto(ctx context.Context, pcp *v1alpha1.PodCheckpoint, f *
 	if err := checkpoint.WriteFile(c.store.copyRecordPath(pcp.UID), record, 0o600); err != nil {
 		return fmt.Errorf("write whose copy it is: %w", err)
 	}
-	dir := c.store.fetchingPath(pcp.UID)
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make the directory of a fetch: %w", err)
-	}
 	one := &fetch{
-		from: f.origin, dir: dir, digest: pcp.Status.ManifestDigest, stall: fetchStall, patience: fetchPatience, progress: &f.progress, now: c.now,
+		from: f.origin, dir: c.store.fetchingPath(pcp.UID), digest: pcp.Status.ManifestDigest, stall: fetchStall, patience: fetchPatience, progress: &f.progress, now: c.now,
 		received: func(n int) {
-			*came += int64(n)
+			atomic.AddInt64(came, int64(n))
 			c.metrics.fetchedBytes.Add(float64(n))
 		},
 	}
-	err = one.run(ctx, func(bytes int64) (func(), error) { return c.makeRoom(bytes) })
-	if err == nil {
-		err = os.Rename(dir, c.store.copyPath(pcp.UID))
-	}
-	if err == nil {
-		return checkpoint.SyncDir(c.store.copiesRoot())
+	err = c.goOn(ctx, pcp, f, one)
+	if errors.Is(err, errNoneEarly) {
+		err = c.fetchAnew(ctx, pcp, f, one)
 	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, criservice.ErrNoRoom) {
 		// It would be in the way of whatever else needs the disk.
-		err = errors.Join(err, os.RemoveAll(dir), os.Remove(c.store.copyRecordPath(pcp.UID)))
+		err = errors.Join(err, os.RemoveAll(one.dir), c.forgetRecord(pcp.UID))
 	}
 	return err
+}
+
+func (c *copies) fetchAnew(ctx context.Context, pcp *v1alpha1.PodCheckpoint, f *fetching, one *fetch) error {
+	dir := one.dir
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make the directory of a fetch: %w", err)
+	}
+	lazily := false
+	if f.mode != pages.ModeEager {
+		one.early = func(ctx context.Context, m *checkpoint.Manifest) (*pages.Lazily, error) {
+			return c.policy.Early(ctx, dir, m, pcp.Status.ManifestDigest, f.mode)
+		}
+		one.rest = func(ctx context.Context, l *pages.Lazily) error {
+			lazily = true
+			return c.comeEarly(ctx, pcp, f, one, l)
+		}
+	}
+	err := one.run(ctx, func(bytes int64) (func(), error) { return c.makeRoom(bytes) })
+	if err != nil || lazily {
+		return err
+	}
+	if err := os.Rename(dir, c.store.copyPath(pcp.UID)); err != nil {
+		return err
+	}
+	return checkpoint.SyncDir(c.store.copiesRoot())
 }
 
 // note keeps what there is to tell of a fetch that is over.
@@ -382,7 +453,7 @@ func (c *copies) failed(pcp *v1alpha1.PodCheckpoint, f *fetching) error {
 type aCopy struct {
 	uid     types.UID
 	dir     string
-	partial bool
+	partial bool // it has not the name of a whole one
 	used    time.Time
 }
 
@@ -395,6 +466,9 @@ func (c *copies) list() ([]aCopy, error) {
 	var all []aCopy
 	for _, e := range entries {
 		name, partial := strings.CutPrefix(e.Name(), fetchingIntro)
+		if !partial {
+			name, partial = strings.CutPrefix(e.Name(), earlyIntro)
+		}
 		uid := types.UID(name)
 		if validUID(uid) != nil || !e.IsDir() {
 			continue
@@ -458,8 +532,10 @@ func (c *copies) takeAside(a aCopy) (aside string, err error) {
 	if c.under[a.uid] != nil || slices.Contains(used, a.dir) || known && c.now().Sub(handed) < handedFor {
 		return "", nil
 	}
-	delete(c.handed, a.uid)
-	delete(c.news, a.uid)
+	if !a.partial {
+		delete(c.handed, a.uid)
+		delete(c.news, a.uid)
+	}
 	aside, err = os.MkdirTemp(c.store.copiesRoot(), removingPrefix)
 	if err == nil {
 		err = os.Rename(a.dir, filepath.Join(aside, string(a.uid)))
@@ -467,10 +543,23 @@ func (c *copies) takeAside(a aCopy) (aside string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("remove the copy of a checkpoint: %w", err)
 	}
-	if err := os.Remove(c.store.copyRecordPath(a.uid)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := c.forgetRecord(a.uid); err != nil {
 		return "", fmt.Errorf("remove the copy of a checkpoint: %w", err)
 	}
 	return aside, nil
+}
+
+// forgetRecord removes the record of a copy of which nothing is left, under any name.
+func (c *copies) forgetRecord(uid types.UID) error {
+	for _, dir := range []string{c.store.copyPath(uid), c.store.fetchingPath(uid), c.store.earlyPath(uid)} {
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := os.Remove(c.store.copyRecordPath(uid)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // Start looks after copies until ctx ends. It implements manager.Runnable.
@@ -509,6 +598,10 @@ func (c *copies) tidy(ctx context.Context) error {
 		return err
 	}
 	failures := []error{c.removeStrays(all), c.removeHalves()}
+	whole := map[types.UID]bool{}
+	for _, a := range all {
+		whole[a.uid] = whole[a.uid] || !a.partial
+	}
 	for _, a := range all {
 		why := ""
 		gone, err := c.objectGone(ctx, a.uid)
@@ -519,6 +612,8 @@ func (c *copies) tidy(ctx context.Context) error {
 			continue
 		case gone:
 			why = "its PodCheckpoint is gone"
+		case a.partial && whole[a.uid]:
+			why = "all of it is here"
 		case a.partial && unused > abandonedAfter:
 			why = "nobody goes on fetching it"
 		case !a.partial && unused > c.keep:

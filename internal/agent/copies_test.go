@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"podstasis.dev/stasis/internal/pages"
 	"strings"
 	"sync"
 	"testing"
@@ -161,7 +162,7 @@ func TestACheckpointOfAnotherNodeIsFetchedWhole(t *testing.T) {
 		news = string(pod.uid) + ": " + message
 		return nil
 	}
-	dir, err := c.need(t.Context(), e.pcp, restoringPod())
+	dir, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +174,7 @@ func TestACheckpointOfAnotherNodeIsFetchedWhole(t *testing.T) {
 		t.Errorf("told %q", news)
 	}
 	opens := from.opens
-	again, err := c.need(t.Context(), e.pcp, restoringPod())
+	again, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 	if err != nil || again != dir || from.opens != opens {
 		t.Errorf("a second restore: %s, %v, %d parts fetched", again, err, from.opens-opens)
 	}
@@ -207,7 +208,7 @@ func TestRestoresOfOneCheckpointFetchItOnce(t *testing.T) {
 		for i := range pods {
 			all.Go(func() {
 				pod := restoringPod(func(p *corev1.Pod) { p.UID = types.UID(fmt.Sprintf("pod-%d", i)) })
-				if _, err := c.need(t.Context(), e.pcp, pod); err != nil {
+				if _, _, err := c.need(t.Context(), e.pcp, pod, pages.ModeEager); err != nil {
 					t.Error(err)
 				}
 			})
@@ -228,7 +229,7 @@ func TestAFetchGoesOnWhereItsConnectionBroke(t *testing.T) {
 		return body[:min(len(body), 700_000)], errors.New("connection reset")
 	}}
 	c, _ := newTestCopies(t, from)
-	dir, err := c.need(t.Context(), e.pcp, restoringPod())
+	dir, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +293,7 @@ func TestAnAgentGoesOnWhereTheOneBeforeItWasKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := c.need(t.Context(), e.pcp, restoringPod())
+	dir, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,7 +310,7 @@ func TestWhatWasLeftDamagedIsFetchedAnew(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(left, 0o700), os.WriteFile(filepath.Join(left, "pages-0.img"), make([]byte, 600_000), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := c.need(t.Context(), e.pcp, restoringPod())
+	dir, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -338,7 +339,7 @@ func TestOneFlippedBitOnTheWayIsFetchedAgainAndInTheEndRefused(t *testing.T) {
 				}
 				return body, nil
 			}})
-			dir, err := c.need(t.Context(), e.pcp, restoringPod())
+			dir, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 			if tc.ok {
 				if err != nil {
 					t.Fatal(err)
@@ -369,7 +370,7 @@ func TestAnOriginThatSendsMoreOrLessIsNotBelieved(t *testing.T) {
 		}
 		return body, nil
 	}})
-	dir, err := c.need(t.Context(), e.pcp, restoringPod())
+	dir, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -398,7 +399,7 @@ func TestASandboxIsAnsweredSoonWithHowFarItsFetchIs(t *testing.T) {
 		}})
 		c.wait = 300 * time.Millisecond
 		began := time.Now()
-		_, err := c.need(t.Context(), e.pcp, restoringPod())
+		_, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("answered after %s", took)
 		}
@@ -407,7 +408,7 @@ func TestASandboxIsAnsweredSoonWithHowFarItsFetchIs(t *testing.T) {
 		}
 		close(goOn)
 		c.wait = 10 * time.Second
-		if _, err := c.need(t.Context(), e.pcp, restoringPod()); err != nil {
+		if _, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager); err != nil {
 			t.Error(err)
 		}
 	})
@@ -424,7 +425,7 @@ func TestAFetchUnderWayIsNoFailure(t *testing.T) {
 			return ctx.Err()
 		}})
 		c.wait = 200 * time.Millisecond
-		_, err := c.need(t.Context(), e.pcp, restoringPod())
+		_, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 		if reasonOf(err) != v1alpha1.EventCheckpointFetching || !strings.Contains(err.Error(), "are being fetched from node node-2: 0 % of 1Mi") {
 			t.Errorf("%s: %v", reasonOf(err), err)
 		}
@@ -436,7 +437,7 @@ func TestAnAnswerThatDoesNotChangeEndsAFetchAtOnce(t *testing.T) {
 	c, _ := newTestCopies(t, &fakeOrigin{dir: e.dir, open: func(context.Context, int, string, int64) error {
 		return deny(v1alpha1.EventCheckpointDataMissing, "they are not there any more")
 	}})
-	_, err := c.need(t.Context(), e.pcp, restoringPod())
+	_, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 	if reasonOf(err) != v1alpha1.EventCheckpointDataMissing {
 		t.Errorf("%s: %v", reasonOf(err), err)
 	}
@@ -446,7 +447,7 @@ func TestWithoutRoomNothingIsFetchedAndNothingIsLeft(t *testing.T) {
 	e := newElsewhere(t, 1<<20)
 	c, h := newTestCopies(t, &fakeOrigin{dir: e.dir})
 	c.room = newRoom(DiskLimits{MaxShare: 1e-12, MinFree: 0}, h.store.checkpointRoot())
-	_, err := c.need(t.Context(), e.pcp, restoringPod())
+	_, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 	if reasonOf(err) != v1alpha1.EventCheckpointFetchFailed || !strings.Contains(err.Error(), "--max-disk-share") {
 		t.Errorf("%s: %v", reasonOf(err), err)
 	}
@@ -460,16 +461,16 @@ func TestACopyThatNobodyUsesMakesRoomForAnother(t *testing.T) {
 	second.pcp.UID = "22222222-2222-3333-4444-555555555555"
 	from := &fakeOrigin{dir: first.dir}
 	c, h := newTestCopies(t, from)
-	if _, err := c.need(t.Context(), first.pcp, restoringPod()); err != nil {
+	if _, _, err := c.need(t.Context(), first.pcp, restoringPod(), pages.ModeEager); err != nil {
 		t.Fatal(err)
 	}
 	from.dir = second.dir
 	c.room = newRoom(DiskLimits{MaxShare: shareFor(t, h.store.checkpointRoot(), 5<<20), MinFree: 0}, h.store.checkpointRoot())
-	if _, err := c.need(t.Context(), second.pcp, restoringPod()); reasonOf(err) != v1alpha1.EventCheckpointFetchFailed {
+	if _, _, err := c.need(t.Context(), second.pcp, restoringPod(), pages.ModeEager); reasonOf(err) != v1alpha1.EventCheckpointFetchFailed {
 		t.Errorf("in place of a copy that was just handed out: %v", err)
 	}
 	c.now = func() time.Time { return time.Now().Add(2 * handedFor) }
-	dir, err := c.need(t.Context(), second.pcp, restoringPod())
+	dir, _, err := c.need(t.Context(), second.pcp, restoringPod(), pages.ModeEager)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -504,7 +505,7 @@ func TestCopiesGoWithTheirObjectAndWhenNobodyUsesThem(t *testing.T) {
 				objects = append(objects, o)
 			}
 			c, h := newTestCopies(t, &fakeOrigin{dir: e.dir}, objects...)
-			dir, err := c.need(t.Context(), e.pcp, restoringPod())
+			dir, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -536,7 +537,7 @@ func TestWhatIsLeftOfAFetchGoesWhenNobodyGoesOn(t *testing.T) {
 		}
 		return nil
 	}}, e.pcp.DeepCopy())
-	if _, err := c.need(t.Context(), e.pcp, restoringPod()); err == nil {
+	if _, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager); err == nil {
 		t.Fatal("fetched")
 	}
 	if err := c.tidy(t.Context()); err != nil {
@@ -590,7 +591,7 @@ func TestWhatAKilledAgentHadHalfRemovedGoes(t *testing.T) {
 func TestACopyWhoseRestoreHasBegunIsKeptByThatAlone(t *testing.T) {
 	e := newElsewhere(t, 1000)
 	c, _ := newTestCopies(t, &fakeOrigin{dir: e.dir})
-	dir, err := c.need(t.Context(), e.pcp, restoringPod())
+	dir, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 	if err != nil {
 		t.Fatal(err)
 	}

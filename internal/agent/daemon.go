@@ -232,6 +232,7 @@ func (d *daemon) run(ctx context.Context) error {
 		Path:          d.host.SearchPath(),
 		NodeName:      d.NodeName,
 		Resolver:      d,
+		Blocks:        d,
 		Observer:      d.observer,
 		Compatibility: compatibility{d.engines},
 		Node:          &restoresNode{runtime: d.runtime, host: d.host},
@@ -379,6 +380,19 @@ func (d *daemon) Resolve(ctx context.Context, sandbox nodeapi.Sandbox) (restorin
 		return restoring.Source{}, deny(v1alpha1.EventRestoreFailed, "the agent of node %s has not reached the API server since it started", d.NodeName)
 	}
 	return k.resolver.Resolve(ctx, sandbox)
+}
+
+// Block implements restoring.Blocks.
+func (d *daemon) Block(ctx context.Context, dir string, block nodeapi.Block) (there bool, trouble string, err error) {
+	k := d.kube.Load()
+	if k == nil {
+		select { // it is asked again at once
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+		return false, "the agent of node " + d.NodeName + " has not reached the API server since it started", nil
+	}
+	return k.resolver.copies.Block(ctx, dir, block)
 }
 
 // ready says whether a Pod could be restored here now: the container runtime

@@ -125,10 +125,11 @@ func (l DiskLimits) admit(d diskState, bytes int64) error {
 	return nil
 }
 
-// allocated is what the files below a directory take of the disk. What goes while
-// it looks is not counted.
+// allocated is what the files below a directory take of the disk: of several names of
+// one file, once. What goes while it looks is not counted.
 func allocated(dir string) (int64, error) {
 	var total int64
+	seen := map[uint64]bool{}
 	err := filepath.WalkDir(dir, func(name string, _ fs.DirEntry, err error) error {
 		var st unix.Stat_t
 		if err == nil {
@@ -136,6 +137,12 @@ func allocated(dir string) (int64, error) {
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFREG && st.Nlink > 1 {
+			if seen[st.Ino] {
+				return err
+			}
+			seen[st.Ino] = true
 		}
 		total += st.Blocks * 512
 		return err

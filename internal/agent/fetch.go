@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,7 @@ import (
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/pages"
 )
 
 const (
@@ -54,6 +56,11 @@ type fetch struct {
 	received func(bytes int) // is told of each byte that comes, also of those that come again
 	progress *progress
 	now      func() time.Time
+	// early says whether the checkpoint can be restored before all of it is here, or by a
+	// pages.ErrNotLazy why not; nil: that is not wanted. Where it can, rest goes on once
+	// all has come but the memory that is given later.
+	early func(ctx context.Context, m *checkpoint.Manifest) (*pages.Lazily, error)
+	rest  func(ctx context.Context, l *pages.Lazily) error
 
 	idleSince time.Time
 }
@@ -79,7 +86,7 @@ func (p *progress) read() (have, total int64, broken int, trouble error) {
 	return p.have, p.total, p.broken, p.trouble
 }
 
-// run fetches all files; the manifest comes last. admit is asked once, for how many
+// run fetches all files; the manifest comes last of what it fetches itself. admit is asked once, for how many
 // bytes more there must be room.
 func (f *fetch) run(ctx context.Context, admit func(bytes int64) (release func(), err error)) error {
 	f.idleSince = f.now()
@@ -102,36 +109,107 @@ func (f *fetch) run(ctx context.Context, admit func(bytes int64) (release func()
 		return err
 	}
 	defer release()
-	if whole, ok := f.from.(wholeOrigin); ok && there < manifest.LogicalBytes() {
-		if err := f.bring(ctx, whole); err != nil {
-			return err
-		}
+	lazily, err := f.first(ctx, root, manifest, there)
+	if err != nil {
+		return err
 	}
-	for _, file := range manifest.Files {
-		if err := f.file(ctx, root, file); err != nil {
+	if lazily == nil {
+		if err := f.files(ctx, root, manifest, func(string) bool { return true }); err != nil {
 			return err
 		}
 	}
 	if err := checkpoint.WriteFile(filepath.Join(f.dir, checkpoint.ManifestName), text, 0o600); err != nil {
 		return fmt.Errorf("write the manifest: %w", err)
 	}
-	return syncDirs(root)
+	if err := syncDirs(root); err != nil || lazily == nil {
+		return err
+	}
+	return f.rest(ctx, lazily)
 }
 
-// bring has an origin write all files, which are checked like others afterwards. What
-// does not work is fetched file by file.
-func (f *fetch) bring(ctx context.Context, from wholeOrigin) error {
-	if err := empty(f.dir); err != nil {
+// first fetches what a checkpoint is restored from if its memory may come later, but for
+// the parts of files of pages that CRIU reads; nil where it may not.
+func (f *fetch) first(ctx context.Context, root *os.Root, m *checkpoint.Manifest, there int64) (*pages.Lazily, error) {
+	if f.early == nil || there == m.LogicalBytes() {
+		return nil, nil
+	}
+	if err := f.files(ctx, root, m, func(name string) bool { return !pages.IsPages(name) }); err != nil {
+		return nil, err
+	}
+	l, err := f.early(ctx, m)
+	if errors.Is(err, pages.ErrNotLazy) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("find out which memory can come later: %w", err)
+	}
+	later := l.Later()
+	return l, f.files(ctx, root, m, func(name string) bool {
+		_, ok := later[name]
+		return pages.IsPages(name) && !ok
+	})
+}
+
+// files fetches some of the files.
+func (f *fetch) files(ctx context.Context, root *os.Root, m *checkpoint.Manifest, which func(name string) bool) error {
+	var wanted []checkpoint.File
+	whole := true
+	for _, file := range m.Files {
+		if !which(file.Path) {
+			continue
+		}
+		wanted = append(wanted, file)
+		info, err := root.Lstat(filepath.FromSlash(file.Path))
+		whole = whole && err == nil && info.Size() == file.Size
+	}
+	if from, ok := f.from.(wholeOrigin); ok && !whole {
+		if err := f.bring(ctx, from, root, wanted); err != nil {
+			return err
+		}
+	}
+	for _, file := range wanted {
+		if err := f.file(ctx, root, file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bring has an origin write files, which are checked like others afterwards. What does
+// not work is fetched file by file.
+func (f *fetch) bring(ctx context.Context, from wholeOrigin, root *os.Root, wanted []checkpoint.File) error {
+	names := map[string]bool{}
+	for _, file := range wanted {
+		names[file.Path] = true
+	}
+	remove := func() error {
+		var failures []error
+		for _, file := range wanted {
+			name := filepath.FromSlash(file.Path)
+			info, err := root.Lstat(name)
+			if err == nil {
+				err = root.Remove(name)
+			}
+			switch {
+			case err == nil:
+				f.progress.update(func(p *progress) { p.have = max(0, p.have-info.Size()) })
+			case !errors.Is(err, fs.ErrNotExist):
+				failures = append(failures, err)
+			}
+		}
+		return errors.Join(failures...)
+	}
+	if err := remove(); err != nil {
 		return fmt.Errorf("remove what an earlier fetch brought: %w", err)
 	}
 	var mu sync.Mutex
 	var last int64
-	err := from.bring(ctx, f.dir, func(done int64) {
+	before, _, _, _ := f.progress.read()
+	err := from.bring(ctx, f.dir, func(name string) bool { return names[name] }, func(done int64) {
 		mu.Lock()
 		defer mu.Unlock()
 		if done > last {
 			f.received(int(done - last))
-			f.progress.update(func(p *progress) { p.have = done })
+			f.progress.update(func(p *progress) { p.have = before + done })
 			last = done
 		}
 	})
@@ -141,20 +219,12 @@ func (f *fetch) bring(ctx context.Context, from wholeOrigin) error {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return errDisk{err}
 	case err != nil:
-		f.progress.update(func(p *progress) { p.have, p.trouble, p.broken = 0, err, p.broken+1 })
-		return empty(f.dir)
+		removed := remove()
+		f.progress.update(func(p *progress) { p.have, p.trouble, p.broken = before, err, p.broken+1 })
+		return removed
 	}
 	f.idleSince = f.now()
 	return nil
-}
-
-// empty removes what is in a directory.
-func empty(dir string) error {
-	entries, err := os.ReadDir(dir)
-	for _, e := range entries {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
-	}
-	return err
 }
 
 // manifest fetches the manifest, which has the digest that it must have.
@@ -208,6 +278,9 @@ func (f *fetch) clean(root *os.Root, m *checkpoint.Manifest) (there int64, err e
 		}
 		if size, listed := sizes[name]; listed && d.Type().IsRegular() && info.Size() <= size {
 			there += info.Size()
+			if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Blocks*512 < info.Size() {
+				there += st.Blocks*512 - info.Size() // it has holes, which are still to come
+			}
 			return nil
 		}
 		return root.Remove(filepath.FromSlash(name))

@@ -29,12 +29,12 @@ type origin interface {
 	Close()
 }
 
-// wholeOrigin gives all files of a checkpoint at once, faster than one by one.
+// wholeOrigin gives many files of a checkpoint at once, faster than one by one.
 type wholeOrigin interface {
 	origin
-	// bring writes them below an empty directory. Where it fails, Open may still give
-	// them.
-	bring(ctx context.Context, dir string, done func(int64)) error
+	// bring writes those that which says yes to below a directory in which they are not.
+	// Where it fails, Open may still give them.
+	bring(ctx context.Context, dir string, which func(name string) bool, done func(int64)) error
 }
 
 // secondOrigin has another place to ask where the first fails.

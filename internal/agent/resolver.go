@@ -16,6 +16,7 @@ import (
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/hooks"
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/pages"
 	"podstasis.dev/stasis/internal/placement"
 	"podstasis.dev/stasis/internal/platform"
 	"podstasis.dev/stasis/internal/podtemplate"
@@ -79,11 +80,15 @@ func (r *resolver) Resolve(ctx context.Context, sandbox nodeapi.Sandbox) (restor
 	if err := hooks.Check(sandbox.Annotations, runnable(pod)); err != nil {
 		return restoring.Source{}, deny(v1alpha1.EventRestoreFailed, "the Pod asks for hooks that cannot be run: %v", err)
 	}
-	dir, err := r.data(ctx, pcp, pod)
+	mode, err := pages.ParseMode(sandbox.Annotations[v1alpha1.AnnotationRestoreMemory])
+	if err != nil {
+		return restoring.Source{}, deny(v1alpha1.EventRestoreFailed, "annotation %s: %v", v1alpha1.AnnotationRestoreMemory, err)
+	}
+	dir, partial, err := r.data(ctx, pcp, pod, mode)
 	if err != nil {
 		return restoring.Source{}, err
 	}
-	return restoring.Source{Dir: dir, ManifestDigest: pcp.Status.ManifestDigest, CompletedInit: completedInit(pcp), Together: together(pod), HoldUp: holdsUpWhole(pod)}, nil
+	return restoring.Source{Dir: dir, Partial: partial, ManifestDigest: pcp.Status.ManifestDigest, CompletedInit: completedInit(pcp), Together: together(pod), HoldUp: holdsUpWhole(pod)}, nil
 }
 
 // pod re-reads the Pod that the sandbox is for, and makes sure that admission
@@ -151,19 +156,21 @@ func (r *resolver) checkpoint(ctx context.Context, pod *corev1.Pod) (*v1alpha1.P
 }
 
 // data finds the checkpoint's directory: the one that was written here, or a copy of
-// another node's, which is fetched if it is not here.
-func (r *resolver) data(ctx context.Context, pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod) (string, error) {
+// another node's, which is fetched if it is not here. partial says that memory of it is
+// still to come.
+func (r *resolver) data(ctx context.Context, pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod, mode pages.Mode) (dir string, partial bool, err error) {
 	if pcp.Status.NodeName == r.nodeName {
-		return r.locate(pcp)
+		dir, err = r.locate(pcp)
+		return dir, false, err
 	}
 	requires, told := placement.Requirements(pcp)
 	if !told {
-		return "", deny(v1alpha1.EventCheckpointWrongNode, "the data of PodCheckpoint %s are on node %q, this is node %q, and the checkpoint does not say what CPU and kernel it needs", pcp.Name, pcp.Status.NodeName, r.nodeName)
+		return "", false, deny(v1alpha1.EventCheckpointWrongNode, "the data of PodCheckpoint %s are on node %q, this is node %q, and the checkpoint does not say what CPU and kernel it needs", pcp.Name, pcp.Status.NodeName, r.nodeName)
 	}
 	if why := platform.Obstacles(requires, r.platform); len(why) > 0 {
-		return "", deny(v1alpha1.EventCheckpointWrongNode, "PodCheckpoint %s cannot be restored on node %q, which %s", pcp.Name, r.nodeName, strings.Join(why, " and "))
+		return "", false, deny(v1alpha1.EventCheckpointWrongNode, "PodCheckpoint %s cannot be restored on node %q, which %s", pcp.Name, r.nodeName, strings.Join(why, " and "))
 	}
-	return r.copies.need(ctx, pcp, pod)
+	return r.copies.need(ctx, pcp, pod, mode)
 }
 
 // complete says whether the checkpoint holds every container that a Pod made

@@ -31,12 +31,17 @@ type storeOrigin struct {
 	name   string // of the PodCheckpoint
 
 	failure sync.Mutex
-	failed  error // of the store, which is not asked again in this fetch
+	failed  error // of the store, which is not asked again for what comes before the restore
+
+	reading sync.Mutex
+	reader  *checkpointstore.Reader // of parts; nil until it is needed, and after a failure
+	end     func() error            // of the reader's store
 }
 
 var (
 	_ wholeOrigin  = (*storeOrigin)(nil)
 	_ secondOrigin = (*storeOrigin)(nil)
+	_ giversOrigin = (*storeOrigin)(nil)
 )
 
 // fetchRetry is for how long a store is asked again before its node is: the Pod waits.
@@ -71,36 +76,94 @@ func (o *storeOrigin) gaveUp(err error) error {
 	return err
 }
 
-// use opens the store, which has to be the one that the checkpoint was stored in.
+// use opens the store for as long as that takes.
 func (o *storeOrigin) use(ctx context.Context, do func(*checkpointstore.Store, checkpointstore.ID) error) error {
-	id, err := checkpointstore.ParseID(o.in.CheckpointID)
-	if err != nil {
-		return fmt.Errorf("the checkpoint's name in the store: %w", err)
-	}
-	var of v1alpha1.CheckpointStore
-	if err := o.live.Get(ctx, types.NamespacedName{Name: o.in.Name}, &of); apierrors.IsNotFound(err) {
-		return fmt.Errorf("there is no CheckpointStore %s any more", o.in.Name)
-	} else if err != nil {
-		return fmt.Errorf("read the CheckpointStore: %w", err)
-	}
-	s, closeIt, err := o.open(ctx, &of, nil)
+	s, id, closeIt, err := o.opened(ctx)
 	if err != nil {
 		return err
 	}
 	defer closeIt()
-	if s.ID() != o.in.StoreID {
-		return fmt.Errorf("it is store %s now, and the checkpoint is in store %s", s.ID(), o.in.StoreID)
-	}
 	return do(s, id)
 }
 
+// opened opens the store, which has to be the one that the checkpoint was stored in.
+func (o *storeOrigin) opened(ctx context.Context) (_ *checkpointstore.Store, id checkpointstore.ID, closeIt func() error, err error) {
+	if id, err = checkpointstore.ParseID(o.in.CheckpointID); err != nil {
+		return nil, id, nil, fmt.Errorf("the checkpoint's name in the store: %w", err)
+	}
+	var of v1alpha1.CheckpointStore
+	if err := o.live.Get(ctx, types.NamespacedName{Name: o.in.Name}, &of); apierrors.IsNotFound(err) {
+		return nil, id, nil, fmt.Errorf("there is no CheckpointStore %s any more", o.in.Name)
+	} else if err != nil {
+		return nil, id, nil, fmt.Errorf("read the CheckpointStore: %w", err)
+	}
+	s, closeIt, err := o.open(ctx, &of, nil)
+	if err != nil {
+		return nil, id, nil, err
+	}
+	if s.ID() != o.in.StoreID {
+		closeIt()
+		return nil, id, nil, fmt.Errorf("it is store %s now, and the checkpoint is in store %s", s.ID(), o.in.StoreID)
+	}
+	return s, id, closeIt, nil
+}
+
+// givers implements giversOrigin.
+func (o *storeOrigin) givers() []giver {
+	store, node := giver{"CheckpointStore " + o.in.Name, o.readPart}, giversOf(o.origin)
+	if o.trouble() != nil { // it has failed for what came before the restore
+		return append(node, store)
+	}
+	return append([]giver{store}, node...)
+}
+
+// readPart reads a part of a file from the store, which stays open for the next.
+func (o *storeOrigin) readPart(ctx context.Context, file string, p []byte, offset int64) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*laterStall, fmt.Errorf("nothing has come for %s", 2*laterStall))
+	defer cancel()
+	o.reading.Lock()
+	defer o.reading.Unlock()
+	if o.reader == nil {
+		s, id, end, err := o.opened(ctx)
+		if err != nil {
+			return because(ctx, err)
+		}
+		if o.reader, err = s.Open(ctx, id); err != nil {
+			end()
+			return because(ctx, err)
+		}
+		o.end = end
+	}
+	if err := o.reader.ReadAt(ctx, file, p, offset); err != nil {
+		o.closeReader() // what is away may be another when it is back
+		return because(ctx, err)
+	}
+	return nil
+}
+
+// closeReader is called with reading held.
+func (o *storeOrigin) closeReader() {
+	if o.reader != nil {
+		o.end()
+	}
+	o.reader = nil
+}
+
+// Close implements origin.
+func (o *storeOrigin) Close() {
+	o.reading.Lock()
+	o.closeReader()
+	o.reading.Unlock()
+	o.origin.Close()
+}
+
 // bring implements wholeOrigin.
-func (o *storeOrigin) bring(ctx context.Context, dir string, done func(int64)) error {
+func (o *storeOrigin) bring(ctx context.Context, dir string, which func(name string) bool, done func(int64)) error {
 	if err := o.trouble(); err != nil {
 		return err
 	}
 	return o.gaveUp(o.use(ctx, func(s *checkpointstore.Store, id checkpointstore.ID) error {
-		return s.Get(ctx, id, dir, done)
+		return s.GetFiles(ctx, id, dir, which, done)
 	}))
 }
 

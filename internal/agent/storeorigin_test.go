@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"podstasis.dev/stasis/internal/pages"
 	"strings"
 	"testing"
 
@@ -108,7 +109,7 @@ func TestACheckpointComesFromItsStoreAndFromItsNodeWhereThatFails(t *testing.T) 
 				said = message
 				return nil
 			}
-			dir, err := c.need(t.Context(), e.pcp, restoringPod())
+			dir, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager)
 			if test.reason != "" {
 				if reasonOf(err) != test.reason {
 					t.Fatalf("got %v, want %s", err, test.reason)

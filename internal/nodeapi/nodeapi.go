@@ -6,7 +6,10 @@
 // for each container and must cost milliseconds.
 package nodeapi
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // SocketPath is where the agent listens, as the container runtime's mount
 // namespace sees it.
@@ -35,6 +38,7 @@ type Request struct {
 	CreateSandbox   *CreateSandbox   `json:"createSandbox,omitempty"`
 	CreateContainer *CreateContainer `json:"createContainer,omitempty"`
 	Report          *Report          `json:"report,omitempty"`
+	Block           *Block           `json:"block,omitempty"`
 }
 
 // CreateSandbox asks, at the OCI create of a sandbox, whether the Pod may be
@@ -90,6 +94,21 @@ type Report struct {
 	Milliseconds int64 `json:"milliseconds,omitempty"`
 }
 
+// Block asks for a part of a checkpoint that is still being brought to the node, while a
+// Pod is restored from it: memory that is given to its processes. The answer comes when
+// it is there, or after BlockWait.
+type Block struct {
+	Sandbox Sandbox `json:"sandbox"`
+	// File is named as in the checkpoint, Block is its number in the list of digests.
+	File  string `json:"file"`
+	Block int    `json:"block"`
+	// Urgent says that a process waits for it.
+	Urgent bool `json:"urgent,omitempty"`
+}
+
+// BlockWait is how long the answer to a Block may take.
+const BlockWait = 5 * time.Second
+
 // ReportStage is how far a restore has come.
 type ReportStage string
 
@@ -129,6 +148,17 @@ type Response struct {
 
 	// Container says how to restore, for ActionRestore of a container.
 	Container *ContainerRestore `json:"container,omitempty"`
+
+	// Block says whether the block is there, for Block. An Error says that it cannot be
+	// had.
+	Block *BlockState `json:"block,omitempty"`
+}
+
+// BlockState is how far a block has come.
+type BlockState struct {
+	There bool `json:"there,omitempty"`
+	// Trouble says what stands in its way for now, if anything does.
+	Trouble string `json:"trouble,omitempty"`
 }
 
 // SandboxRestore says what a sandbox is restored from as a whole.

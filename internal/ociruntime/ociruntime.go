@@ -93,8 +93,8 @@ func Main(ctx context.Context, executable string, args []string) error {
 	switch {
 	case len(args) == 2 && args[1] == criu.MemoryKeeper:
 		return keepMemory(ctx, executable)
-	case len(args) == 4 && args[1] == criu.MemoryServer:
-		return criu.ServeMemory(args[2], args[3], slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	case len(args) == 6 && args[1] == criu.MemoryServer:
+		return criu.ServeMemory(args[2], args[3], args[4], args[5], slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	}
 	in := aside.Parse(args[1:])
 	run := run

@@ -68,8 +68,35 @@ func (p Policy) look(ctx context.Context, dir, manifestDigest string, mode Mode)
 		return nil, fmt.Errorf("%w: %w", ErrNotLazy, p.Unsupported)
 	}
 	l, err := Look(ctx, dir, manifestDigest)
-	if err == nil && mode == ModeAuto && l.Bytes < p.Threshold {
-		err = fmt.Errorf("%w: %d bytes are less than what makes it worth it", ErrNotLazy, l.Bytes)
+	if err == nil {
+		err = p.worth(l, mode)
+	}
+	return l, err
+}
+
+func (p Policy) worth(l *Lazily, mode Mode) error {
+	if mode == ModeAuto && l.Bytes < p.Threshold {
+		return fmt.Errorf("%w: %d bytes are less than what makes it worth it", ErrNotLazy, l.Bytes)
+	}
+	return nil
+}
+
+// Early says whether a checkpoint that is being brought to this node can be restored
+// before its memory is here, or, by an ErrNotLazy, why not. Its page maps and the list of
+// its block digests are in the directory, and what they are to be, its manifest m says.
+func (p Policy) Early(ctx context.Context, dir string, m *checkpoint.Manifest, manifestDigest string, mode Mode) (*Lazily, error) {
+	switch {
+	case mode == ModeEager:
+		return nil, fmt.Errorf("%w: it is not wanted", ErrNotLazy)
+	case p.Unsupported != nil:
+		return nil, fmt.Errorf("%w: %w", ErrNotLazy, p.Unsupported)
+	}
+	l, err := look(ctx, dir, m, manifestDigest)
+	if err == nil {
+		err = p.worth(l, mode)
+	}
+	if err == nil && len(l.later) == 0 {
+		err = fmt.Errorf("%w: its memory is in files of one block", ErrNotLazy)
 	}
 	return l, err
 }
@@ -98,6 +125,10 @@ func Look(ctx context.Context, dir, manifestDigest string) (*Lazily, error) {
 	if err != nil {
 		return nil, err
 	}
+	return look(ctx, dir, m, digest)
+}
+
+func look(ctx context.Context, dir string, m *checkpoint.Manifest, digest string) (_ *Lazily, err error) {
 	if m.Engine.Name != "" && m.Engine.Name != "criu" {
 		return nil, fmt.Errorf("%w: engine %s brings it in its own way", ErrNotLazy, m.Engine.Name)
 	}
@@ -156,6 +187,28 @@ func (l *Lazily) Verify(ctx context.Context) error {
 	return checkpoint.VerifyNothingElse(l.dir, l.Manifest)
 }
 
+// Later names the files of pages that CRIU does not read all of, each with the blocks that
+// it does read.
+func (l *Lazily) Later() map[string][]int {
+	later := map[string][]int{}
+	for file, mem := range l.later {
+		later[file] = mem.eagerBlocks(l.Blocks(file).Count())
+	}
+	return later
+}
+
+// Blocks are the digests of a file's blocks.
+func (l *Lazily) Blocks(file string) checkpoint.FileBlocks {
+	sums, _ := l.blocks.Of(file)
+	return sums
+}
+
+// IsPages says whether a file of a checkpoint, by its path, holds pages.
+func IsPages(file string) bool {
+	ok, _ := path.Match("containers/*/criu/pages-*.img", file)
+	return ok
+}
+
 func isPagemap(f checkpoint.File) bool {
 	ok, _ := path.Match("containers/*/criu/pagemap-*.img", f.Path)
 	return ok
@@ -175,30 +228,41 @@ func verifyEager(ctx context.Context, root *os.Root, list *checkpoint.Blocks, fi
 		return fmt.Errorf("%w: %s has another size than the %d bytes written", checkpoint.ErrCorrupt, file, sums.Size)
 	}
 	buf := make([]byte, checkpoint.BlockSize)
-	checked := -1
-	for _, r := range mem.Runs {
+	for _, block := range mem.eagerBlocks(sums.Count()) {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		if block >= sums.Count() {
+			return fmt.Errorf("%w: %s ends before its pages do", checkpoint.ErrCorrupt, file)
+		}
+		offset, size := sums.Range(block)
+		if _, err := f.ReadAt(buf[:size], offset); err != nil {
+			return fmt.Errorf("read %s: %w", file, err)
+		}
+		if err := sums.Check(block, buf[:size]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// eagerBlocks are the blocks of its file that hold pages which CRIU reads itself, in order.
+// The last one is none of the file's, which has so many, where the file is too short.
+func (m *Memory) eagerBlocks(count int) (blocks []int) {
+	next := 0
+	for _, r := range m.Runs {
 		if r.Lazy || r.End == r.Start {
 			continue
 		}
 		first, last := int(r.Offset/checkpoint.BlockSize), int((r.Offset+int64(r.End-r.Start)-1)/checkpoint.BlockSize)
-		for block := max(first, checked+1); block <= last; block++ {
-			if err := context.Cause(ctx); err != nil {
-				return err
+		for block := max(first, next); block <= last; block++ {
+			if blocks = append(blocks, block); block >= count {
+				return blocks
 			}
-			if block >= sums.Count() {
-				return fmt.Errorf("%w: %s ends before its pages do", checkpoint.ErrCorrupt, file)
-			}
-			offset, size := sums.Range(block)
-			if _, err := f.ReadAt(buf[:size], offset); err != nil {
-				return fmt.Errorf("read %s: %w", file, err)
-			}
-			if err := sums.Check(block, buf[:size]); err != nil {
-				return err
-			}
-			checked = block
 		}
+		next = max(next, last+1)
 	}
-	return nil
+	return blocks
 }
 
 // Plan says which memory the processes of a container are given.

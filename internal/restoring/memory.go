@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -39,12 +40,30 @@ func (s *Sessions) planMemory(ctx context.Context, rec record, container, workDi
 	if err != nil || len(plan.Processes) == 0 {
 		return false, err
 	}
+	plan.Partial = rec.Partial
 	plan.Bandwidth, plan.Patience = s.Memory.Bandwidth, s.Memory.Patience
 	if s.Memory.OrderDir != "" {
 		digest := strings.TrimPrefix(rec.Digest, "sha256:")
 		plan.Order = filepath.Join(s.Memory.OrderDir, digest[:min(len(digest), 32)]+"."+container)
 	}
 	return true, plan.Write(filepath.Join(workDir, lazy.PlanFile))
+}
+
+// block answers who gives memory to a container, and has not got all of it.
+func (s *Sessions) block(ctx context.Context, in nodeapi.Block) (nodeapi.Response, error) {
+	s.mu.Lock()
+	rec, err := s.read(in.Sandbox.ID)
+	s.mu.Unlock()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nodeapi.Response{}, &nodeapi.Error{Reason: reasonMissing, Message: "nothing is being restored in sandbox " + in.Sandbox.ID}
+	} else if err != nil {
+		return nodeapi.Response{}, err
+	}
+	in.Sandbox = rec.Sandbox
+	ctx, cancel := context.WithTimeout(ctx, nodeapi.BlockWait)
+	defer cancel()
+	there, trouble, err := s.Blocks.Block(ctx, rec.Dir, in)
+	return nodeapi.Response{Block: &nodeapi.BlockState{There: there, Trouble: trouble}}, err
 }
 
 // reconcileMemory tells the observer what has become of the memory of containers, once.

@@ -28,6 +28,8 @@ type record struct {
 	// processes while they run.
 	Digest string `json:"digest,omitempty"`
 	Lazy   bool   `json:"lazy,omitempty"`
+	// Partial says that memory is still being brought to Dir.
+	Partial bool `json:"partial,omitempty"`
 	// MemoryTold names the containers of which the observer knows what has become of
 	// their memory.
 	MemoryTold []string `json:"memoryTold,omitempty"`

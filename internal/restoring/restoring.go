@@ -32,6 +32,9 @@ type Source struct {
 	ManifestDigest string
 	// Memory says how it is brought; Sessions fill it in.
 	Memory pages.Mode
+	// Partial says that Dir holds what the engine reads, and that memory is still being
+	// brought there: it is given while processes run, and Blocks is asked for it.
+	Partial bool
 	// CompletedInit names the init containers that had completed.
 	CompletedInit []string
 	// Together names the containers that are let go together, at the start of the
@@ -42,6 +45,13 @@ type Source struct {
 	// HoldUp says what of the Pod the kubelet waits for before it starts the last
 	// container. A sandbox that is restored as a whole would wait for ever.
 	HoldUp []string
+}
+
+// Blocks brings what is not in the directory of a partial Source yet.
+type Blocks interface {
+	// Block returns when a block is in a directory, or after a while. trouble says what
+	// stands in the way for now. An error says that it cannot be had, now or later.
+	Block(ctx context.Context, dir string, block nodeapi.Block) (there bool, trouble string, err error)
 }
 
 // Observer is told how restores go on; the agent turns it into events,

@@ -85,6 +85,7 @@ type Config struct {
 	// NodeName is this node's, for restored containers to know; may be empty.
 	NodeName      string
 	Resolver      Resolver
+	Blocks        Blocks
 	Observer      Observer
 	Compatibility Compatibility
 	Node          Node
@@ -165,6 +166,8 @@ func (s *Sessions) Handle(ctx context.Context, request nodeapi.Request) nodeapi.
 		response, err = s.createSandbox(ctx, *request.CreateSandbox)
 	case request.CreateContainer != nil:
 		response, err = s.createContainer(ctx, *request.CreateContainer)
+	case request.Block != nil:
+		response, err = s.block(ctx, *request.Block)
 	case request.Report != nil:
 		err = s.report(ctx, *request.Report)
 	default:
@@ -263,7 +266,11 @@ func (s *Sessions) admit(ctx context.Context, in nodeapi.CreateSandbox) (record,
 	if source.Ordinary {
 		return rec, nil
 	}
-	m, lazily, err := s.Memory.Policy.Verify(ctx, source.Dir, source.ManifestDigest, source.Memory)
+	mode := source.Memory
+	if source.Partial { // there is no other way
+		rec.Partial, mode = true, pages.ModeLazy
+	}
+	m, lazily, err := s.Memory.Policy.Verify(ctx, source.Dir, source.ManifestDigest, mode)
 	switch {
 	case errors.Is(err, pages.ErrNotLazy):
 		return record{}, &nodeapi.Error{Reason: reasonFailed, Message: fmt.Sprintf("annotation %s: %v", annotationMemory, err)}

@@ -4,8 +4,19 @@ package main
 // every piece of work.
 var mutants = []mutant{
 	{"a block that is given unchecked", "internal/pages/lazy/blocks.go",
-		`err = b.sums[id.file].Check(id.block, data)`, `err = nil`,
+		`return b.sums[id.file].Check(id.block, data)`, `return nil`,
 		node, "test/cri", "TestAContainerWhoseMemoryCannotBeGivenIsKilledAndNeverRunsOnAnythingElse"},
+	{"zeros where a block has not come yet, and nobody is asked", "internal/pages/lazy/blocks.go",
+		`	if b.ask != nil && errors.Is(err, checkpoint.ErrCorrupt) {`, `	if b.ask != nil && errors.Is(err, checkpoint.ErrMissing) {`,
+		unit, "internal/pages/lazy", "TestABlockThatIsNotThereIsAskedForAndOneThatIsIsNot"},
+	{"a block that is put in its place unchecked", "internal/agent/later.go",
+		`		if err := f.sums.Check(block+came, one); err != nil {`, `		if err := ctx.Err(); err != nil {`,
+		unit, "internal/agent", "TestABlockThatArrivesAlteredIsNeverPutInItsPlace"},
+	{"memory that is fetched again by the agent that follows", "internal/agent/later.go",
+		`				f.there[block] = true
+			} else if`, `				_ = f
+			} else if`,
+		unit, "internal/agent", "TestAnAgentThatIsKilledGoesOnWithMemoryWhereItWas"},
 	{"a keeper that lets go of a container whose server is gone", "internal/pages/lazy/keeper.go",
 		`killErr := container.Kill()`, `killErr := error(nil)`,
 		node, "test/cri", "TestAContainerWhoseMemoryCannotBeGivenIsKilledAndNeverRunsOnAnythingElse"},

@@ -123,19 +123,49 @@ func KeepMemory(in io.Reader, ready io.WriteCloser, executable string, changed f
 		io.Copy(io.Discard, r)
 		close(unwanted)
 	}()
+	named := of.Sandbox
+	named.Annotations = nil // they may be too long for a command line
+	sandbox, err := json.Marshal(named)
+	if err != nil {
+		return err
+	}
 	k := &lazy.Keeper{
-		WorkDir: of.WorkDir, ContainerID: of.ContainerID, Server: []string{executable, MemoryServer, of.WorkDir, of.ContainerID}, Unwanted: unwanted,
-		Find: findContainer(of.ContainerID), Log: log,
+		WorkDir: of.WorkDir, ContainerID: of.ContainerID, Unwanted: unwanted,
+		Server: []string{executable, MemoryServer, of.WorkDir, of.ContainerID, of.Socket, string(sandbox)},
+		Find:   findContainer(of.ContainerID), Log: log,
 		Changed: func(s lazy.Status) { changed(of, s) },
 	}
 	return k.Run(ready)
 }
 
-// ServeMemory is the server's side.
-func ServeMemory(workDir, containerID string, log *slog.Logger) error {
+// ServeMemory is the server's side: what a keeper has put on its command line.
+func ServeMemory(workDir, containerID, socket, sandbox string, log *slog.Logger) error {
 	signal.Ignore(unix.SIGPIPE, unix.SIGHUP, unix.SIGINT, unix.SIGTERM)
 	endureMemoryPressure()
-	return lazy.Serve(workDir, findContainer(containerID), log)
+	var of nodeapi.Sandbox
+	if err := json.Unmarshal([]byte(sandbox), &of); err != nil {
+		return fmt.Errorf("read whose memory it is: %w", err)
+	}
+	return lazy.Serve(workDir, findContainer(containerID), askAgent(socket, of), log)
+}
+
+// askAgent asks the agent for what it is still bringing.
+func askAgent(socket string, sandbox nodeapi.Sandbox) lazy.Ask {
+	return func(ctx context.Context, file string, block int, urgent bool) (lazy.Answer, error) {
+		// An agent that is stopped, and not gone, does not answer either.
+		ctx, cancel := context.WithTimeout(ctx, 2*nodeapi.BlockWait)
+		defer cancel()
+		answer, err := nodeapi.Call(ctx, socket, nodeapi.Request{Block: &nodeapi.Block{Sandbox: sandbox, File: file, Block: block, Urgent: urgent}})
+		switch {
+		case err != nil:
+			return lazy.Answer{}, err
+		case answer.Error != nil:
+			return lazy.Answer{Lost: answer.Error.Message}, nil
+		case answer.Block == nil:
+			return lazy.Answer{Lost: "the agent does not know what is asked of it: stasis-runtime and stasis-agent are of different versions"}, nil
+		}
+		return lazy.Answer{There: answer.Block.There, Trouble: answer.Block.Trouble}, nil
+	}
 }
 
 // endureMemoryPressure asks the kernel to take others first when there is no memory. It

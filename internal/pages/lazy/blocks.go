@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"podstasis.dev/stasis/internal/checkpoint"
 )
@@ -26,9 +27,25 @@ type source interface {
 	read(ctx context.Context, file string, p []byte, offset int64) error
 }
 
+// Ask asks whoever brings a checkpoint to this node for a block of a file. It returns
+// when the block is there, or after a while. urgent says that a process waits for it. An
+// error says that nobody was there to be asked.
+type Ask func(ctx context.Context, file string, block int, urgent bool) (Answer, error)
+
+// Answer is what is said of a block.
+type Answer struct {
+	There bool
+	// Trouble says what stands in the way for now; Lost, why the block will not come.
+	Trouble, Lost string
+}
+
 // blocks reads files of pages by blocks, and gives none that is not what was written.
+// Whether a block is there, in a checkpoint that is still being brought, is told by its
+// digest: a part that is not there yet is of zeros.
 type blocks struct {
 	from  source
+	ask   Ask           // nil: all is there
+	alone time.Duration // how long nobody may be there to be asked
 	names []string
 	sums  []checkpoint.FileBlocks
 	small [][]byte // of files that have no list: their whole contents, checked
@@ -47,8 +64,9 @@ type reading struct {
 
 var buffers = sync.Pool{New: func() any { return new([blockSize]byte) }}
 
-// newBlocks looks for the digests of all files of pages of a plan.
-func newBlocks(ctx context.Context, p *Plan, from source) (*blocks, error) {
+// newBlocks looks for the digests of all files of pages of a plan. ask may be nil if the
+// plan's checkpoint is whole.
+func newBlocks(ctx context.Context, p *Plan, from source, ask Ask) (*blocks, error) {
 	m, digest, err := checkpoint.ReadManifest(p.Dir)
 	if err != nil {
 		return nil, err
@@ -60,7 +78,10 @@ func newBlocks(ctx context.Context, p *Plan, from source) (*blocks, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &blocks{from: from, reading: map[blockID]*reading{}}
+	b := &blocks{from: from, alone: p.Patience, reading: map[blockID]*reading{}}
+	if p.Partial {
+		b.ask = ask
+	}
 	for _, process := range p.Processes {
 		b.names = append(b.names, process.File)
 		sums, ok := list.Of(process.File)
@@ -90,9 +111,9 @@ func readSmall(ctx context.Context, from source, m *checkpoint.Manifest, name st
 	return nil, fmt.Errorf("%w: no %s", checkpoint.ErrMissing, name)
 }
 
-// get reads a block, or waits for who does already. The caller calls release when it is
-// done with the data.
-func (b *blocks) get(ctx context.Context, id blockID) (data []byte, release func(), err error) {
+// get reads a block, or waits for who does already. urgent says that a process waits for
+// it. The caller calls release when it is done with the data.
+func (b *blocks) get(ctx context.Context, id blockID, urgent bool) (data []byte, release func(), err error) {
 	if small := b.small[id.file]; small != nil && id.block == 0 {
 		return small, func() {}, nil
 	}
@@ -105,15 +126,20 @@ func (b *blocks) get(ctx context.Context, id blockID) (data []byte, release func
 	}
 	r.left++
 	b.mu.Unlock()
-	if mine {
-		r.data, r.err = b.fetch(ctx, id)
+	switch {
+	case mine:
+		r.data, r.err = b.fetch(ctx, id, urgent)
 		close(r.done)
+	case urgent && b.ask != nil:
+		b.hurry(ctx, id, r)
 	}
-	select {
-	case <-r.done:
-	case <-ctx.Done():
-		b.release(id, r)
-		return nil, nil, context.Cause(ctx)
+	if !mine { // who reads it knows more than that its time is over
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+			b.release(id, r)
+			return nil, nil, context.Cause(ctx)
+		}
 	}
 	if r.err != nil {
 		b.release(id, r)
@@ -140,22 +166,75 @@ func (b *blocks) release(id blockID, r *reading) {
 	}
 }
 
-func (b *blocks) fetch(ctx context.Context, id blockID) ([]byte, error) {
+func (b *blocks) fetch(ctx context.Context, id blockID, urgent bool) ([]byte, error) {
 	if id.block < 0 || id.block >= b.sums[id.file].Count() {
 		return nil, fmt.Errorf("%w: %s has no block %d", checkpoint.ErrCorrupt, b.names[id.file], id.block)
 	}
 	offset, size := b.sums[id.file].Range(id.block)
 	buffer := buffers.Get().(*[blockSize]byte)
 	data := buffer[:size]
-	err := b.from.read(ctx, b.names[id.file], data, offset)
-	if err == nil {
-		err = b.sums[id.file].Check(id.block, data)
+	read := func() error {
+		if err := b.from.read(ctx, b.names[id.file], data, offset); err != nil {
+			return err
+		}
+		return b.sums[id.file].Check(id.block, data)
+	}
+	err := read()
+	if b.ask != nil && errors.Is(err, checkpoint.ErrCorrupt) {
+		if err = b.await(ctx, id, urgent); err == nil {
+			err = read()
+		}
 	}
 	if err != nil {
 		buffers.Put(buffer)
 		return nil, err
 	}
 	return data, nil
+}
+
+// await asks for a block until it is there.
+func (b *blocks) await(ctx context.Context, id blockID, urgent bool) error {
+	heard, trouble := time.Now(), ""
+	for {
+		answer, err := b.ask(ctx, b.names[id.file], id.block, urgent)
+		switch {
+		case ctx.Err() != nil:
+			if trouble != "" {
+				return fmt.Errorf("%w (%s)", context.Cause(ctx), trouble)
+			}
+			return context.Cause(ctx)
+		case err == nil && answer.There:
+			return nil
+		case err == nil && answer.Lost != "":
+			return errors.New(answer.Lost)
+		case err == nil:
+			heard, trouble = time.Now(), answer.Trouble
+			continue
+		case time.Since(heard) > b.alone:
+			return fmt.Errorf("nobody has brought it for %s: %w", b.alone, err)
+		}
+		// Who brings it may be started anew.
+		trouble = err.Error()
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// hurry says that a process waits for what somebody else is reading already. Whether that
+// helps is seen by who reads.
+func (b *blocks) hurry(ctx context.Context, id blockID, r *reading) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer cancel()
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+		}
+	}()
+	_ = b.await(ctx, id, true)
+	cancel()
 }
 
 // local is a checkpoint's directory on this node. Its files stay open: they are there to

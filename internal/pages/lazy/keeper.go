@@ -380,7 +380,7 @@ func cut(s string) string {
 }
 
 // Serve is the server's side: conn is file 3, find as the keeper's.
-func Serve(workDir string, find func(criu int) (Container, error), log *slog.Logger) error {
+func Serve(workDir string, find func(criu int) (Container, error), ask Ask, log *slog.Logger) error {
 	file := os.NewFile(3, "keeper")
 	conn, err := net.FileConn(file)
 	file.Close()
@@ -389,7 +389,7 @@ func Serve(workDir string, find func(criu int) (Container, error), log *slog.Log
 	}
 	keeper := conn.(*net.UnixConn)
 	defer keeper.Close()
-	s, container, err := serve(workDir, keeper, find, log)
+	s, container, err := serve(workDir, keeper, find, ask, log)
 	if err == nil {
 		err = send(keeper, say{Done: true, Given: s.given.Load() * pageSize}, -1)
 		s.close()
@@ -404,7 +404,7 @@ func Serve(workDir string, find func(criu int) (Container, error), log *slog.Log
 	return err
 }
 
-func serve(workDir string, keeper *net.UnixConn, find func(criu int) (Container, error), log *slog.Logger) (*server, Container, error) {
+func serve(workDir string, keeper *net.UnixConn, find func(criu int) (Container, error), ask Ask, log *slog.Logger) (*server, Container, error) {
 	plan, err := ReadPlan(filepath.Join(workDir, PlanFile))
 	if err != nil {
 		return nil, nil, err
@@ -419,7 +419,7 @@ func serve(workDir string, keeper *net.UnixConn, find func(criu int) (Container,
 		defer sending.Unlock()
 		return send(keeper, say{Hold: true}, fd)
 	}
-	s, err := newServer(context.Background(), plan, from, log, hold)
+	s, err := newServer(context.Background(), plan, from, ask, log, hold)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -1,6 +1,9 @@
 package lazy
 
 import (
+	"bytes"
+	"math"
+	"math/bits"
 	"math/rand/v2"
 	"testing"
 )
@@ -84,4 +87,44 @@ func TestAForkedSetIsOnesOwn(t *testing.T) {
 	if n := child.run(0x10000, 100); n != 19 {
 		t.Errorf("a run of %d", n)
 	}
+}
+
+func FuzzMessage(f *testing.F) {
+	f.Add([]byte{eventFault, 8: 1, 16: 0x12}, false)
+	f.Add(bytes.Repeat([]byte{eventRemap, 0xff, 0, 0x10}, 8), true)
+	f.Add([]byte{eventUnmap, 9: 0x10, 18: 0xff}, true)
+	f.Fuzz(func(t *testing.T, data []byte, forked bool) {
+		var b [messageBytes]byte
+		copy(b[:], data)
+		m := decodeMessage(&b)
+		if m.event != b[0] {
+			t.Fatalf("event %x of %x", m.event, b)
+		}
+		if m.event == eventFork {
+			if m.a > math.MaxUint32 {
+				t.Errorf("%x is no file", m.a)
+			}
+			return
+		}
+		sp := &space{missing: newMissing([]Run{{0x10000, 40, 3}, {1 << 40, 7, 50}, {maxAddress - 8*pageSize, 8, 60}})}
+		if forked {
+			sp.missing = sp.missing.clone()
+		}
+		before := sp.missing.pages
+		err := sp.note(m)
+		known := m.event == eventFault || m.event == eventRemap || m.event == eventRemove || m.event == eventUnmap
+		if known != (err == nil) {
+			t.Errorf("event %x: %v", m.event, err)
+		}
+		count := 0
+		for key, c := range sp.missing.chunks {
+			if c.set == 0 {
+				t.Errorf("the chunk at %x is empty, and there", key<<chunkBits)
+			}
+			count += bits.OnesCount16(c.set)
+		}
+		if count != sp.missing.pages || count > before {
+			t.Errorf("%d pages are missing, %d are counted, before %d", count, sp.missing.pages, before)
+		}
+	})
 }

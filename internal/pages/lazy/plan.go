@@ -29,6 +29,10 @@ type Plan struct {
 	// Dir is the checkpoint's directory, ManifestDigest what its manifest's digest is.
 	Dir            string `json:"dir"`
 	ManifestDigest string `json:"manifestDigest"`
+	// Partial says that the checkpoint is still being brought to this node: the list of
+	// digests is there, and files of pages are as long as they will be. A block that is
+	// not there is asked for (Ask).
+	Partial bool `json:"partial,omitempty"`
 	// Bandwidth bounds what is streamed in a second, in bytes; what a process waits for
 	// is not held back by it. 0: unbounded.
 	Bandwidth int64 `json:"bandwidth,omitempty"`

@@ -38,8 +38,8 @@ type server struct {
 	total atomic.Int64
 }
 
-func newServer(ctx context.Context, p *Plan, from source, log *slog.Logger, hold func(fd int) error) (*server, error) {
-	b, err := newBlocks(ctx, p, from)
+func newServer(ctx context.Context, p *Plan, from source, ask Ask, log *slog.Logger, hold func(fd int) error) (*server, error) {
+	b, err := newBlocks(ctx, p, from, ask)
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +199,7 @@ func (sp *space) give(ctx context.Context, address uint64, wanted bool) error {
 		if wanted {
 			sp.s.order.note(id)
 		}
-		data, release, err := sp.s.blocks.get(ctx, id)
+		data, release, err := sp.s.blocks.get(ctx, id, wanted)
 		if err != nil {
 			return err
 		}
