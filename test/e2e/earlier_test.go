@@ -1,0 +1,110 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/store/backend/open"
+)
+
+// X5, X1: on a node that has not the data a Pod runs before its memory has come. Where
+// that cannot come any more the container is killed, and it is said why; another Pod goes
+// on with what is there, and one from a store needs no other node.
+func TestAPodRunsOnAnotherNodeBeforeItsMemoryIsThereAndNeverOnAnythingElse(t *testing.T) {
+	s := newScene(t)
+	const mib = 256
+	build := func(name, from string) *corev1.Pod {
+		b := MakePod(name).Container("subject", imageSubject, "subject", "hold", fmt.Sprint(mib)).On(nodeOne)
+		if from != "" {
+			b = b.RestoreFrom(from).On(nodeTwo)
+		}
+		pod := b.Obj()
+		pod.Spec.RestartPolicy = corev1.RestartPolicyNever
+		if from != "" {
+			pod.Annotations[checkpointv1alpha1.AnnotationRestoreMemory] = "lazy"
+		}
+		return pod
+	}
+	s.shareDirectory()
+	store := s.checkpointStore("early", true, open.Config{Kind: open.Directory, Path: mounted + "/early"})
+	s.create(build("source", ""))
+	sum := s.held("source")
+	one := s.taken("one", "source")
+	s.taken("two", "source", inStore(store))
+	s.remove("source")
+
+	hole := "blackhole " + s.agentOf("one").Status.PodIP + "/32"
+	mend := func(ctx context.Context) error {
+		_, err := s.OnNode(ctx, nodeTwo, "ip route del "+hole+" 2>/dev/null || true")
+		return err
+	}
+	s.Cleanup(func() {
+		if err := mend(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	// As soon as a Pod can be restored from it, and before it is whole.
+	early := strings.Replace(copyOf(one), string(one.UID), ".early-"+string(one.UID), 1)
+	cut := make(chan error, 1)
+	go func() {
+		_, err := s.OnNode(t.Context(), nodeTwo, fmt.Sprintf("n=0; until [ -e %s ]; do n=$((n+1)); [ $n -lt 12000 ] || exit 1; sleep 0.005; done; ip route add %s", early, hole))
+		cut <- err
+	}()
+	lost := s.create(build("lost", "one"))
+	if err := <-cut; err != nil {
+		t.Fatalf("nothing came: %v", err)
+	}
+	if _, err := s.OnNode(t.Context(), nodeTwo, "test ! -e "+copyOf(one)); err != nil {
+		t.Fatalf("all had come before the link was cut: %v", err)
+	}
+	s.waitEvent(lost, checkpointv1alpha1.EventCheckpointFetched, " have come from node "+nodeOne, "memory comes while it does")
+	// Nobody reaches the other node: the store has all that is needed.
+	stored := s.create(build("stored", "two"))
+	if got := s.held("stored"); got != sum {
+		t.Errorf("the memory from the store is another: %s, and was %s", got, sum)
+	}
+	s.unharmed("stored")
+	s.waitEvent(stored, checkpointv1alpha1.EventCheckpointFetched, " have come from CheckpointStore "+store)
+	s.waitEvent(stored, checkpointv1alpha1.EventMemoryRestored)
+	s.remove("stored")
+
+	s.within(3*time.Minute, "the Pod whose memory cannot come is killed", func() error {
+		for _, c := range s.pod("lost").Status.ContainerStatuses {
+			if ended := c.State.Terminated; ended != nil {
+				if ended.ExitCode != 137 || !strings.Contains(ended.Message, "its memory could not be restored") {
+					t.Errorf("it ended with %d: %s", ended.ExitCode, ended.Message)
+				}
+				return nil
+			}
+		}
+		return errPhase(s.pod("lost"))
+	})
+	s.waitEvent(lost, checkpointv1alpha1.EventMemoryLost, "can be had from nowhere", "node "+nodeOne)
+	s.remove("lost")
+	if _, err := s.OnNode(t.Context(), nodeTwo, "test ! -e "+copyOf(one)); err != nil {
+		t.Errorf("what is not whole has the name of what is: %v", err)
+	}
+
+	if err := mend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again := s.create(build("again", "one"))
+	if got := s.held("again"); got != sum {
+		t.Errorf("the memory is another: %s, and was %s", got, sum)
+	}
+	s.unharmed("again")
+	s.waitEvent(again, checkpointv1alpha1.EventMemoryRestored)
+	s.eventually("the copy is whole", func() error {
+		if _, err := s.OnNode(t.Context(), nodeTwo, "test -e "+copyOf(one)); err != nil {
+			return errors.New("it is not there")
+		}
+		return nil
+	})
+}
