@@ -224,6 +224,12 @@ func newHarness(t *testing.T, objects ...client.Object) *harness {
 				}
 				return c.Get(ctx, key, obj, opts...)
 			},
+			Update: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.UpdateOption) error {
+				if h.intercept.Update != nil {
+					return h.intercept.Update(ctx, c, obj, opts...)
+				}
+				return c.Update(ctx, obj, opts...)
+			},
 			SubResourceUpdate: func(ctx context.Context, c client.Client, sub string, obj client.Object, opts ...client.SubResourceUpdateOption) error {
 				if h.intercept.SubResourceUpdate != nil {
 					return h.intercept.SubResourceUpdate(ctx, c, sub, obj, opts...)
@@ -759,12 +765,12 @@ func crash(t *testing.T, h *harness, at func(*v1alpha1.PodCheckpoint) bool) {
 	ctx, kill := context.WithCancel(t.Context())
 	defer kill()
 	reached := make(chan struct{})
-	h.intercept.SubResourceUpdate = func(ctx context.Context, c client.Client, sub string, obj client.Object, opts ...client.SubResourceUpdateOption) error {
-		if at(obj.(*v1alpha1.PodCheckpoint)) {
+	h.intercept.SubResourcePatch = func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
+		if pcp, ok := obj.(*v1alpha1.PodCheckpoint); ok && at(pcp) {
 			close(reached)
 			select {} // the process is gone
 		}
-		return c.SubResource(sub).Update(ctx, obj, opts...)
+		return c.SubResource(sub).Patch(ctx, obj, patch, opts...)
 	}
 	go h.ops.Start(ctx)
 	h.reconcile(ctx, "cp")
@@ -846,21 +852,58 @@ func TestACrashBeforeTheFailureIsToldStillTellsIt(t *testing.T) {
 func TestTheOutcomeIsWrittenWhenTheAPIServerIsBack(t *testing.T) {
 	h := newHarness(t, makePod(), makePCP())
 	failures := 0
-	h.intercept.SubResourceUpdate = func(ctx context.Context, c client.Client, sub string, obj client.Object, opts ...client.SubResourceUpdateOption) error {
-		if ready(obj.(*v1alpha1.PodCheckpoint)) && failures < 3 {
+	h.intercept.SubResourcePatch = func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
+		if pcp, ok := obj.(*v1alpha1.PodCheckpoint); ok && ready(pcp) && failures < 3 {
 			failures++
 			if failures == 2 {
 				return apierrors.NewConflict(schema.GroupResource{}, "cp", errors.New("changed"))
 			}
 			return apierrors.NewServiceUnavailable("etcd is away")
 		}
-		return c.SubResource(sub).Update(ctx, obj, opts...)
+		return c.SubResource(sub).Patch(ctx, obj, patch, opts...)
 	}
 	h.run("cp")
 	h.expectReady("cp", v1alpha1.ReasonCheckpointCompleted, "")
 	h.expectFiles(dataOfCP)
 	if failures != 3 || h.cri.calls() != 1 {
 		t.Errorf("%d failures, %d checkpoints", failures, h.cri.calls())
+	}
+}
+
+// An update holds the fields of this version alone: what the next one's controller has
+// written beside them would be gone, and a field of the spec that is not known here would
+// make each write one that changes the spec, which nobody may.
+func TestAnAgentWritesNothingButWhatItChanges(t *testing.T) {
+	run := func(h *harness) (*harness, func()) { return h, func() { h.run("cp") } }
+	for name, begin := range map[string]func(t *testing.T) (*harness, func()){
+		"a checkpoint": func(t *testing.T) (*harness, func()) { return run(newHarness(t, makePod(), makePCP())) },
+		"a refusal":    func(t *testing.T) (*harness, func()) { return run(newHarness(t, makePCP())) },
+		"an import": func(t *testing.T) (*harness, func()) {
+			data := exportOf(t)
+			s := expecting(t, data)
+			s.send(data, 0, len(data)-1, len(data))
+			return s.harness, s.finish
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, finish := begin(t)
+			whole := func(obj client.Object) error {
+				if _, ok := obj.(*v1alpha1.PodCheckpoint); ok {
+					t.Error("a PodCheckpoint is written as a whole")
+				}
+				return nil
+			}
+			h.intercept.Update = func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.UpdateOption) error {
+				return errors.Join(whole(obj), c.Update(ctx, obj, opts...))
+			}
+			h.intercept.SubResourceUpdate = func(ctx context.Context, c client.Client, sub string, obj client.Object, opts ...client.SubResourceUpdateOption) error {
+				return errors.Join(whole(obj), c.SubResource(sub).Update(ctx, obj, opts...))
+			}
+			finish()
+			if c := readyCondition(h.get("cp")); c == nil || !terminal(h.get("cp")) {
+				t.Errorf("it has not ended: %+v", c)
+			}
+		})
 	}
 }
 

@@ -18,7 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/archive"
@@ -42,10 +41,8 @@ const (
 // importing takes an object on whose checkpoint comes as an archive.
 func (r *reconciler) importing(ctx context.Context, pcp *v1alpha1.PodCheckpoint) (ctrl.Result, error) {
 	in := pcp.Spec.Import
-	if controllerutil.AddFinalizer(pcp, v1alpha1.FinalizerData) {
-		if err := r.client.Update(ctx, pcp); err != nil {
-			return unlessConflict("add the finalizer", err)
-		}
+	if err := r.addFinalizer(ctx, pcp); err != nil {
+		return unlessConflict("add the finalizer", err)
 	}
 	there, since, err := r.uploads.expect(pcp.UID, client.ObjectKeyFromObject(pcp), in.SizeBytes)
 	if err != nil {
@@ -79,13 +76,14 @@ func (r *reconciler) tellImport(ctx context.Context, pcp *v1alpha1.PodCheckpoint
 	if c := readyCondition(pcp); c != nil && c.Reason == reason && c.Message == message {
 		return nil
 	}
+	before := pcp.DeepCopy()
 	now := metav1.NewTime(r.now())
 	pcp.Status.NodeName = r.nodeName
 	if pcp.Status.StartTime == nil {
 		pcp.Status.StartTime = &now
 	}
 	setReady(&pcp.Status, pcp.Generation, now, reason, message)
-	return r.client.Status().Update(ctx, pcp)
+	return r.client.Status().Patch(ctx, pcp, changed(before))
 }
 
 // endImport ends an import that comes to nothing.
@@ -261,8 +259,9 @@ func (o *operations) acceptable(ctx context.Context, rec *record) error {
 	if err := o.live.Get(ctx, types.NamespacedName{Namespace: rec.Namespace, Name: rec.Name}, &pcp); err != nil || pcp.UID != rec.UID {
 		return nil
 	}
+	before := pcp.DeepCopy()
 	rec.Status.DeepCopyInto(&pcp.Status)
-	err := o.client.Status().Update(ctx, &pcp, client.DryRunAll)
+	err := o.client.Status().Patch(ctx, &pcp, changed(before), client.DryRunAll)
 	if apierrors.IsInvalid(err) || apierrors.IsRequestEntityTooLargeError(err) || apierrors.IsBadRequest(err) {
 		return fmt.Errorf("%w: what it says does not make a PodCheckpoint: %w", archive.ErrInvalid, err)
 	}

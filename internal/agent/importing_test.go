@@ -279,11 +279,11 @@ func TestArchivesThatCannotBeImportedEndTheirObjectWithTheReason(t *testing.T) {
 func TestAnImportThatTheAPIServerWouldNotTakeFailsBeforeItHasHappened(t *testing.T) {
 	data := exportOf(t)
 	s := expecting(t, data)
-	s.intercept.SubResourceUpdate = func(ctx context.Context, c client.Client, sub string, obj client.Object, opts ...client.SubResourceUpdateOption) error {
+	s.intercept.SubResourcePatch = func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
 		if pcp, ok := obj.(*v1alpha1.PodCheckpoint); ok && ready(pcp) {
 			return apierrors.NewRequestEntityTooLargeError("1.5 MiB are too much")
 		}
-		return c.SubResource(sub).Update(ctx, obj, opts...)
+		return c.SubResource(sub).Patch(ctx, obj, patch, opts...)
 	}
 	s.send(data, 0, len(data)-1, len(data))
 	s.finish()

@@ -365,6 +365,7 @@ func (o *operations) settle(ctx context.Context, rec *record) (bool, error) {
 		o.storing.begin(rec) // which comes back here
 		return false, nil
 	}
+	before := pcp.DeepCopy()
 	conditions := pcp.Status.Conditions
 	rec.Status.DeepCopyInto(&pcp.Status)
 	for _, c := range conditions {
@@ -372,7 +373,7 @@ func (o *operations) settle(ctx context.Context, rec *record) (bool, error) {
 			pcp.Status.Conditions = append(pcp.Status.Conditions, c)
 		}
 	}
-	if err := o.client.Status().Update(ctx, &pcp); err != nil {
+	if err := o.client.Status().Patch(ctx, &pcp, changed(before)); err != nil {
 		return false, fmt.Errorf("write the outcome to the PodCheckpoint: %w", err)
 	}
 	o.announce(rec, &pcp)

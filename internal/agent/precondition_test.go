@@ -124,8 +124,8 @@ func ephemeral(names ...string) (all []corev1.EphemeralContainer) {
 
 func TestWhatCameBeforeThePodWasMarkedIsSeen(t *testing.T) {
 	h := newHarness(t, makePod(), makePCP())
-	h.intercept.SubResourceUpdate = func(ctx context.Context, c client.Client, sub string, obj client.Object, opts ...client.SubResourceUpdateOption) error {
-		h.intercept.SubResourceUpdate = nil
+	h.intercept.SubResourcePatch = func(ctx context.Context, c client.Client, sub string, obj client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
+		h.intercept.SubResourcePatch = nil
 		// The preconditions hold, the condition is not there yet: somebody begins to debug.
 		pod := makePod()
 		if err := c.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
@@ -135,7 +135,7 @@ func TestWhatCameBeforeThePodWasMarkedIsSeen(t *testing.T) {
 		if err := c.Update(ctx, pod); err != nil {
 			return err
 		}
-		return c.SubResource(sub).Update(ctx, obj, opts...)
+		return c.SubResource(sub).Patch(ctx, obj, patch, opts...)
 	}
 	h.run("cp")
 	h.expectReady("cp", v1alpha1.ReasonCheckpointFailed, "Ephemeral container debug runs in Pod ns/app")

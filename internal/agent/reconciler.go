@@ -113,20 +113,19 @@ func (r *reconciler) takeUp(ctx context.Context, pcp *v1alpha1.PodCheckpoint) (c
 		r.metrics.runtimeErrors.WithLabelValues(operationFindSandbox).Inc()
 		return ctrl.Result{}, err
 	}
-	if controllerutil.AddFinalizer(pcp, v1alpha1.FinalizerData) {
-		if err := r.client.Update(ctx, pcp); err != nil {
-			return unlessConflict("add the finalizer", err)
-		}
+	if err := r.addFinalizer(ctx, pcp); err != nil {
+		return unlessConflict("add the finalizer", err)
 	}
 	// This write is what makes the operation happen once: it fails unless the
 	// object is as it was read, not taken up and not ended.
+	before := pcp.DeepCopy()
 	now := metav1.NewTime(r.now())
 	pcp.Status.NodeName = r.nodeName
 	pcp.Status.SourcePodUID = &src.pod.UID
 	pcp.Status.StartTime = &now
 	setReady(&pcp.Status, pcp.Generation, now, v1alpha1.ReasonCheckpointInProgress,
 		"The containers are being checkpointed: "+strings.Join(src.containers, ", "))
-	if err := r.client.Status().Update(ctx, pcp); err != nil {
+	if err := r.client.Status().Patch(ctx, pcp, changed(before)); err != nil {
 		return unlessConflict("write the status", err)
 	}
 	started = r.ops.begin(ctx, operation{flight: fl, object: pcp.DeepCopy(), source: src, sandboxID: sandbox, containerIDs: containers})
@@ -134,6 +133,22 @@ func (r *reconciler) takeUp(ctx context.Context, pcp *v1alpha1.PodCheckpoint) (c
 		return ctrl.Result{}, r.interrupted(context.WithoutCancel(ctx), pcp)
 	}
 	return ctrl.Result{}, nil
+}
+
+// addFinalizer puts the finalizer on, unless it is there.
+func (r *reconciler) addFinalizer(ctx context.Context, pcp *v1alpha1.PodCheckpoint) error {
+	before := pcp.DeepCopy()
+	if !controllerutil.AddFinalizer(pcp, v1alpha1.FinalizerData) {
+		return nil
+	}
+	return r.client.Patch(ctx, pcp, changed(before))
+}
+
+// changed is the patch of what was changed since before, if nobody else has written
+// meanwhile. An update would take away what this version does not know: fields that the
+// next one has.
+func changed(before client.Object) client.Patch {
+	return client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
 }
 
 // unlessConflict returns the error of a write. A conflict is none: the object is
@@ -242,7 +257,7 @@ func (r *reconciler) deleted(ctx context.Context, pcp *v1alpha1.PodCheckpoint) (
 	}
 	before := pcp.DeepCopy()
 	controllerutil.RemoveFinalizer(pcp, v1alpha1.FinalizerData)
-	if err := r.client.Patch(ctx, pcp, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+	if err := r.client.Patch(ctx, pcp, changed(before)); err != nil {
 		return unlessConflict("take the finalizer off", err)
 	}
 	r.log.Info("checkpoint data removed", "podcheckpoint", pcp.Namespace+"/"+pcp.Name, "uid", pcp.UID)

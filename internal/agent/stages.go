@@ -105,7 +105,7 @@ func (t *stageTeller) tell(ctx context.Context, object *v1alpha1.PodCheckpoint, 
 	before := object.DeepCopy()
 	setReady(&object.Status, object.Generation, metav1.NewTime(t.now()), v1alpha1.ReasonCheckpointInProgress, message)
 	// The object's version makes a write fail that would come too late.
-	patch := client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})
+	patch := changed(before)
 	if err := t.client.Status().Patch(ctx, object, patch); err != nil && ctx.Err() == nil {
 		*object = *before
 		t.log.Debug("a stage of a checkpoint was not told", "podcheckpoint", object.Namespace+"/"+object.Name, "error", err)

@@ -387,7 +387,7 @@ func (s *storing) say(ctx context.Context, rec *record, message string) {
 	if err == nil && pcp.UID == rec.UID && !terminal(&pcp) {
 		before := pcp.DeepCopy()
 		setReady(&pcp.Status, pcp.Generation, metav1.NewTime(s.now()), v1alpha1.ReasonCheckpointInProgress, message)
-		err = s.client.Status().Patch(ctx, &pcp, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+		err = s.client.Status().Patch(ctx, &pcp, changed(before))
 	}
 	if err != nil && ctx.Err() == nil {
 		s.log.Debug("how far a checkpoint is was not told", "podcheckpoint", rec.Namespace+"/"+rec.Name, "error", err)

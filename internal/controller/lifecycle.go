@@ -126,6 +126,7 @@ func (r *lifecycle) Reconcile(ctx context.Context, req reconcile.Request) (recon
 
 // write sets the Ready condition and tells of an end.
 func (r *lifecycle) write(ctx context.Context, checkpoint *checkpointv1alpha1.PodCheckpoint, v verdict) error {
+	before := checkpoint.DeepCopy()
 	changed := meta.SetStatusCondition(&checkpoint.Status.Conditions, metav1.Condition{
 		Type:               checkpointv1alpha1.PodCheckpointReady,
 		Status:             metav1.ConditionFalse,
@@ -137,7 +138,7 @@ func (r *lifecycle) write(ctx context.Context, checkpoint *checkpointv1alpha1.Po
 	if !changed {
 		return nil
 	}
-	if err := r.client.Status().Update(ctx, checkpoint); err != nil {
+	if err := r.client.Status().Patch(ctx, checkpoint, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
 		return fmt.Errorf("write status of PodCheckpoint %s/%s: %w", checkpoint.Namespace, checkpoint.Name, err)
 	}
 	if v.reason == checkpointv1alpha1.ReasonPending {

@@ -43,12 +43,14 @@ func newLifecycle(t *testing.T, statusError error, objects ...client.Object) (*l
 	var writes int
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).WithStatusSubresource(&checkpointv1alpha1.PodCheckpoint{}).
 		WithIndex(&corev1.Pod{}, "spec.nodeName", func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} }).
-		WithInterceptorFuncs(interceptor.Funcs{SubResourceUpdate: func(ctx context.Context, c client.Client, sub string, o client.Object, opts ...client.SubResourceUpdateOption) error {
+		WithInterceptorFuncs(interceptor.Funcs{SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
 			writes++
 			if statusError != nil {
 				return statusError
 			}
-			return c.SubResource(sub).Update(ctx, o, opts...)
+			return c.SubResource(sub).Patch(ctx, o, patch, opts...)
+		}, SubResourceUpdate: func(context.Context, client.Client, string, client.Object, ...client.SubResourceUpdateOption) error {
+			return errors.New("a PodCheckpoint is written as a whole: what a newer agent has written there would be gone")
 		}}).Build()
 	return &lifecycle{client: c, live: c, namespace: "stasis-system", clock: clocktesting.NewFakePassiveClock(born.Add(time.Minute)), events: &events, log: slog.New(slog.DiscardHandler)}, &events, &writes
 }

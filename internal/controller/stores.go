@@ -248,7 +248,7 @@ func (r *storekeeper) write(ctx context.Context, before, object *checkpointv1alp
 	if equality.Semantic.DeepEqual(before.Status, object.Status) {
 		return nil
 	}
-	if err := r.client.Status().Update(ctx, object); err != nil {
+	if err := r.client.Status().Patch(ctx, object, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
 		return fmt.Errorf("write status of CheckpointStore %s: %w", object.Name, err)
 	}
 	was, is := meta.FindStatusCondition(before.Status.Conditions, checkpointv1alpha1.CheckpointStoreReady), meta.FindStatusCondition(object.Status.Conditions, checkpointv1alpha1.CheckpointStoreReady)

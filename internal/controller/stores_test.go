@@ -62,9 +62,11 @@ func keep(t *testing.T, change func(*checkpointv1alpha1.CheckpointStore), object
 	system := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "kube-system", UID: thisCluster}}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(append(objects, object, system)...).
 		WithStatusSubresource(&checkpointv1alpha1.PodCheckpoint{}, &checkpointv1alpha1.CheckpointStore{}).
-		WithInterceptorFuncs(interceptor.Funcs{SubResourceUpdate: func(ctx context.Context, c client.Client, sub string, o client.Object, opts ...client.SubResourceUpdateOption) error {
+		WithInterceptorFuncs(interceptor.Funcs{SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, patch client.Patch, opts ...client.SubResourcePatchOption) error {
 			k.writes++
-			return c.SubResource(sub).Update(ctx, o, opts...)
+			return c.SubResource(sub).Patch(ctx, o, patch, opts...)
+		}, SubResourceUpdate: func(context.Context, client.Client, string, client.Object, ...client.SubResourceUpdateOption) error {
+			return errors.New("a CheckpointStore is written as a whole: what a newer controller has written there would be gone")
 		}}).Build()
 	metrics, err := NewMetrics(prometheus.NewRegistry())
 	if err != nil {

@@ -52,6 +52,12 @@ var mutants = []mutant{
 	{"memory for images without a bound", "internal/engine/criu/staging.go",
 		`room := min(most, int64(st`, `room := min(1<<40, int64(st`,
 		unit, "internal/engine/criu", "TestImagesAreStagedWithinTheirBoundOnly"},
+	{"an agent that takes away what it does not know of a PodCheckpoint", "internal/agent/operation.go",
+		`o.client.Status().Patch(ctx, &pcp, changed(before)); err`, `o.client.Status().Update(ctx, &pcp); before != nil && err`,
+		unit, "internal/agent", "TestAnAgentWritesNothingButWhatItChanges"},
+	{"a controller that takes away what it does not know of a PodCheckpoint", "internal/controller/lifecycle.go",
+		`r.client.Status().Patch(ctx, checkpoint, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err`, `r.client.Status().Update(ctx, checkpoint); before != nil && err`,
+		unit, "internal/controller", "TestAnEndIsWrittenOnceAndToldAfterwards"},
 	// The main job.
 	{"plain runc instead of stasis-runtime", "internal/ociruntime/bundle.go",
 		`	return b.annotations[nodeapi.AnnotationPrefix+"restore-from"] != "" ||
