@@ -22,7 +22,7 @@ include test/bench/bench.mk
 include test/matrix/matrix.mk
 -include internal/contents/contents.mk
 
-.PHONY: help programs up install-stasis test lint test-unit test-control test-cri conformance test-install test-e2e gvisor test-gvisor
+.PHONY: help programs up install-stasis test lint test-unit test-control test-cri test-podman conformance test-install test-e2e gvisor test-gvisor
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ test-unit: ## tests that need nothing but this checkout
 
 test-control: cluster-programs ## the control plane against a real API server
 	STASIS_KUBE_BIN=$$(dirname $$(bin/devcluster build)) go test -count=1 ./test/control
+
+test-podman: cluster-programs image-files ## stasis-runtime as what conmon starts; needs Debian's podman
+	go test -count=1 ./test/podman
 
 test-install: cluster-programs programs images images-e2e ## installing, its parts' deaths, uninstalling, on a node of its own
 	go test -count=1 -timeout 15m ./test/install

@@ -92,11 +92,14 @@ func pinnedVersions(ctx context.Context) (row, error) {
 const defaultCRIU = "forky"
 
 func (r row) or(p row) row {
-	return row{cmp.Or(r.Kubernetes, p.Kubernetes), cmp.Or(r.Containerd, p.Containerd), cmp.Or(r.Runc, p.Runc), r.Crun, cmp.Or(r.CRIU, p.CRIU)}
+	return row{cmp.Or(r.Kubernetes, p.Kubernetes), cmp.Or(r.Containerd, p.Containerd), cmp.Or(r.Runc, p.Runc), r.Crun, cmp.Or(r.CRIU, p.CRIU), r.Podman}
 }
 
 func (r row) title(pinned row) string {
 	r = r.or(pinned)
+	if r.Podman {
+		return "Podman, " + r.runtime()
+	}
 	return fmt.Sprintf("Kubernetes %s, containerd %s, %s, CRIU of %s", r.Kubernetes, r.Containerd, r.runtime(), r.CRIU)
 }
 
@@ -108,10 +111,19 @@ func (r row) runtime() string {
 	return "runc " + plain(r.Runc)
 }
 
+// tests names a row's, and says which package they are in.
+func (r row) tests() (names []string, pkg string) {
+	if r.Podman {
+		return podmanTests, "./test/podman"
+	}
+	return tests, "./test/e2e"
+}
+
 // result is how a row did.
 type result struct {
 	row    // with all versions
 	criu   string
+	podman string
 	passed int
 	failed []failure
 	err    error // nothing could be tested
@@ -122,7 +134,10 @@ type result struct {
 type failure struct{ test, why string }
 
 func (r *result) verdict() string {
+	tests, _ := r.tests()
 	switch {
+	case r.err != nil && r.Podman:
+		return "not run: " + firstLine(r.err.Error())
 	case r.err != nil:
 		return "no cluster: " + firstLine(lastError(r.err.Error()))
 	case len(r.failed) == 0:
@@ -158,7 +173,16 @@ func (r row) run(ctx context.Context, pinned row) (done result) {
 		done.err = fmt.Errorf("%s", cmp.Or(lastLines(strings.Split(string(out), "\n")), err.Error()))
 		return done
 	}
-	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-timeout=20m", "-json", "-run=^("+strings.Join(tests, "|")+")$", "./test/e2e")
+	if r.Podman {
+		said, err := exec.CommandContext(ctx, "podman", "--version").Output()
+		if err != nil {
+			done.err = fmt.Errorf("podman: %w (apt-get install --no-install-recommends podman)", err)
+			return done
+		}
+		done.podman = strings.TrimSpace(strings.TrimPrefix(string(said), "podman version"))
+	}
+	tests, pkg := r.tests()
+	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-timeout=20m", "-json", "-run=^("+strings.Join(tests, "|")+")$", pkg)
 	cmd.Env = append(os.Environ(), "STASIS_E2E_CLUSTER="+strings.Join(versions, " "))
 	cmd.Stderr = os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it takes its cluster down

@@ -28,15 +28,23 @@ not JSON
 	if got := ended([]string{"e2e: the agent: not there", "kubelet: more"}); got != "the agent: not there" {
 		t.Errorf("it ended with %q", got)
 	}
-	r.row = row{"v1.37.0", "v2.4.2", "v1.5.2", false, "forky"}
+	r.row = row{"v1.37.0", "v2.4.2", "v1.5.2", false, "forky", false}
 	table := markdown([]result{r}, time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC))
 	if !strings.Contains(table, "Of 2026-01-02.") || !strings.Contains(table, `| 1.37.0 | 2.4.2 | runc 1.5.2 |  | 1 of 6 pass; TestA: it was \| refused in bin |`) {
 		t.Errorf("the table:\n%s", table)
 	}
 }
 
+func TestTheRowOfPodmanTellsOfItsOwnTests(t *testing.T) {
+	r := result{row: row{Runc: "v1.5.2", Podman: true}, podman: "4.3.1", passed: 2}
+	table := markdown([]result{r}, time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC))
+	if !strings.Contains(table, `| none | Podman 4.3.1, conmon | runc 1.5.2 | none | passes (2 of 2) |`) {
+		t.Errorf("the table:\n%s", table)
+	}
+}
+
 func TestARowIsOfThePinnedVersionsUnlessItNamesOthers(t *testing.T) {
-	pinned := row{"k", "c", "r", false, "u"}
+	pinned := row{"k", "c", "r", false, "u", false}
 	if got := (row{Containerd: "x"}).title(pinned); got != "Kubernetes k, containerd x, runc r, CRIU of u" {
 		t.Errorf("title %q", got)
 	}

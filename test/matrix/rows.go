@@ -7,6 +7,9 @@ type row struct {
 	Crun bool
 	// CRIU is the Debian release whose CRIU the agent installs (hack/criu.sh).
 	CRIU string
+	// Podman is the row of conmon, with which Podman and CRI-O start their OCI runtime: without
+	// a cluster and without containerd.
+	Podman bool
 }
 
 // rows are pairs that people run: each minor version of Kubernetes with a containerd of its
@@ -24,6 +27,13 @@ var rows = []row{
 	{Kubernetes: "v1.35.4", Containerd: "v2.2.9", Runc: "v1.3.6"},
 	{Kubernetes: "v1.34.4", Containerd: "v1.7.35", Runc: "v1.3.6"},
 	{CRIU: "trixie"},
+	{Podman: true},
+}
+
+// podmanTests are those of the row of conmon.
+var podmanTests = []string{
+	"TestAContainerThatConmonStartsRunsAsUnderRunc",
+	"TestAContainerThatAsksConmonForARestoreThatNobodyPreparedIsRefused",
 }
 
 // tests are the main job and five more, of what differs most between runtimes: several
