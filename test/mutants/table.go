@@ -26,7 +26,7 @@ var mutants = []mutant{
 	{"pages that CRIU reads are not checked", "internal/pages/plan.go",
 		`		if err := verifyEager(ctx, root, l.blocks, file, mem); err != nil {
 			return err
-		}`, `		_ = mem`,
+		}`, `		_, _ = file, mem`,
 		unit, "internal/pages", "TestOnlyPagesThatAreGivenLazilyAreNotCheckedBefore"},
 	{"a CRIU option file of a user's that passes for ordinary", "internal/ociruntime/aside/aside.go",
 		`strings.HasPrefix(annotation, "org.criu.") ||`, `false ||`,
