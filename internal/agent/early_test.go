@@ -117,6 +117,22 @@ func (s *slowMemory) letThrough(blocks ...int) {
 	s.more = make(chan struct{})
 }
 
+// awaitAsked returns when a part that begins with a block has been asked for.
+func (s *slowMemory) awaitAsked(t *testing.T, block int) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		asked := s.asked[block]
+		s.mu.Unlock()
+		if asked {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("nobody asks for block %d", block)
+		}
+	}
+}
+
 func memoryBlock(t *testing.T, dir string, block int) []byte {
 	t.Helper()
 	f, err := os.Open(filepath.Join(dir, memoryFile))
@@ -234,7 +250,8 @@ func TestAnAgentThatIsKilledGoesOnWithMemoryWhereItWas(t *testing.T) {
 	if err != nil || !partial {
 		t.Fatalf("partial: %v, %v", partial, err)
 	}
-	slow.letThrough(0) // 64 blocks from there on
+	slow.awaitAsked(t, 0) // else what is asked for now would come first
+	slow.letThrough(0)    // 64 blocks from there on
 	if there, _, err := c.Block(t.Context(), dir, nodeapi.Block{File: memoryFile, Block: 63}); !there || err != nil {
 		t.Fatalf("%v, %v", there, err)
 	}
