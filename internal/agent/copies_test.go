@@ -130,7 +130,7 @@ func newTestCopies(t *testing.T, from *fakeOrigin, objects ...client.Object) (*c
 	c := &copies{
 		store: h.store, room: newRoom(DiskLimits{MaxShare: 1, MinFree: 0}, h.store.checkpointRoot()), live: h.client, origins: from,
 		inUse: func() ([]string, error) { return nil, nil }, tell: func(context.Context, podRef, string) error { return nil },
-		keep: time.Hour, wait: 10 * time.Second, metrics: NewMetrics(prometheus.NewRegistry()), log: slog.New(slog.DiscardHandler), now: time.Now,
+		keep: time.Hour, wait: time.Minute, metrics: NewMetrics(prometheus.NewRegistry()), log: slog.New(slog.DiscardHandler), now: time.Now,
 		alive: ctx, turn: make(chan struct{}, maxFetches),
 	}
 	t.Cleanup(func() { stop(); c.stop() })
@@ -407,7 +407,7 @@ func TestASandboxIsAnsweredSoonWithHowFarItsFetchIs(t *testing.T) {
 			t.Errorf("%s: %v", reasonOf(err), err)
 		}
 		close(goOn)
-		c.wait = 10 * time.Second
+		c.wait = time.Minute
 		if _, _, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeEager); err != nil {
 			t.Error(err)
 		}
