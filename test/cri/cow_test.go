@@ -18,10 +18,14 @@ import (
 func (n *node) hammer(t *testing.T, name string, mebibytes int) *runtimeapi.ContainerConfig {
 	t.Helper()
 	built, program := filepath.Join(t.TempDir(), "hammer"), filepath.Join(n.directory(t), "hammer")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", built, "./hammer")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %v: %s", build, err, out)
+	if given := os.Getenv("STASIS_CRI_PROGRAMS"); given != "" { // where none can be built
+		built = filepath.Join(given, "hammer")
+	} else {
+		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", built, "./hammer")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", build, err, out)
+		}
 	}
 	data, err := os.ReadFile(built)
 	must(t, err)

@@ -37,14 +37,30 @@ var cgroupsOfPods = fmt.Sprintf("/k8s.io/%d-", os.Getpid())
 
 var podNames = map[string]bool{}
 
-func sandboxConfig(name string) *runtimeapi.PodSandboxConfig {
+// bySystemd says that systemd makes the node's cgroups.
+var bySystemd bool
+
+// cgroupParent names the one that a Pod's are in. To systemd it is a slice, in others by its
+// name.
+func cgroupParent(name string) string {
 	podNames[name] = true
+	if bySystemd {
+		return sliceOf(name)
+	}
+	return cgroupsOfPods + name
+}
+
+func sliceOf(name string) string {
+	return strings.ReplaceAll(strings.Trim(cgroupsOfPods, "/-")+"-"+name, "/", "_") + ".slice"
+}
+
+func sandboxConfig(name string) *runtimeapi.PodSandboxConfig {
 	return &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Uid: "uid-" + name, Namespace: "test"},
 		Hostname:     name,
 		LogDirectory: scratch + "/logs/" + name,
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent:    cgroupsOfPods + name,
+			CgroupParent:    cgroupParent(name),
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}},
 		},
 	}

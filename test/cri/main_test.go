@@ -83,6 +83,7 @@ func newNode() (n *node, err error) {
 	if given := os.Getenv("STASIS_CRI_CLUSTER"); given != "" { // another OCI runtime, other versions
 		flags = strings.Fields(given)
 	}
+	bySystemd = slices.Contains(flags, "--systemd-cgroup")
 	if err := n.devcluster(append([]string{"up", "--no-kubernetes"}, flags...)...); err != nil {
 		return n, err
 	}
@@ -233,6 +234,12 @@ func removeCgroup(dir string) error {
 func removePodCgroups() error {
 	var errs []error
 	for name := range podNames {
+		if bySystemd {
+			if out, err := exec.Command("systemctl", "stop", sliceOf(name)).CombinedOutput(); err != nil {
+				errs = append(errs, fmt.Errorf("systemctl stop %s: %w: %s", sliceOf(name), err, out))
+			}
+			continue
+		}
 		pods, err := filepath.Glob("/sys/fs/cgroup/*" + cgroupsOfPods + name)
 		errs = append(errs, err)
 		for _, pod := range pods {

@@ -24,7 +24,7 @@ import (
 )
 
 // patience is how long anything may take that ought to happen.
-const patience = 60 * time.Second
+var patience = cluster.Patience * time.Minute
 
 // scene is one test's own namespace.
 type scene struct {

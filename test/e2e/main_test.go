@@ -60,7 +60,7 @@ func run(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), cluster.Patience*5*time.Minute)
 	defer cancel()
 	if kubeconfig := os.Getenv("STASIS_KUBECONFIG"); kubeconfig != "" {
 		if shared, err = cluster.Attach(root, filepath.Dir(kubeconfig)); err != nil {

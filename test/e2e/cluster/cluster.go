@@ -13,7 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/go-logr/logr"
 	batchv1 "k8s.io/api/batch/v1"
@@ -39,6 +41,15 @@ type Cluster struct {
 	clients     kubernetes.Interface
 	client.WithWatch
 }
+
+// Patience is how many times longer than usual anything may take: STASIS_E2E_PATIENCE, by
+// default once. On an emulated machine everything takes long.
+var Patience = func() time.Duration {
+	if times, err := strconv.Atoi(os.Getenv("STASIS_E2E_PATIENCE")); err == nil && times > 0 {
+		return time.Duration(times)
+	}
+	return 1
+}()
 
 // Images are the archives that a node needs, below dist/images of the checkout.
 var Images = []string{"stasis-agent", "stasis-controller", "stasis-demo", "stasis-e2e", "stasis-objects"}
@@ -128,10 +139,11 @@ func (c *Cluster) InstallFrom(ctx context.Context, kustomization string) error {
 			return fmt.Errorf("%w (is it built? make images images-e2e)\n%s", err, out)
 		}
 	}
+	ready := "--timeout=" + (Patience * 2 * time.Minute).String()
 	for _, args := range [][]string{
 		{"apply", "-k", kustomization},
-		{"-n", "stasis-system", "rollout", "status", "deployment", "--timeout=120s"},
-		{"-n", "stasis-system", "rollout", "status", "daemonset", "--timeout=120s"},
+		{"-n", "stasis-system", "rollout", "status", "deployment", ready},
+		{"-n", "stasis-system", "rollout", "status", "daemonset", ready},
 	} {
 		if _, err := c.Kubectl(ctx, args...); err != nil {
 			return err

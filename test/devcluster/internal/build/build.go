@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -54,6 +55,19 @@ type Binaries struct {
 	GVisor string
 	// Crun is a directory as hack/crun.sh makes it; empty where it is not wanted.
 	Crun string
+}
+
+// Read reads what devcluster build -o json has printed.
+func Read(file string) (Binaries, error) {
+	var b Binaries
+	text, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(text, &b)
+	}
+	if err != nil {
+		return b, fmt.Errorf("reading where what was built is: %w", err)
+	}
+	return b, nil
 }
 
 // All builds what of a kind of cluster is not in the cache. For other versions than the

@@ -2,9 +2,11 @@ package build
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"sync"
 	"sync/atomic"
@@ -118,5 +120,23 @@ func TestVersionsAreThoseOfTheModules(t *testing.T) {
 				t.Errorf("%s of %s is not at %s", path, module, version)
 			}
 		}
+	}
+}
+
+func TestWhatWasBuiltElsewhereIsReadAsItWasTold(t *testing.T) {
+	want := Binaries{Kube: "/a/kube", Runtime: "/b", CRIU: "/c/criu", Images: []string{"/d/pause.tar"}}
+	text, err := json.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "built.json")
+	if err := os.WriteFile(file, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Read(file); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("read as %+v, %v", got, err)
+	}
+	if _, err := Read(file + ".not"); err == nil {
+		t.Error("a file that is not there is read")
 	}
 }

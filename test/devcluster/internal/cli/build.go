@@ -33,6 +33,7 @@ func versionsCommand() *cobra.Command {
 
 // buildCommand builds what a cluster is made of, without a cluster.
 func buildCommand() *cobra.Command {
+	var output string
 	kind := plan.Kind{Kubernetes: true, Versions: build.Pinned}
 	cmd := &cobra.Command{
 		Use: "build", Short: "Build what a cluster is made of and print where the Kubernetes programs are", Args: cobra.NoArgs,
@@ -50,10 +51,17 @@ func buildCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), binaries.Kube)
-			return err
+			switch output {
+			case "json":
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(binaries)
+			case "":
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), binaries.Kube)
+				return err
+			}
+			return fmt.Errorf("output %q is not known: json, or none for a line", output)
 		},
 	}
 	addKind(cmd, &kind)
+	cmd.Flags().StringVarP(&output, "output", "o", "", "json: where all of it is, for up --built")
 	return cmd
 }

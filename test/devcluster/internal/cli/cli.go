@@ -70,6 +70,7 @@ func New() *cobra.Command {
 func upCommand(state *stateDir) *cobra.Command {
 	var nodes int
 	var bare bool
+	o := cluster.Options{}
 	kind := plan.Kind{Versions: build.Pinned}
 	cmd := &cobra.Command{
 		Use: "up", Short: "Bring the cluster up, or complete and repair the one that is there", Args: cobra.NoArgs,
@@ -79,11 +80,13 @@ func upCommand(state *stateDir) *cobra.Command {
 				return err
 			}
 			kind.Kubernetes = !bare
-			return bringUp(cmd, dir, nodes, kind)
+			return bringUp(cmd, dir, nodes, kind, o)
 		},
 	}
 	cmd.Flags().IntVar(&nodes, "nodes", 1, "number of nodes")
 	cmd.Flags().BoolVar(&bare, "no-kubernetes", false, "nodes with a container runtime only")
+	cmd.Flags().IntVar(&o.Patience, "patience", 1, "how many times longer than usual anything may take, as on an emulated machine")
+	cmd.Flags().StringVar(&o.Built, "built", "", "`file` with what devcluster build -o json has printed: nothing is built, as on a machine that cannot")
 	addKind(cmd, &kind)
 	return cmd
 }
@@ -93,13 +96,14 @@ func addKind(cmd *cobra.Command, k *plan.Kind) {
 	cmd.Flags().BoolVar(&k.GVisor, "gvisor", false, "nodes that have gVisor too, as the runtime handler runsc")
 	cmd.Flags().BoolVar(&k.Crun, "crun", false, "nodes that have crun too, as the runtime handler crun")
 	cmd.Flags().BoolVar(&k.CrunFirst, "crun-first", false, "nodes whose default runtime handler is crun")
+	cmd.Flags().BoolVar(&k.SystemdCgroup, "systemd-cgroup", false, "nodes on which systemd, as this machine runs it, makes the control groups of Pods")
 	v := &k.Versions
 	cmd.Flags().StringVar(&v.Kubernetes, "kubernetes", v.Kubernetes, "version of Kubernetes, of its Go module")
 	cmd.Flags().StringVar(&v.Containerd, "containerd", v.Containerd, "version of containerd, likewise")
 	cmd.Flags().StringVar(&v.Runc, "runc", v.Runc, "version of runc, likewise")
 }
 
-func bringUp(cmd *cobra.Command, dir string, nodes int, kind plan.Kind) error {
+func bringUp(cmd *cobra.Command, dir string, nodes int, kind plan.Kind, o cluster.Options) error {
 	root, err := project.Root()
 	if err != nil {
 		return err
@@ -109,7 +113,8 @@ func bringUp(cmd *cobra.Command, dir string, nodes int, kind plan.Kind) error {
 		return err
 	}
 	say := func(format string, args ...any) { fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...) }
-	running, err := cluster.Up(cmd.Context(), cluster.Options{Root: root, Cache: cache, Dir: dir, Nodes: nodes, Kind: kind, Say: say})
+	o.Root, o.Cache, o.Dir, o.Nodes, o.Kind, o.Say = root, cache, dir, nodes, kind, say
+	running, err := cluster.Up(cmd.Context(), o)
 	if err != nil {
 		return err
 	}
@@ -267,7 +272,7 @@ func powerOn(cmd *cobra.Command, running cluster.Running, name string) error {
 	if !slices.Contains(running.NodeNames(), name) {
 		return fmt.Errorf("no node %q; there are: %s", name, strings.Join(running.NodeNames(), ", "))
 	}
-	return bringUp(cmd, running.Dir, running.Nodes, running.Kind)
+	return bringUp(cmd, running.Dir, running.Nodes, running.Kind, cluster.Options{})
 }
 
 func stopCommand(state *stateDir) *cobra.Command {

@@ -58,7 +58,7 @@ func clear(ctx context.Context, dir string) error {
 	if err := groups.Kill(c.Cgroup(), &doomed, 30*time.Second); err != nil {
 		return err
 	}
-	for _, group := range containers {
+	for _, group := range append(containers, c.Slice()) {
 		if err := groups.Remove(group); err != nil {
 			return err
 		}
@@ -104,6 +104,10 @@ func clear(ctx context.Context, dir string) error {
 func (r Running) mark(groups cgroup.Hierarchies, doomed *cgroup.Doomed) error {
 	pids, err := groups.Processes(r.Cgroup())
 	if err != nil {
+		return err
+	}
+	doomed.Add(pids...)
+	if pids, err = groups.Processes(r.Slice()); err != nil {
 		return err
 	}
 	doomed.Add(pids...)

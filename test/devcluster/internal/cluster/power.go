@@ -59,7 +59,7 @@ func (r Running) PowerOff(name string) error {
 	if err := node.Drop(r.NamespaceDir(), name); err != nil {
 		return err
 	}
-	for _, group := range append(containers, r.NodeCgroup(name)) {
+	for _, group := range append(containers, r.NodeCgroup(name), r.NodeSlice(name)) {
 		if err := groups.Remove(group); err != nil {
 			return err
 		}

@@ -37,6 +37,11 @@ type Options struct {
 	// Nodes is the number of nodes.
 	Nodes int
 	plan.Kind
+	// Built is a file that says where all programs are; empty where they are to be built.
+	Built string
+	// Patience is how many times longer than usual anything may take, as where the machine is
+	// an emulated one; zero counts as one.
+	Patience int
 	// Say tells the user what goes on.
 	Say func(format string, args ...any)
 }
@@ -63,7 +68,15 @@ func Up(ctx context.Context, o Options) (Running, error) {
 	if (o.GVisor || o.Crun) && strings.HasPrefix(o.Versions.Containerd, "v1.") {
 		return u.Running, fmt.Errorf("gVisor and crun are set up for containerd 2 only, not for %s", o.Versions.Containerd)
 	}
-	if err := host.Check(ctx); err != nil {
+	if o.SystemdCgroup {
+		if o.GVisor || strings.HasPrefix(o.Versions.Containerd, "v1.") {
+			return u.Running, errors.New("control groups by systemd are set up for containerd 2, runc and crun only")
+		}
+		if err := host.CheckSystemd(); err != nil {
+			return u.Running, err
+		}
+	}
+	if err := host.Check(ctx, o.Built == ""); err != nil {
 		return u.Running, err
 	}
 	unlock, err := lockState(o.Dir)
@@ -77,8 +90,12 @@ func Up(ctx context.Context, o Options) (Running, error) {
 	if u.groups, err = cgroup.Find(); err != nil {
 		return u.Running, err
 	}
-	builder := build.Builder{Root: o.Root, Cache: o.Cache, Say: u.say}
-	if u.binaries, err = builder.All(ctx, o.Kind); err != nil {
+	if o.Built != "" {
+		u.binaries, err = build.Read(o.Built)
+	} else {
+		u.binaries, err = build.Builder{Root: o.Root, Cache: o.Cache, Say: u.say}.All(ctx, o.Kind)
+	}
+	if err != nil {
 		return u.Running, err
 	}
 	if err := host.CheckCRIU(ctx, u.binaries.CRIU); err != nil {
@@ -94,6 +111,9 @@ func Up(ctx context.Context, o Options) (Running, error) {
 func (u *up) say(format string, args ...any) {
 	u.Say("%6.1fs  %s", time.Since(u.started).Seconds(), fmt.Sprintf(format, args...))
 }
+
+// patient is how long something may take here that takes no longer than d elsewhere.
+func (u *up) patient(d time.Duration) time.Duration { return d * time.Duration(max(1, u.Patience)) }
 
 // claim takes up the recorded cluster, or gives a new one its names, addresses and network.
 func (u *up) claim() error {
@@ -180,6 +200,13 @@ func (u *up) create(spec node.Spec) error {
 	}
 	if err := u.groups.Make(u.SystemCgroup(spec.Name)); err != nil {
 		return err
+	}
+	if u.Cluster.SystemdCgroup && spec.Name != plan.ControlPlane {
+		// A kubelet wants the group that it is to make others in. systemd takes it for its own
+		// with the first of these.
+		if err := u.groups.Make(u.NodeSlice(spec.Name)); err != nil {
+			return err
+		}
 	}
 	if err := node.Create(spec); err != nil {
 		return err
@@ -291,7 +318,7 @@ func (u *up) supervisor(ctx context.Context, place string) (supervise.Client, er
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(u.patient(20 * time.Second)); ; {
 		if _, err := client.Status(ctx); err == nil {
 			return client, nil
 		}
@@ -371,7 +398,7 @@ func (u *up) startControlPlane(ctx context.Context) error {
 		if c.Name == "kube-apiserver" {
 			ready = func(ctx context.Context) error { _, err := api.get(ctx, "/readyz"); return err }
 		}
-		if err := u.run(ctx, client, plan.ControlPlane, c, 2*time.Minute, ready); err != nil {
+		if err := u.run(ctx, client, plan.ControlPlane, c, u.patient(2*time.Minute), ready); err != nil {
 			return err
 		}
 	}
@@ -396,7 +423,7 @@ func (u *up) startRuntime(ctx context.Context, i int) error {
 		return err
 	}
 	c := kube.Containerd(u.Cluster, name)
-	err = u.run(ctx, client, name, c, time.Minute, func(ctx context.Context) error {
+	err = u.run(ctx, client, name, c, u.patient(time.Minute), func(ctx context.Context) error {
 		s, err := u.component(ctx, client, c.Name)
 		if err != nil {
 			return err
@@ -454,6 +481,9 @@ func (u *up) createNode(i int) error {
 	if u.limited {
 		spec.Preload = u.binaries.Prlimit
 	}
+	if u.Cluster.SystemdCgroup {
+		spec.Shared = append(spec.Shared, "/run/systemd", "/run/dbus") // where it is asked
+	}
 	if u.Cluster.Crun {
 		// It refuses machines with cgroups of both versions where version 2 has a controller.
 		spec.Empty = []string{"/sys/fs/cgroup/unified/cgroup.controllers"}
@@ -494,7 +524,7 @@ func (u *up) startNode(ctx context.Context, i int) error {
 		if c.Name == "kubelet" {
 			ready = func(ctx context.Context) error { return api.nodeReady(ctx, name) }
 		}
-		if err := u.run(ctx, client, name, c, 2*time.Minute, ready); err != nil {
+		if err := u.run(ctx, client, name, c, u.patient(2*time.Minute), ready); err != nil {
 			return err
 		}
 	}
@@ -509,7 +539,7 @@ func (u *up) awaitNamespace(ctx context.Context) error {
 		return err
 	}
 	for _, path := range []string{"/api/v1/namespaces/default/serviceaccounts/default", "/api/v1/namespaces/default/configmaps/kube-root-ca.crt"} {
-		for deadline := time.Now().Add(time.Minute); ; {
+		for deadline := time.Now().Add(u.patient(time.Minute)); ; {
 			_, err := api.get(ctx, path)
 			if err == nil {
 				break
@@ -546,7 +576,7 @@ func (u *up) api() (api, error) {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM([]byte(u.authorities.Cluster.CertPEM))
 	return api{kube.URL(u.Cluster), &http.Client{
-		Timeout:   5 * time.Second,
+		Timeout:   u.patient(5 * time.Second),
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}}, DisableKeepAlives: true},
 	}}, nil
 }

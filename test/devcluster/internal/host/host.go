@@ -24,8 +24,9 @@ import (
 // own; it calls Probe, or ProbeCRIU when it is given CRIU's directory.
 const ProbeCommand = "internal-probe"
 
-// Check returns everything that stands in the way of a cluster, except CRIU (see CheckCRIU).
-func Check(ctx context.Context) error {
+// Check returns everything that stands in the way of a cluster, except CRIU (see CheckCRIU);
+// builds says that its programs are built here.
+func Check(ctx context.Context, builds bool) error {
 	if os.Geteuid() != 0 {
 		return errors.New("not root: clusters need namespaces, mounts and control groups; run this with sudo")
 	}
@@ -40,7 +41,13 @@ func Check(ctx context.Context) error {
 			complain("%s is missing (package %s): run hack/deps.sh", tool.path, tool.pkg)
 		}
 	}
-	for _, tool := range []struct{ name, pkg string }{{"nft", "nftables"}, {"gcc", "gcc"}, {"go", ""}} {
+	for _, tool := range []struct {
+		name, pkg string
+		always    bool
+	}{{"nft", "nftables", true}, {"gcc", "gcc", false}, {"go", "", false}} {
+		if !builds && !tool.always {
+			continue
+		}
 		if _, err := exec.LookPath(tool.name); err != nil {
 			if tool.pkg == "" {
 				complain("%s is missing: put its bin directory in PATH", tool.name)
@@ -113,6 +120,16 @@ func Probe() error {
 	if err != nil {
 		first, _, _ := strings.Cut(strings.TrimSpace(string(output)), "\n")
 		return fmt.Errorf("the kernel's nftables cannot translate addresses (%s): run modprobe nf_tables nft_masq nft_ct, or use a kernel that has them", first)
+	}
+	return nil
+}
+
+// CheckSystemd says whether systemd runs here and can be asked for control groups.
+func CheckSystemd() error {
+	for _, path := range []string{"/run/systemd/system", "/run/dbus/system_bus_socket"} {
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("systemd does not run here, or no D-Bus (%w): control groups cannot be had from it", err)
+		}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -115,6 +116,27 @@ func TestNodesHaveGVisorWhereItIsAskedFor(t *testing.T) {
 		}
 		if launched := strings.Contains(config, "shim-launch"); launched != limited {
 			t.Errorf("on a limited machine (%v) its shim is launched: %v", limited, launched)
+		}
+	}
+}
+
+func TestSystemdMakesTheControlGroupsWhereItIsAskedTo(t *testing.T) {
+	c, a := testCluster(t)
+	for _, asked := range []bool{false, true} {
+		c.SystemdCgroup, c.Crun = asked, true
+		driver := map[bool]string{false: "cgroupfs", true: "systemd"}[asked]
+		files, err := NodeFiles(c, 1, a, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var kubelet struct{ CgroupDriver string }
+		if err := json.Unmarshal([]byte(files[configDir+"/kubelet.yaml"]), &kubelet); err != nil || kubelet.CgroupDriver != driver {
+			t.Errorf("the kubelet's driver is %q, want %q (%v)", kubelet.CgroupDriver, driver, err)
+		}
+		// The runtime's handlers and the kubelet must agree.
+		config := RuntimeFiles(c, 1, false)["/etc/containerd/config.toml"]
+		if got := strings.Count(config, fmt.Sprintf("SystemdCgroup = %v\n", asked)); got != 2 {
+			t.Errorf("with %s %d of 2 handlers agree:\n%s", driver, got, config)
 		}
 	}
 }

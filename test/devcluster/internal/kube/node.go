@@ -55,13 +55,13 @@ func containerdFile(c plan.Cluster, limited bool) string {
 		}
 		return containerd1Config
 	}
-	text, launch := containerdConfig, ""
+	text, launch := fmt.Sprintf(containerdConfig, c.SystemdCgroup), ""
 	if limited {
 		text += "\n[plugins.'io.containerd.cri.v1.runtime']\n" + restrict
 		launch = "  runtime_path = '/usr/local/bin/shim-launch'\n"
 	}
 	if c.Crun {
-		text += crunHandler
+		text += fmt.Sprintf(crunHandler, c.SystemdCgroup)
 	}
 	if c.CrunFirst {
 		text += "\n[plugins.'io.containerd.cri.v1.runtime'.containerd]\n  default_runtime_name = 'crun'\n"
@@ -78,7 +78,7 @@ const crunHandler = `
 
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun.options]
   BinaryName = 'crun'
-  SystemdCgroup = false
+  SystemdCgroup = %v
 `
 
 // gvisorHandler is as gVisor's own documentation has it.
@@ -106,7 +106,7 @@ imports = ['/etc/containerd/conf.d/*.toml']
   runtime_type = 'io.containerd.runc.v2'
 
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-  SystemdCgroup = false
+  SystemdCgroup = %v
 `
 
 // containerd1Config is the same for containerd 1, whose own settings for runc do.
@@ -166,7 +166,7 @@ func NodeFiles(c plan.Cluster, i int, a Authorities, now time.Time) (map[string]
 			"authentication":           object{"anonymous": object{"enabled": false}, "webhook": object{"enabled": true}, "x509": object{"clientCAFile": pkiDir + "/ca.crt"}},
 			"authorization":            object{"mode": "Webhook"},
 			"tlsCertFile":              pkiDir + "/kubelet.crt", "tlsPrivateKeyFile": pkiDir + "/kubelet.key",
-			"cgroupDriver": "cgroupfs", "cgroupRoot": c.NodeCgroup(name), "enforceNodeAllocatable": []string{"pods"},
+			"cgroupDriver": cgroupDriver(c), "cgroupRoot": c.NodeCgroup(name), "enforceNodeAllocatable": []string{"pods"},
 			"failCgroupV1": false, "failSwapOn": false,
 			// kube-proxy uses nftables, and the iptables programs need not be there.
 			"makeIPTablesUtilChains": false,
@@ -199,6 +199,13 @@ func kubeletGates(kubernetes string) map[string]bool {
 		gates["KubeletCrashLoopBackOffMax"] = true
 	}
 	return gates
+}
+
+func cgroupDriver(c plan.Cluster) string {
+	if c.SystemdCgroup {
+		return "systemd"
+	}
+	return "cgroupfs"
 }
 
 // Explain adds to a component's last log lines what their cause usually is, if it is a known one.

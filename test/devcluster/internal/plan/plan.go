@@ -44,6 +44,9 @@ type Kind struct {
 	// asks for no runtime handler.
 	Crun      bool `json:"crun,omitempty"`
 	CrunFirst bool `json:"crunFirst,omitempty"`
+	// SystemdCgroup says whether the machine's systemd makes the control groups of Pods and
+	// containers.
+	SystemdCgroup bool `json:"systemdCgroup,omitempty"`
 	// Versions are those of the programs.
 	Versions Versions `json:"versions"`
 }
@@ -141,6 +144,16 @@ func (c Cluster) NodeCgroup(name string) string { return c.Cgroup() + "/" + name
 
 // SystemCgroup is the group of a place's own programs, beside those of its Pods.
 func (c Cluster) SystemCgroup(name string) string { return c.NodeCgroup(name) + "/system" }
+
+// Slice is the group of the systemd slice that holds all of the cluster's Pods, where systemd
+// makes their groups; its name is what a kubelet makes of Cgroup.
+func (c Cluster) Slice() string { return "/" + strings.ReplaceAll(c.Cgroup()[1:], "-", "_") + ".slice" }
+
+// NodeSlice is the one of a node's Pods, likewise of NodeCgroup.
+func (c Cluster) NodeSlice(name string) string {
+	parent := c.Slice()
+	return parent + strings.TrimSuffix(parent, ".slice") + "-" + strings.ReplaceAll(name, "-", "_") + ".slice"
+}
 
 // RuntimeCgroup is where containerd puts containers that nobody placed elsewhere.
 const RuntimeCgroup = "/k8s.io"

@@ -86,3 +86,10 @@ func TestADamagedDescriptionIsRefusedWithAdvice(t *testing.T) {
 		}
 	}
 }
+
+func TestSlicesAreNamedAsAKubeletNamesThem(t *testing.T) {
+	c := Cluster{ID: "abcdef"}
+	if got, want := c.NodeSlice("node-2"), "/stasis_devcluster_abcdef.slice/stasis_devcluster_abcdef-node_2.slice"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
