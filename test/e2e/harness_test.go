@@ -253,6 +253,12 @@ func (s *scene) exec(pod, container string, command ...string) (string, error) {
 func (s *scene) ask(pod, path string, into any) {
 	s.Helper()
 	out, err := s.exec(pod, "subject", "subject", "get", path)
+	if err != nil && strings.Contains(err.Error(), "connection refused") && s.isNoRestore(pod) {
+		s.eventually("the subject in "+pod+" listens", func() error {
+			out, err = s.exec(pod, "subject", "subject", "get", path)
+			return err
+		})
+	}
 	if err != nil {
 		s.Fatalf("asking the subject in %s for %s: %v", pod, path, err)
 	}
@@ -262,6 +268,16 @@ func (s *scene) ask(pod, path string, into any) {
 	if err := json.Unmarshal([]byte(out), into); err != nil {
 		s.Fatalf("the subject in %s answers %q to %s: %v", pod, out, path, err)
 	}
+}
+
+// isNoRestore says that a Pod was not restored: its programs may not be so far yet.
+func (s *scene) isNoRestore(pod string) bool {
+	s.Helper()
+	var p corev1.Pod
+	if err := s.Get(s.Context(), s.key(pod), &p); err != nil {
+		s.Fatal(err)
+	}
+	return p.Annotations[checkpointv1alpha1.AnnotationRestoreFrom] == ""
 }
 
 // counted reads the log of a demo program, which checks itself and its order.
