@@ -289,7 +289,13 @@ func (sp *space) fill(address uint64, id blockID, data []byte, wanted bool) unix
 		return 0
 	}
 	n := 1 // what waits comes first, alone: the rest may lie in other mappings
-	if !wanted {
+	if !wanted { // from its first page on, which may lie in a chunk that another gives
+		for page > first {
+			if before, ok := sp.missing.at(address - pageSize); !ok || before != page-1 {
+				break
+			}
+			address, page = address-pageSize, page-1
+		}
 		n = max(1, sp.missing.run(address, count-int(page-first)))
 	}
 	if errno := sp.put(address, data[(page-first)*pageSize:][:n*pageSize]); errno != 0 {
