@@ -178,7 +178,8 @@ func (h *hold) seesRestore(ctx context.Context, report *Report, r restoration, f
 func (h *hold) throughput(ctx context.Context, report *Report) (err error) {
 	last := context.WithoutCancel(ctx)
 	workers := *h.pods
-	workers.args, workers.cpu = []string{"work"}, "1" // it works all the time: without it, it would get what nobody else wants
+	workers.args, workers.cgroup = []string{"work"}, "" // its class is another
+	workers.cpu = "1"                                   // it works all the time: without it, it would get what nobody else wants
 	defer func() { h.pods.count = workers.count }()
 	from, err := workers.pod(ctx, paysShape, nil)
 	if err != nil {
