@@ -33,12 +33,33 @@ type chunk struct {
 }
 
 // newMissing makes the set of a process's runs, which are in order of their addresses.
+// CRIU waits for it: of much memory it is made chunk by chunk, not page by page.
 func newMissing(runs []Run) *missing {
-	m := &missing{chunks: map[uint64]*chunk{}}
+	most := uint64(0) // chunks; neighbours may share one
 	for _, r := range runs {
-		for i := uint64(0); i < r.Pages; i++ {
-			m.add(r.Start+i*pageSize, uint32(r.Page+i))
+		if r.Pages > 0 {
+			most += (r.Start+r.Pages*pageSize-1)>>chunkBits - r.Start>>chunkBits + 1
 		}
+	}
+	m := &missing{chunks: make(map[uint64]*chunk, most), order: make([]uint64, 0, most)}
+	slab := make([]chunk, 0, most)
+	for _, r := range runs {
+		for i := uint64(0); i < r.Pages; {
+			address := r.Start + i*pageSize
+			key := address >> chunkBits
+			c := m.chunks[key]
+			if c == nil {
+				slab = append(slab, chunk{})
+				c = &slab[len(slab)-1]
+				m.chunks[key], m.order = c, append(m.order, key)
+			}
+			for bit := address >> 12 % inChunk; bit < inChunk && i < r.Pages; bit++ {
+				c.set |= 1 << bit
+				c.page[bit] = uint32(r.Page + i)
+				i++
+			}
+		}
+		m.pages += int(r.Pages)
 	}
 	return m
 }

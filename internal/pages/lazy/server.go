@@ -288,7 +288,7 @@ func (sp *space) fill(address uint64, id blockID, data []byte, wanted bool) unix
 		}
 		return 0
 	}
-	n := 1 // what waits comes first, alone: the rest may lie in other mappings
+	n := 1       // what waits comes first, alone: the rest may lie in other mappings
 	if !wanted { // from its first page on, which may lie in a chunk that another gives
 		for page > first {
 			if before, ok := sp.missing.at(address - pageSize); !ok || before != page-1 {
