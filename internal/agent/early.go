@@ -18,6 +18,7 @@ import (
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
 	"podstasis.dev/stasis/internal/pages"
+	"podstasis.dev/stasis/internal/pages/lazy"
 )
 
 // A checkpoint of another node can be restored before all of it is here: its directory
@@ -110,7 +111,7 @@ func (c *copies) openLater(ctx context.Context, dir string, f *fetching, one *fe
 	if err != nil {
 		return nil, err
 	}
-	t.progress, t.received, t.now, t.bandwidth = &f.progress, one.received, c.now, &bandwidth{rate: c.rate}
+	t.progress, t.received, t.now, t.bandwidth = &f.progress, one.received, c.now, lazy.NewBandwidth(c.rate)
 	return t, nil
 }
 

@@ -23,6 +23,7 @@ import (
 	"podstasis.dev/stasis/internal/contents/images"
 	"podstasis.dev/stasis/internal/nodeapi"
 	"podstasis.dev/stasis/internal/pages"
+	"podstasis.dev/stasis/internal/pages/lazy"
 )
 
 const (
@@ -401,13 +402,13 @@ func TestABlockThatArrivesAlteredIsNeverPutInItsPlace(t *testing.T) {
 
 func TestWhatComesLaterIsBoundedByTheBandwidthAndWhatAProcessWaitsForIsNot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &bandwidth{rate: 1 << 20}
+		b := lazy.NewBandwidth(1 << 20)
 		began := time.Now()
 		for range 8 {
-			if err := b.wait(t.Context()); err != nil {
+			if err := b.Wait(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			b.spend(4 << 20)
+			b.Spend(4 << 20)
 		}
 		if took := time.Since(began); took != 28*time.Second {
 			t.Errorf("32 MiB in %s at 1 MiB a second", took)

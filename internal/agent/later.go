@@ -17,6 +17,7 @@ import (
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
 	"podstasis.dev/stasis/internal/pages"
+	"podstasis.dev/stasis/internal/pages/lazy"
 	checkpointstore "podstasis.dev/stasis/internal/store"
 )
 
@@ -97,7 +98,7 @@ type blockOf struct {
 // place when its digest is right: what is in the file and has its digest is there, and
 // whoever is interrupted goes on from that.
 type later struct {
-	bandwidth *bandwidth
+	bandwidth *lazy.Bandwidth
 	patience  time.Duration
 	progress  *progress
 	received  func(bytes int)
@@ -269,7 +270,7 @@ func (t *later) fill(ctx context.Context, from, hurried []giver) error {
 	}
 	each(hurried, t.nextUrgent, calls)
 	each(from, func() (blockOf, int, bool) {
-		if t.bandwidth.wait(ctx) != nil {
+		if t.bandwidth.Wait(ctx) != nil {
 			return blockOf{}, 0, false
 		}
 		return t.nextCalm()
@@ -464,7 +465,7 @@ func (t *later) bringFrom(ctx context.Context, from giver, f *laterFile, file st
 		return 0, err
 	}
 	t.received(len(data))
-	t.bandwidth.spend(len(data))
+	t.bandwidth.Spend(len(data))
 	for ; came < count; came++ {
 		offset, size := f.sums.Range(block + came)
 		one := data[offset-begin:][:size]
@@ -496,44 +497,4 @@ func (t *later) sync() error {
 		}
 	}
 	return nil
-}
-
-// bandwidth bounds how much comes in a second. What processes wait for is not held back
-// by it, and counts.
-type bandwidth struct {
-	rate int64 // bytes a second; 0: unbounded
-
-	mu   sync.Mutex
-	next time.Time
-}
-
-func (b *bandwidth) spend(bytes int) {
-	if b == nil || b.rate <= 0 {
-		return
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if now := time.Now(); b.next.Before(now) {
-		b.next = now
-	}
-	b.next = b.next.Add(time.Duration(bytes) * time.Second / time.Duration(b.rate))
-}
-
-func (b *bandwidth) wait(ctx context.Context) error {
-	if b == nil || b.rate <= 0 {
-		return context.Cause(ctx)
-	}
-	for {
-		b.mu.Lock()
-		left := time.Until(b.next)
-		b.mu.Unlock()
-		if left <= 0 {
-			return context.Cause(ctx)
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(left):
-		}
-	}
 }

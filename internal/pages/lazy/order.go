@@ -1,12 +1,10 @@
 package lazy
 
 import (
-	"context"
 	"encoding/binary"
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 )
 
 // maxOrder bounds how many blocks are kept that were asked for, 4 MiB for each 64: what
@@ -104,44 +102,4 @@ func (o *order) write(before []blockID) error {
 		os.Remove(tmp.Name())
 	}
 	return err
-}
-
-// turns bounds how much is streamed in a second.
-type turns struct {
-	rate int64 // bytes a second; 0: unbounded
-
-	mu   sync.Mutex
-	next time.Time // when something may be streamed again
-}
-
-func newTurns(rate int64) *turns { return &turns{rate: rate} }
-
-// spend takes note of bytes that were given, to whoever.
-func (t *turns) spend(bytes int) {
-	if t.rate <= 0 {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if now := time.Now(); t.next.Before(now) {
-		t.next = now
-	}
-	t.next = t.next.Add(time.Duration(bytes) * time.Second / time.Duration(t.rate))
-}
-
-// wait waits until something may be streamed.
-func (t *turns) wait(ctx context.Context) error {
-	for {
-		t.mu.Lock()
-		left := time.Until(t.next)
-		t.mu.Unlock()
-		if left <= 0 || t.rate <= 0 {
-			return context.Cause(ctx)
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(left):
-		}
-	}
 }

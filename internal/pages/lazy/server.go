@@ -26,7 +26,7 @@ type server struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	work   sync.WaitGroup
-	turns  *turns
+	turns  *Bandwidth
 	order  *order
 
 	ready map[uint32]*missing // by PID, made while CRIU is still being started
@@ -43,7 +43,7 @@ func newServer(ctx context.Context, p *Plan, from source, ask Ask, log *slog.Log
 	if err != nil {
 		return nil, err
 	}
-	s := &server{plan: p, blocks: b, log: log, hold: hold, turns: newTurns(p.Bandwidth), order: readOrder(p), ready: map[uint32]*missing{}}
+	s := &server{plan: p, blocks: b, log: log, hold: hold, turns: NewBandwidth(p.Bandwidth), order: readOrder(p), ready: map[uint32]*missing{}}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	for _, process := range p.Processes {
 		s.ready[process.PID] = newMissing(process.Runs)
@@ -343,7 +343,7 @@ func (sp *space) put(address uint64, data []byte) unix.Errno {
 		}
 		if n > 0 {
 			sp.s.given.Add(int64(sp.missing.drop(address, address+uint64(n))))
-			sp.s.turns.spend(n)
+			sp.s.turns.Spend(n)
 			address, data = address+uint64(n), data[n:]
 			continue
 		}
@@ -422,7 +422,7 @@ func (s *server) streamFirst(spaces []*space, streamers int) {
 					return
 				}
 				for _, t := range want[hot[i]] {
-					s.turns.wait(s.ctx)
+					s.turns.Wait(s.ctx)
 					t.sp.give(s.ctx, t.address, false)
 				}
 			}
@@ -468,7 +468,7 @@ func (sp *space) streamChunk(key uint64) error {
 		if !ok {
 			return nil
 		}
-		if err := sp.s.turns.wait(sp.s.ctx); err != nil {
+		if err := sp.s.turns.Wait(sp.s.ctx); err != nil {
 			return err
 		}
 		if err := sp.give(sp.s.ctx, address, false); err != nil {
