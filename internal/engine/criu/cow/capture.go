@@ -380,18 +380,10 @@ const closeRangeUnshare = 1 << 1
 // kernel ends first when memory runs out.
 func (c *capture) settle() error {
 	for _, p := range c.processes {
-		t := &thread{tid: p.child.pid, stopped: true}
-		var err error
-		if t.own, err = getRegisters(t.tid); err == nil {
-			var result int64
-			if result, err = t.call(p.place, unix.SYS_CLOSE_RANGE, [5]uint64{0, math.MaxUint32, closeRangeUnshare}); err == nil && result != 0 {
-				err = fmt.Errorf("close_range: %w", unix.Errno(-result))
-			}
-		}
-		if err != nil {
+		if err := p.callInChild("close_range", unix.SYS_CLOSE_RANGE, [5]uint64{0, math.MaxUint32, closeRangeUnshare}); err != nil {
 			return fmt.Errorf("%s: prepare its child: %w", p, err)
 		}
-		score := filepath.Join("/proc", strconv.Itoa(t.tid), "oom_score_adj")
+		score := filepath.Join("/proc", strconv.Itoa(p.child.pid), "oom_score_adj")
 		if err := os.WriteFile(score, []byte("1000"), 0); err != nil {
 			return fmt.Errorf("%s: prepare its child: %w", p, err)
 		}
@@ -412,14 +404,19 @@ func (p *process) read(ctx context.Context, spent func(span)) (int64, error) {
 // else has is the process' own again: to write to it, it needs no copy, which takes memory
 // and, of a process with several threads, an interrupt of all processors that run these.
 func (p *process) forget(s span) error {
+	return p.callInChild("madvise", unix.SYS_MADVISE, [5]uint64{s.start, s.end - s.start, unix.MADV_DONTNEED})
+}
+
+// callInChild has the child of a process execute a system call that returns 0.
+func (p *process) callInChild(name string, nr uint64, args [5]uint64) error {
 	t := &thread{tid: p.child.pid, stopped: true}
 	var err error
 	if t.own, err = getRegisters(t.tid); err != nil {
 		return gone(err)
 	}
-	result, err := t.call(p.place, unix.SYS_MADVISE, [5]uint64{s.start, s.end - s.start, unix.MADV_DONTNEED})
+	result, err := t.call(p.place, nr, args)
 	if err == nil && result != 0 {
-		err = fmt.Errorf("madvise: %w", unix.Errno(-result))
+		err = fmt.Errorf("%s: %w", name, unix.Errno(-result))
 	}
 	return err
 }
