@@ -253,7 +253,7 @@ func (s *scene) exec(pod, container string, command ...string) (string, error) {
 func (s *scene) ask(pod, path string, into any) {
 	s.Helper()
 	out, err := s.exec(pod, "subject", "subject", "get", path)
-	if err != nil && strings.Contains(err.Error(), "connection refused") && s.isNoRestore(pod) {
+	if err != nil && strings.Contains(err.Error(), "connection refused") && !s.isRestored(pod) { // its program may not be so far yet
 		s.eventually("the subject in "+pod+" listens", func() error {
 			out, err = s.exec(pod, "subject", "subject", "get", path)
 			return err
@@ -270,14 +270,14 @@ func (s *scene) ask(pod, path string, into any) {
 	}
 }
 
-// isNoRestore says that a Pod was not restored: its programs may not be so far yet.
-func (s *scene) isNoRestore(pod string) bool {
+// isRestored says whether a Pod is a restored one.
+func (s *scene) isRestored(pod string) bool {
 	s.Helper()
 	var p corev1.Pod
 	if err := s.Get(s.Context(), s.key(pod), &p); err != nil {
 		s.Fatal(err)
 	}
-	return p.Annotations[checkpointv1alpha1.AnnotationRestoreFrom] == ""
+	return p.Annotations[checkpointv1alpha1.AnnotationRestoreFrom] != ""
 }
 
 // counted reads the log of a demo program, which checks itself and its order.
