@@ -362,7 +362,7 @@ func (sp *space) put(address uint64, data []byte) unix.Errno {
 // stream gives all that is missing, and returns when nothing is. It is called when CRIU
 // has made all mappings.
 func (s *server) stream() error {
-	streamers := max(2, runtime.GOMAXPROCS(0))
+	streamers := max(2, runtime.NumCPU())
 	for {
 		s.mu.Lock()
 		spaces := s.spaces
@@ -436,6 +436,11 @@ type target struct {
 	address uint64
 }
 
+// stretch is how many chunks after each other one streamer takes. Chunks lie across the
+// blocks of a file, which a page more or less moves: two streamers side by side would wait
+// for each other's blocks all the time.
+const stretch = 32
+
 // stream goes through the chunks of a space once.
 func (sp *space) stream(streamers int) error {
 	keys := sp.set().take() // what is moved from now on has its turn after that
@@ -446,17 +451,26 @@ func (sp *space) stream(streamers int) error {
 		work.Go(func() {
 			stepBack()
 			for errs[i] == nil {
-				at := int(next.Add(1)) - 1
+				at := int(next.Add(stretch)) - stretch
 				if at >= len(keys) {
 					return
 				}
-				errs[i] = sp.streamChunk(keys[at])
+				errs[i] = sp.streamChunks(keys[at:min(at+stretch, len(keys))])
 			}
 		})
 	}
 	work.Wait()
 	if err := errors.Join(errs...); err != nil && !errors.Is(err, errGone) {
 		return fmt.Errorf("process %d: %w", sp.pid, err)
+	}
+	return nil
+}
+
+func (sp *space) streamChunks(keys []uint64) error {
+	for _, key := range keys {
+		if err := sp.streamChunk(key); err != nil {
+			return err
+		}
 	}
 	return nil
 }
