@@ -16,7 +16,7 @@ import (
 
 // slow is how often as much as in test/zoo the services read at their start, to start as
 // slowly as those that are restored for it: in ten seconds and more.
-const slow = 6
+const slow = 8
 
 // services compares, for two services of test/zoo, the time from a Pod's creation to its
 // first answer: started as ever, and restored. A ratio of 10 is ten times as fast.
