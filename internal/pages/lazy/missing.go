@@ -33,7 +33,7 @@ type chunk struct {
 }
 
 // newMissing makes the set of a process's runs, which are in order of their addresses.
-// CRIU waits for it: of much memory it is made chunk by chunk, not page by page.
+// Of much memory it is made chunk by chunk, not page by page: processes wait for it.
 func newMissing(runs []Run) *missing {
 	most := uint64(0) // chunks; neighbours may share one
 	for _, r := range runs {

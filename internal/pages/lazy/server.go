@@ -29,7 +29,7 @@ type server struct {
 	turns  *Bandwidth
 	order  *order
 
-	ready map[uint32]*missing // by PID, made while CRIU is still being started
+	ready map[uint32]func() *missing // by PID; of much memory it takes as long as CRIU's start
 
 	mu     sync.Mutex
 	spaces []*space
@@ -43,10 +43,12 @@ func newServer(ctx context.Context, p *Plan, from source, ask Ask, log *slog.Log
 	if err != nil {
 		return nil, err
 	}
-	s := &server{plan: p, blocks: b, log: log, hold: hold, turns: NewBandwidth(p.Bandwidth), order: readOrder(p), ready: map[uint32]*missing{}}
+	s := &server{plan: p, blocks: b, log: log, hold: hold, turns: NewBandwidth(p.Bandwidth), order: readOrder(p), ready: map[uint32]func() *missing{}}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	for _, process := range p.Processes {
-		s.ready[process.PID] = newMissing(process.Runs)
+		set := sync.OnceValue(func() *missing { return newMissing(process.Runs) })
+		s.ready[process.PID] = set
+		go set() // CRIU need not wait for it: it is started meanwhile
 	}
 	return s, nil
 }
@@ -75,9 +77,9 @@ func (s *server) add(pid uint32, fd int) error {
 			file = i
 		}
 	}
-	set := s.ready[pid]
-	if set == nil {
-		set = newMissing(nil) // it has nothing that is given lazily
+	set := newMissing(nil)
+	if ready := s.ready[pid]; ready != nil { // or it has nothing that is given lazily
+		set = ready()
 	}
 	delete(s.ready, pid)
 	s.serve(&space{s: s, pid: pid, file: file, missing: set}, fd)
