@@ -168,6 +168,8 @@ type SandboxRestore struct {
 	ImageDir string `json:"imageDir"`
 	// Containers names those that are in it. None runs before all have been started.
 	Containers []string `json:"containers"`
+	// Background says that they may run before all their memory is in place.
+	Background bool `json:"background,omitempty"`
 }
 
 // ContainerRestore says where a container's captured state is. Paths are

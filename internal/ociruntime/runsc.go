@@ -364,7 +364,11 @@ func (c runscCall) start(ctx context.Context) error {
 
 // restoreSandbox hands the image to the sandbox. It goes on when its containers are started.
 func (c runscCall) restoreSandbox(ctx context.Context, m marker) error {
-	cmd := exec.CommandContext(ctx, c.Runtime, slices.Concat(c.Global, []string{"restore", "--detach", "--image-path", m.Runsc.Restore.ImageDir, c.ID})...)
+	args := append(slices.Clone(c.Global), "restore", "--detach")
+	if m.Runsc.Restore.Background { // all of it has been checked
+		args = append(args, "--background")
+	}
+	cmd := exec.CommandContext(ctx, c.Runtime, append(args, "--image-path", m.Runsc.Restore.ImageDir, c.ID)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	err := cmd.Run()
 	if err == nil {

@@ -16,11 +16,14 @@ import (
 )
 
 // runscBench is a bench where the program stands in for runsc.
-type runscBench struct{ *bench }
+type runscBench struct {
+	*bench
+	background bool
+}
 
 func newRunscBench(t *testing.T, kind string) *runscBench {
 	t.Helper()
-	b := &runscBench{newBench(t, map[string]string{
+	b := &runscBench{bench: newBench(t, map[string]string{
 		"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": "s1", "io.kubernetes.cri.container-name": "app",
 		"io.kubernetes.cri.sandbox-namespace": "ns", "io.kubernetes.cri.sandbox-name": "pod", "io.kubernetes.cri.sandbox-uid": "u",
 		"checkpoint.podstasis.dev/restore-from": "c", "dev.gvisor.spec.cgroup-parent": "/pods/pod-u",
@@ -98,7 +101,7 @@ func (b *runscBench) answers(a nodeapi.Response) {
 func (b *runscBench) sandbox() *exec.Cmd {
 	b.t.Helper()
 	p := b.process()
-	b.answers(nodeapi.Response{Action: nodeapi.ActionRestore, Whole: &nodeapi.SandboxRestore{ImageDir: "/images", Containers: []string{"app", "other"}}})
+	b.answers(nodeapi.Response{Action: nodeapi.ActionRestore, Whole: &nodeapi.SandboxRestore{ImageDir: "/images", Containers: []string{"app", "other"}, Background: b.background}})
 	b.must(b.create("sandbox", "s1"))
 	return p
 }
@@ -118,6 +121,16 @@ func (b *runscBench) stages() (stages []nodeapi.ReportStage) {
 		}
 	}
 	return stages
+}
+
+func TestASandboxOfGVisorRunsBeforeItsMemoryIsInPlaceWhereItMay(t *testing.T) {
+	b := newRunscBench(t, "sandbox")
+	b.background = true
+	b.sandbox()
+	b.must(b.run("start", "s1"))
+	if got := b.calledAs(); len(got) != 2 || got[1] != "restore --detach --background --image-path /images s1" {
+		t.Errorf("called %q", got)
+	}
 }
 
 func TestASandboxOfGVisorIsRestoredWhereItWouldBeStarted(t *testing.T) {

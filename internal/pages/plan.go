@@ -46,6 +46,10 @@ type Policy struct {
 // ErrNotLazy says why the memory of a checkpoint cannot be given lazily.
 var ErrNotLazy = errors.New("memory cannot be given while processes run")
 
+// errByEngine says that it is not given from here: the engine brings it, of files that
+// have been checked.
+var errByEngine = fmt.Errorf("%w: the engine brings it", ErrNotLazy)
+
 // Verify checks a checkpoint before it is restored, as checkpoint.Verify does. What it
 // returns besides the manifest is not nil where memory is to be given lazily: that was
 // not checked, and is when it is given.
@@ -55,7 +59,7 @@ func (p Policy) Verify(ctx context.Context, dir, manifestDigest string, mode Mod
 		switch {
 		case err == nil:
 			return l.Manifest, l, l.Verify(ctx)
-		case !errors.Is(err, ErrNotLazy) || mode == ModeLazy:
+		case !errors.Is(err, ErrNotLazy) || mode == ModeLazy && !errors.Is(err, errByEngine):
 			return nil, nil, err
 		}
 	}
@@ -130,7 +134,7 @@ func Look(ctx context.Context, dir, manifestDigest string) (*Lazily, error) {
 
 func look(ctx context.Context, dir string, m *checkpoint.Manifest, digest string) (_ *Lazily, err error) {
 	if m.Engine.Name != "" && m.Engine.Name != "criu" {
-		return nil, fmt.Errorf("%w: engine %s brings it in its own way", ErrNotLazy, m.Engine.Name)
+		return nil, errByEngine
 	}
 	l := &Lazily{Manifest: m, ManifestDigest: digest, dir: dir, containers: map[string]*Container{}, later: map[string]*Memory{}}
 	if l.blocks, err = checkpoint.ReadBlocks(dir, m); errors.Is(err, checkpoint.ErrNoBlocks) {

@@ -37,6 +37,8 @@ type record struct {
 	Containers []string `json:"containers,omitempty"`
 	// Whole says that the engine restores the sandbox as a whole.
 	Whole bool `json:"whole,omitempty"`
+	// Eager says that no process runs before all memory is in place.
+	Eager bool `json:"eager,omitempty"`
 	// CompletedInit names the init containers that are not run again.
 	CompletedInit []string `json:"completedInit,omitempty"`
 	// Together names the containers that are let go together.

@@ -214,7 +214,7 @@ func (s *Sessions) createSandbox(ctx context.Context, in nodeapi.CreateSandbox) 
 	s.Observer.Began(ctx, sandbox)
 	response := nodeapi.Response{Action: nodeapi.ActionRestore, Together: rec.Together}
 	if rec.Whole {
-		response.Whole = &nodeapi.SandboxRestore{ImageDir: s.images(sandbox.ID, wholeImages), Containers: rec.Containers}
+		response.Whole = &nodeapi.SandboxRestore{ImageDir: s.images(sandbox.ID, wholeImages), Containers: rec.Containers, Background: !rec.Eager}
 	}
 	return response, nil
 }
@@ -262,7 +262,8 @@ func (s *Sessions) admit(ctx context.Context, in nodeapi.CreateSandbox) (record,
 	if err != nil {
 		return record{}, err
 	}
-	rec := record{Sandbox: sandbox, Since: s.Now(), Ordinary: source.Ordinary, Dir: source.Dir, CompletedInit: source.CompletedInit, Together: source.Together}
+	rec := record{Sandbox: sandbox, Since: s.Now(), Ordinary: source.Ordinary, Dir: source.Dir, CompletedInit: source.CompletedInit, Together: source.Together,
+		Eager: source.Memory == pages.ModeEager}
 	if source.Ordinary {
 		return rec, nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -53,6 +54,21 @@ func TestASandboxThatIsRestoredAsAWholeIsToldItsImagesAndItsContainersTheirFiles
 	}
 	if _, err := os.Stat(r.Whole.ImageDir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the adapted images of a sandbox that runs: %v", err)
+	}
+}
+
+func TestASandboxThatIsRestoredAsAWholeRunsBeforeItsMemoryIsInPlaceUnlessItsPodSaysOtherwise(t *testing.T) {
+	for mode, background := range map[string]bool{"": true, "auto": true, "lazy": true, "eager": false} {
+		t.Run(mode, func(t *testing.T) {
+			from := fromC1
+			from.Annotations = maps.Clone(from.Annotations)
+			from.Annotations[nodeapi.AnnotationPrefix+"restore-memory"] = mode
+			s := newSessions(t, &fakes{source: dataOf(t, "whole")}, t.TempDir())
+			r := s.Handle(t.Context(), nodeapi.Request{CreateSandbox: &nodeapi.CreateSandbox{Sandbox: from, Engine: "whole"}})
+			if r.Error != nil || r.Whole == nil || r.Whole.Background != background {
+				t.Errorf("%+v", r)
+			}
+		})
 	}
 }
 

@@ -28,6 +28,9 @@ var mutants = []mutant{
 			return err
 		}`, `		_, _ = file, mem`,
 		unit, "internal/pages", "TestOnlyPagesThatAreGivenLazilyAreNotCheckedBefore"},
+	{"a Pod of gVisor that waits for all its memory", "internal/ociruntime/runsc.go",
+		`if m.Runsc.Restore.Background {`, `if false {`,
+		unit, "internal/ociruntime", "TestASandboxOfGVisorRunsBeforeItsMemoryIsInPlaceWhereItMay"},
 	{"a CRIU option file of a user's that passes for ordinary", "internal/ociruntime/aside/aside.go",
 		`strings.HasPrefix(annotation, "org.criu.") ||`, `false ||`,
 		unit, "internal/ociruntime/aside", "TestABundleThatConcernsStasisIsLeftToTheOtherProgram"},

@@ -38,7 +38,7 @@ var tests = []test{
 	{name: "TestAnyPodCanBeASource"},
 	{name: "TestCompletedInitContainersAreNotRunAgain", quick: true},
 	{name: "TestSidecarsAndContainersWithHooksComeBackRunning", only: "the kubelet waits for a sidecar's startup probe and for a postStart hook before it starts the next container, and nothing of a Pod of gVisor runs before the last one's start: refused, with the reason"},
-	{name: "TestAPodWithMuchMemoryIsCapturedWhileItRunsAndRunsBeforeItHasItAll", only: "gVisor saves while the Pod stands still, and restores all of it before it runs"},
+	{name: "TestAPodWithMuchMemoryIsCapturedWhileItRunsAndRunsBeforeItHasItAll", only: "gVisor saves while the Pod stands still, and brings memory in by itself"},
 	{name: "TestAPodRunsOnAnotherNodeBeforeItsMemoryIsThereAndNeverOnAnythingElse", only: "gVisor has a checkpoint whole before it restores"},
 	{name: "TestConnectionsToOtherPodsEndOnTheRestoredSideAlone", only: "in gVisor's network stack they end with EPIPE, not ECONNRESET, what was unread is lost, and a UDP socket that was connected is of no more use"},
 	{name: "TestKernelObjectsComeBack", only: "they are objects of Linux: gVisor's kernel does not have all of them, and saves those that it has"},
