@@ -19,7 +19,8 @@ import (
 	"podstasis.dev/stasis/internal/nodeapi"
 )
 
-// Annotations that containerd and CRI-O write into every OCI spec of a Pod.
+// Annotations that containerd writes into every OCI spec of a Pod. CRI-O writes others
+// (io.kubernetes.cri-o.…), which nothing here reads yet.
 const (
 	annotationType      = "io.kubernetes.cri.container-type" // "sandbox" or "container"
 	annotationSandboxID = "io.kubernetes.cri.sandbox-id"
@@ -119,7 +120,7 @@ func (b *bundle) sandbox() (nodeapi.Sandbox, error) {
 		Annotations: map[string]string{},
 	}
 	if s.ID == "" {
-		return s, errors.New("the OCI spec has no annotation " + annotationSandboxID + ": the container runtime is none that Stasis knows (containerd, CRI-O)")
+		return s, errors.New("the OCI spec has no annotation " + annotationSandboxID + ": the container runtime is none that Stasis knows (containerd)")
 	}
 	for name, value := range b.annotations {
 		if strings.HasPrefix(name, nodeapi.AnnotationPrefix) {

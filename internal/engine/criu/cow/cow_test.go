@@ -49,7 +49,7 @@ type specimen struct {
 }
 
 // begin starts this program as a subject. It has printed its first line when it returns.
-func begin(t *testing.T, kind string, attr *syscall.SysProcAttr) *specimen {
+func begin(t testing.TB, kind string, attr *syscall.SysProcAttr) *specimen {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "COW_TEST="+kind)
@@ -70,7 +70,7 @@ func begin(t *testing.T, kind string, attr *syscall.SysProcAttr) *specimen {
 
 func (s *specimen) pid() int { return s.cmd.Process.Pid }
 
-func (s *specimen) line(t *testing.T) string {
+func (s *specimen) line(t testing.TB) string {
 	t.Helper()
 	if !s.lines.Scan() {
 		t.Fatalf("subject %d has ended: %v", s.pid(), s.cmd.Wait())
@@ -79,7 +79,7 @@ func (s *specimen) line(t *testing.T) string {
 }
 
 // end has a subject end, which then says whether anything was wrong.
-func (s *specimen) end(t *testing.T) {
+func (s *specimen) end(t testing.TB) {
 	t.Helper()
 	s.in.Close()
 	var said []string
@@ -92,7 +92,7 @@ func (s *specimen) end(t *testing.T) {
 }
 
 // imagesOf makes the images that CRIU would of processes without their memory.
-func imagesOf(t *testing.T, pids ...int) Container {
+func imagesOf(t testing.TB, pids ...int) Container {
 	t.Helper()
 	dir := t.TempDir()
 	c := Container{Name: "main", Images: dir}
@@ -119,7 +119,7 @@ func framed(message []byte) []byte {
 }
 
 // mappingsOf is the message of a process' mappings, from what the kernel says of them.
-func mappingsOf(t *testing.T, pid int) (message []byte) {
+func mappingsOf(t testing.TB, pid int) (message []byte) {
 	t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
 	must(t, err)
@@ -176,7 +176,7 @@ type captured struct {
 	pages []byte
 }
 
-func readCaptured(t *testing.T, dir string, pid int) captured {
+func readCaptured(t testing.TB, dir string, pid int) captured {
 	t.Helper()
 	inner, err := innerPID(pid)
 	must(t, err)
@@ -185,7 +185,7 @@ func readCaptured(t *testing.T, dir string, pid int) captured {
 	return readPages(t, dir, p)
 }
 
-func readPages(t *testing.T, dir string, p pagemap) captured {
+func readPages(t testing.TB, dir string, p pagemap) captured {
 	t.Helper()
 	pages, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("pages-%d.img", p.id)))
 	must(t, err)
@@ -218,7 +218,7 @@ type helperProcess struct {
 	out *json.Decoder
 }
 
-func startHelper(t *testing.T) *helperProcess {
+func startHelper(t testing.TB) *helperProcess {
 	t.Helper()
 	h := &helperProcess{cmd: exec.Command("/proc/self/exe")}
 	h.cmd.Env = append(os.Environ(), "COW_TEST=helper")
@@ -241,14 +241,14 @@ func startHelper(t *testing.T) *helperProcess {
 	return h
 }
 
-func (h *helperProcess) hear(t *testing.T) Message {
+func (h *helperProcess) hear(t testing.TB) Message {
 	t.Helper()
 	var m Message
 	must(t, h.out.Decode(&m))
 	return m
 }
 
-func (h *helperProcess) expect(t *testing.T, says string) Message {
+func (h *helperProcess) expect(t testing.TB, says string) Message {
 	t.Helper()
 	m := h.hear(t)
 	if m.Says != says {
@@ -257,13 +257,19 @@ func (h *helperProcess) expect(t *testing.T, says string) Message {
 	return m
 }
 
-func (h *helperProcess) ask(t *testing.T, r Request) {
+func (h *helperProcess) ask(t testing.TB, r Request) {
 	t.Helper()
 	must(t, json.NewEncoder(h.in).Encode(r))
 }
 
 // captureAll captures containers, on a thread of its own.
-func captureAll(t *testing.T, containers ...Container) error {
+func captureAll(t testing.TB, containers ...Container) error {
+	t.Helper()
+	return captureThen(t, func() error { return nil }, containers...)
+}
+
+// captureThen is told when all run on.
+func captureThen(t testing.TB, running func() error, containers ...Container) error {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() {
@@ -271,20 +277,20 @@ func captureAll(t *testing.T, containers ...Container) error {
 		c := capture{request: Request{Sandbox: "s", Containers: containers}, log: slog.New(slog.DiscardHandler)}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		_, err := c.run(ctx, func() error { return nil })
+		_, err := c.run(ctx, running)
 		done <- err
 	}()
 	return <-done
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func numbers(t *testing.T, line string) (all []uint64) {
+func numbers(t testing.TB, line string) (all []uint64) {
 	t.Helper()
 	for _, word := range strings.Fields(line) {
 		n, err := strconv.ParseUint(word, 0, 64)
@@ -295,7 +301,7 @@ func numbers(t *testing.T, line string) (all []uint64) {
 }
 
 // noChildren says that a process has no child without an exit signal.
-func noChildren(t *testing.T, pid int) {
+func noChildren(t testing.TB, pid int) {
 	t.Helper()
 	entries, err := os.ReadDir("/proc")
 	must(t, err)

@@ -5,6 +5,7 @@ package cow
 import (
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -41,6 +42,8 @@ func subject(kind string) {
 		leaderSleeps(&stop, notice) // on the first thread
 	case "kept":
 		kept()
+	case "worker":
+		worker(&stop)
 	case "strict":
 		hammer(&stop)
 		forbid()
@@ -101,6 +104,35 @@ func hammer(stop *atomic.Bool) {
 	full.Wait()
 	fmt.Println(uintptr(base), uintptr(base)+pageSize)
 	runtime.KeepAlive(memory)
+}
+
+const workerPages = 1 << 30 / pageSize
+
+// worker has a thread sum up pages at random and write to each. It prints the address of
+// the number of those that it has done.
+func worker(stop *atomic.Bool) {
+	memory, err := unix.Mmap(-1, 0, (1+workerPages)*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		panic(err)
+	}
+	count := (*atomic.Uint64)(unsafe.Pointer(&memory[0]))
+	words := unsafe.Slice((*uint64)(unsafe.Pointer(&memory[pageSize])), workerPages*pageSize/8)
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := range words {
+		words[i] = random.Uint64()
+	}
+	fmt.Println(uintptr(unsafe.Pointer(&memory[0])))
+	go func() {
+		for !stop.Load() {
+			page := words[random.IntN(workerPages)*pageSize/8:][:pageSize/8]
+			sum := uint64(1)
+			for _, word := range page {
+				sum = (sum ^ word) * 1099511628211
+			}
+			page[sum%uint64(len(page))] = sum
+			count.Add(1)
+		}
+	}()
 }
 
 // leaderSleeps makes system calls of the kinds that the kernel takes up again in different
