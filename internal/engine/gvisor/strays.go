@@ -22,8 +22,9 @@ import (
 
 const (
 	// strayPatience is how long such processes are waited for. An exec probe is over within
-	// its timeout, 1 s by default.
-	strayPatience = 10 * time.Second
+	// its timeout, 1 s by default; of several, none may run when it is looked, which takes
+	// a while itself.
+	strayPatience = 20 * time.Second
 	strayInterval = 50 * time.Millisecond
 	maxTold       = 3 // in an error
 )
