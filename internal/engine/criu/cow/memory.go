@@ -162,6 +162,7 @@ type piece struct {
 	held     []byte   // it is here already,
 	file     *os.File // or there,
 	offset   int64    // at this place, or in the child
+	mapping  span     // which it is of, if the child has it
 }
 
 // maxHeld bounds the memory that is read while the processes stand still, because their
@@ -267,11 +268,41 @@ const chunk = 1 << 20
 // span is a part of an address space.
 type span struct{ start, end uint64 }
 
+// spending tells of what has been read, when it is as much as pays for a system call of the
+// child: a few stops, each of which waits for a processor that is free. Parts of a mapping
+// are told of as one, with what lies between them.
+type spending struct {
+	tell    func(span)
+	mapping span
+	read    span
+}
+
+// spendingSize is how much that is. So much more than it need the child holds on to.
+const spendingSize = 16 << 20
+
+func (s *spending) add(mapping, read span) {
+	if mapping != s.mapping {
+		s.flush()
+		s.mapping, s.read = mapping, read
+	}
+	if s.read.end = read.end; s.read.end-s.read.start >= spendingSize {
+		s.flush()
+		s.read.start = read.end
+	}
+}
+
+// flush tells of the rest, if it is worth it.
+func (s *spending) flush() {
+	if s.read.end-s.read.start >= spendingSize/64 {
+		s.tell(s.read)
+	}
+}
+
 // writePages writes the pages of a process, read from its child, into the images of a
 // directory, in place of the few that CRIU has written of it. It returns how many bytes
-// were read. What the child has been read of is told to spent, bit by bit.
+// were read. What the child has been read of is told to spent.
 func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings []mapping, held []piece, stacks []uint64, child int, spent func(span)) (read int64, err error) {
-	pieces := slices.Clone(held)
+	pieces, spending := slices.Clone(held), spending{tell: spent}
 	s, err := newScanner(child)
 	if err != nil {
 		return 0, err
@@ -286,7 +317,7 @@ func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings 
 			return 0, err
 		}
 		for _, r := range runs {
-			pieces = append(pieces, piece{run: m.flagged(r), readable: m.prot&protRead != 0})
+			pieces = append(pieces, piece{run: m.flagged(r), readable: m.prot&protRead != 0, mapping: span{m.start, m.end}})
 		}
 	}
 	pieces = unlazy(pieces, stacks)
@@ -344,7 +375,7 @@ func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings 
 				read += int64(len(b))
 			}
 			if p.file == nil && p.held == nil {
-				spent(span{at - uint64(len(b)), at})
+				spending.add(p.mapping, span{at - uint64(len(b)), at})
 			}
 		}
 		if n := len(now.runs); n > 0 && now.runs[n-1].end() == p.start && now.runs[n-1].flags == p.flags {
