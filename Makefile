@@ -20,6 +20,7 @@ include test/checkpointctl/checkpointctl.mk
 include test/store/store.mk
 include test/bench/bench.mk
 include test/matrix/matrix.mk
+include test/upgrade/upgrade.mk
 -include internal/contents/contents.mk
 
 .PHONY: help programs up install-stasis test lint test-unit test-control test-cri test-podman conformance test-install test-e2e gvisor test-gvisor
