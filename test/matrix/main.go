@@ -7,14 +7,12 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -25,6 +23,7 @@ import (
 	"time"
 
 	"podstasis.dev/stasis/test/document"
+	"podstasis.dev/stasis/test/gotest"
 )
 
 func main() {
@@ -182,21 +181,9 @@ func (r row) run(ctx context.Context, pinned row) (done result) {
 		done.podman = strings.TrimSpace(strings.TrimPrefix(string(said), "podman version"))
 	}
 	tests, pkg := r.tests()
-	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-timeout=20m", "-json", "-run=^("+strings.Join(tests, "|")+")$", pkg)
-	cmd.Env = append(os.Environ(), "STASIS_E2E_CLUSTER="+strings.Join(versions, " "))
-	cmd.Stderr = os.Stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it takes its cluster down
-	cmd.WaitDelay = time.Minute
-	lines, err := cmd.StdoutPipe()
-	if err != nil {
-		done.err = err
-		return done
-	}
-	if done.err = cmd.Start(); done.err != nil {
-		return done
-	}
-	said := done.read(lines)
-	err = cmd.Wait()
+	var said []string
+	err = gotest.Run(ctx, []string{"STASIS_E2E_CLUSTER=" + strings.Join(versions, " ")}, done.count, func(line string) { said = append(said, line) },
+		"-timeout=20m", "-run=^("+strings.Join(tests, "|")+")$", pkg)
 	if err != nil && len(done.failed) == 0 || done.passed+len(done.failed) != len(tests) {
 		done.err = errors.New(cmp.Or(ended(said), lastLines(said), fmt.Sprint(err)))
 	}
@@ -216,32 +203,15 @@ func images(ctx context.Context, suite string) error {
 	return nil
 }
 
-// read takes in what go test -json prints, and returns what was said outside of tests.
-func (r *result) read(from io.Reader) (outside []string) {
-	said := map[string][]string{}
-	lines := bufio.NewScanner(from)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		var e struct{ Action, Test, Output string }
-		if json.Unmarshal(lines.Bytes(), &e) != nil {
-			outside = append(outside, lines.Text())
-			continue
-		}
-		switch {
-		case e.Action == "output" && e.Test == "":
-			outside = append(outside, strings.TrimRight(e.Output, "\n"))
-		case e.Action == "output":
-			said[e.Test] = append(said[e.Test], e.Output)
-		case strings.Contains(e.Test, "/") || e.Test == "":
-		case e.Action == "pass":
-			r.passed++
-		case e.Action == "fail" || e.Action == "skip":
-			f := failure{e.Test, why(said[e.Test])}
-			fmt.Printf("matrix: %s: %s\n", f.test, f.why)
-			r.failed = append(r.failed, f)
-		}
+// count takes in what came of a test.
+func (r *result) count(t gotest.Test) {
+	if t.Action == "pass" {
+		r.passed++
+		return
 	}
-	return outside
+	f := failure{t.Name, why(t.Output)}
+	fmt.Printf("matrix: %s: %s\n", f.test, f.why)
+	r.failed = append(r.failed, f)
 }
 
 // position is how a test's message begins.

@@ -5,25 +5,20 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"podstasis.dev/stasis/test/gotest"
 )
 
 func TestARowTellsWhichTestsFailedAndTheirFirstWords(t *testing.T) {
 	var r result
-	outside := r.read(strings.NewReader(`{"Action":"output","Output":"cluster is ready\n"}
-{"Action":"run","Test":"TestA"}
-{"Action":"output","Test":"TestA","Output":"    a_test.go:7: it was | refused in ` + checkout + `/bin\n"}
-{"Action":"output","Test":"TestA","Output":"    a_test.go:9: and more\n"}
-{"Action":"fail","Test":"TestA/part"}
-{"Action":"fail","Test":"TestA"}
-{"Action":"pass","Test":"TestB"}
-{"Action":"skip","Test":"TestC"}
-not JSON
-`))
+	for _, t := range []gotest.Test{
+		{Name: "TestA", Action: "fail", Output: []string{"=== RUN TestA\n", "    a_test.go:7: it was | refused in " + checkout + "/bin\n", "    a_test.go:9: and more\n"}},
+		{Name: "TestB", Action: "pass"}, {Name: "TestC", Action: "skip"},
+	} {
+		r.count(t)
+	}
 	if r.passed != 1 || len(r.failed) != 2 || r.failed[0] != (failure{"TestA", "it was | refused in bin"}) || r.failed[1].test != "TestC" {
 		t.Errorf("read %+v", r)
-	}
-	if len(outside) != 2 || outside[1] != "not JSON" {
-		t.Errorf("outside of tests: %q", outside)
 	}
 	if got := ended([]string{"e2e: the agent: not there", "kubelet: more"}); got != "the agent: not there" {
 		t.Errorf("it ended with %q", got)

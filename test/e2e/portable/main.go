@@ -7,15 +7,12 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"regexp"
 	"strings"
@@ -23,6 +20,7 @@ import (
 	"time"
 
 	"podstasis.dev/stasis/test/document"
+	"podstasis.dev/stasis/test/gotest"
 )
 
 const updateCommand = "make gvisor UPDATE=docs/compatibility.md"
@@ -44,19 +42,15 @@ func run(ctx context.Context, quick bool, update string) error {
 		return errors.New("what the quick tests show is not written into documents")
 	}
 	wanted, left := chosen(tests, quick)
-	cmd := exec.CommandContext(ctx, "go", "test", "-json", "-count=1", "-timeout=50m", "-run="+pattern(wanted), "-skip="+pattern(left), "./test/e2e")
-	cmd.Env = append(os.Environ(), "STASIS_E2E_ENGINE=gvisor")
-	cmd.Stderr = os.Stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
+	var passed []string
+	over := func(t gotest.Test) {
+		if told(t, os.Stdout) {
+			passed = append(passed, t.Name)
+		}
 	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	passed := follow(out, os.Stdout)
-	if err := cmd.Wait(); ctx.Err() != nil {
+	err := gotest.Run(ctx, []string{"STASIS_E2E_ENGINE=gvisor"}, over, func(line string) { fmt.Println(line) },
+		"-timeout=50m", "-run="+pattern(wanted), "-skip="+pattern(left), "./test/e2e")
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	} else if err == nil && len(passed) != len(wanted) {
 		return fmt.Errorf("%d tests passed of %d that are not CRIU's alone", len(passed), len(wanted))
@@ -97,39 +91,15 @@ func pattern(names []string) string {
 	return strings.Join(whole, "|")
 }
 
-// follow reads what go test -json prints, passes on what a person wants to see, and returns
-// the tests that passed.
-func follow(in io.Reader, out io.Writer) (passed []string) {
-	said := map[string][]string{}
-	lines := bufio.NewReader(in)
-	for {
-		line, err := lines.ReadBytes('\n')
-		var event struct{ Action, Test, Output string }
-		if json.Unmarshal(line, &event) == nil {
-			top, _, part := strings.Cut(event.Test, "/")
-			switch event.Action {
-			case "output":
-				if top == "" {
-					fmt.Fprint(out, event.Output)
-				}
-				said[top] = append(said[top], event.Output)
-			case "pass", "fail":
-				if top == "" || part {
-					break
-				}
-				if event.Action == "pass" {
-					passed = append(passed, top)
-					fmt.Fprintln(out, "portable: passes:", top)
-				} else {
-					fmt.Fprintln(out, "portable: FAILS:", top+"\n"+strings.Join(said[top], ""))
-				}
-				delete(said, top)
-			}
-		}
-		if err != nil {
-			return passed
-		}
+// told tells a person of a test, and says whether it passed.
+func told(t gotest.Test, out io.Writer) (passed bool) {
+	switch t.Action {
+	case "pass":
+		fmt.Fprintln(out, "portable: passes:", t.Name)
+	case "fail":
+		fmt.Fprintln(out, "portable: FAILS:", t.Name+"\n"+strings.Join(t.Output, ""))
 	}
+	return t.Action == "pass"
 }
 
 // markdown is what documents say.

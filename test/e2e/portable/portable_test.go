@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"podstasis.dev/stasis/test/gotest"
 )
 
 // e2e are the names of all end-to-end tests.
@@ -83,15 +85,11 @@ func TestWhatIsRunIsWhatIsChosen(t *testing.T) {
 	}
 }
 
-func TestTheTestsThatPassAreCounted(t *testing.T) {
-	var out strings.Builder
-	passed := follow(strings.NewReader(`{"Action":"output","Test":"TestA","Output":"why A\n"}
-{"Action":"pass","Test":"TestB/part"}
-{"Action":"pass","Test":"TestB"}
-no event
-{"Action":"fail","Test":"TestA"}
-{"Action":"fail"}`), &out)
-	if !slices.Equal(passed, []string{"TestB"}) || !strings.Contains(out.String(), "FAILS: TestA\nwhy A") || strings.Contains(out.String(), "FAILS: TestB") {
-		t.Errorf("%q\n%s", passed, &out)
+func TestATestThatFailsIsToldWithWhatItPrinted(t *testing.T) {
+	for action, want := range map[string]string{"pass": "portable: passes: TestA\n", "fail": "portable: FAILS: TestA\nwhy A\n\n", "skip": ""} {
+		var out strings.Builder
+		if passed := told(gotest.Test{Name: "TestA", Action: action, Output: []string{"why A\n"}}, &out); passed != (action == "pass") || out.String() != want {
+			t.Errorf("%s: passed %v, %q", action, passed, out.String())
+		}
 	}
 }
