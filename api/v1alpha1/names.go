@@ -19,7 +19,8 @@ const (
 	AnnotationGivenUp = GroupName + "/given-up"
 	// AnnotationRestoreMemory says when a restored Pod's processes run: lazy, at once, and
 	// their memory comes when they touch it; eager, when all of it is there; auto, the
-	// default, which of the two by how much it is, as the node's agent is set.
+	// default, which of the two by how much it is, as the node's agent is set, and eager
+	// where its data are on another node or in a store.
 	AnnotationRestoreMemory = GroupName + "/restore-memory"
 	// AnnotationRestoreTicket is what the CRI service's RestorePod hands to the
 	// runtime it drives: a random, single-use name for one prepared restore. It is
@@ -122,8 +123,17 @@ const (
 
 // Condition types on Pods.
 const (
-	PodConditionCheckpointing = GroupName + "/Checkpointing" // True while the Pod is being checkpointed, gone after
-	PodConditionRestoring     = GroupName + "/Restoring"     // True while the Pod is being restored
+	PodConditionCheckpointing  = GroupName + "/Checkpointing"  // True while the Pod is being checkpointed, gone after
+	PodConditionRestoring      = GroupName + "/Restoring"      // True while the Pod is being restored
+	PodConditionMemoryRestored = GroupName + "/MemoryRestored" // on Pods that run before all their memory has come to their node: False until it is there
+)
+
+// Reasons of the condition MemoryRestored of Pods. As long as it is False with another
+// than MemoryLost the Pod needs its PodCheckpoint, and a deletion of that waits.
+const (
+	ReasonMemoryComing   = "MemoryComing"      // False: it comes while the Pod runs
+	ReasonMemoryLost     = EventMemoryLost     // False: no more is to come, and a container was killed for it
+	ReasonMemoryRestored = EventMemoryRestored // True: all is there
 )
 
 // Reasons of events on the PodCheckpoint and on its source Pod.
@@ -142,7 +152,7 @@ const (
 
 // Reasons of events that have to do with stores.
 const (
-	EventDeletionDelayed     = "DeletionDelayed"     // on the PodCheckpoint: it cannot be removed from its store yet; the message says why
+	EventDeletionDelayed     = "DeletionDelayed"     // on the PodCheckpoint: its data cannot be removed yet; the message says why, or which Pod needs them
 	EventLeftInStore         = "LeftInStore"         // on the PodCheckpoint: its store is gone, and what that held stays there
 	EventDeletedByRetention  = "DeletedByRetention"  // on the PodCheckpoint: by spec.retention of its store
 	EventOrphanDeleted       = "OrphanDeleted"       // on the CheckpointStore: it held a checkpoint of which this cluster has no PodCheckpoint

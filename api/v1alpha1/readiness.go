@@ -3,6 +3,7 @@ package v1alpha1
 import (
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -36,4 +37,18 @@ func (p *PodCheckpoint) IsTerminal() bool {
 	c := p.ReadyCondition()
 	return c != nil && (c.Status == metav1.ConditionTrue ||
 		c.Reason == ReasonCheckpointFailed || c.Reason == ReasonSourcePodReplaced)
+}
+
+// AwaitsMemory says that a restored Pod runs, or is about to, and that memory of its
+// checkpoint is still being brought to its node: the checkpoint's data have to stay (P29).
+func AwaitsMemory(pod *corev1.Pod) bool {
+	if pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded {
+		return false
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Type == PodConditionMemoryRestored {
+			return c.Status != corev1.ConditionTrue && c.Reason != ReasonMemoryLost
+		}
+	}
+	return false
 }

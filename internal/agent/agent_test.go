@@ -35,6 +35,7 @@ import (
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/podtemplate"
+	"podstasis.dev/stasis/internal/restoring"
 	checkpointstore "podstasis.dev/stasis/internal/store"
 )
 
@@ -290,12 +291,20 @@ func (h *harness) start() {
 	})
 	h.reconciler = &reconciler{
 		nodeName: testNode, client: h.client, live: h.client, runtime: h.runtime, store: h.store, flights: guard,
-		ops: h.ops, inUse: func() ([]string, error) { return h.inUse, nil }, metrics: metrics, log: log, now: time.Now,
+		ops: h.ops, users: h.usersOf, metrics: metrics, log: log, now: time.Now,
 		room: newRoom(DiskLimits{MaxShare: 1}, h.store.checkpointRoot()),
 	}
 	h.arrived = make(chan event.TypedGenericEvent[*v1alpha1.PodCheckpoint], 8)
 	h.reconciler.uploads = newUploads(h.store, h.reconciler.room, h.arrived)
 	h.reconciler.imports = &imports{ops: h.ops, room: h.reconciler.room, queue: make(chan importOp), log: log}
+}
+
+// usersOf is a Pod that is being restored where the test says that a directory is used.
+func (h *harness) usersOf(dir string) (users []restoring.User, err error) {
+	if slices.Contains(h.inUse, dir) {
+		users = append(users, restoring.User{Sandbox: restoringSandbox()})
+	}
+	return users, nil
 }
 
 func (h *harness) reconcile(ctx context.Context, name string) ctrl.Result {
@@ -749,6 +758,9 @@ func TestDataInUseByARestoreAreRemovedAfterIt(t *testing.T) {
 		t.Error("the deletion is not looked at again")
 	}
 	h.expectFiles(dataOfCP)
+	if told := h.events(); !slices.Contains(told, `Normal DeletionDelayed Pod "again" is being restored from it`) {
+		t.Errorf("told %q", told)
+	}
 	h.inUse = nil
 	h.reconcile(t.Context(), "cp")
 	h.expectFiles()

@@ -97,7 +97,7 @@ type copies struct {
 type fetching struct {
 	mode     pages.Mode // of who asked first
 	origin   origin
-	hurried  origin // another of the same, for what processes wait for; nil where mode is eager
+	hurried  origin // another of the same, for what processes wait for; nil unless mode is lazy
 	progress progress
 	cancel   context.CancelFunc
 	done     chan struct{}
@@ -144,8 +144,9 @@ func (s *store) earlyPath(uid types.UID) string {
 func (s *store) copyRecordPath(uid types.UID) string { return s.copyPath(uid) + copySuffix }
 
 // need returns the directory of a checkpoint of another node, once it is here and
-// whole, or, unless mode is eager, as soon as a Pod can be restored from it: then partial
-// says so. Until then it is a refusal that says how far it is: the Pod's sandbox is asked
+// whole, or, where mode is lazy, as soon as a Pod can be restored from it: then partial
+// says so, and the Pod needs the other node until the rest has come. Nobody is made to who
+// did not ask for it: a node that is drained goes when its Pods have gone. Until then it is a refusal that says how far it is: the Pod's sandbox is asked
 // for again. pod is the Pod that needs it.
 func (c *copies) need(ctx context.Context, pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod, mode pages.Mode) (dir string, partial bool, err error) {
 	if err := validUID(pcp.UID); err != nil {
@@ -157,7 +158,7 @@ func (c *copies) need(ctx context.Context, pcp *v1alpha1.PodCheckpoint, pod *cor
 	}
 	if f != nil {
 		early := f.early
-		if mode == pages.ModeEager {
+		if mode != pages.ModeLazy {
 			early = nil
 		}
 		select {
@@ -240,7 +241,7 @@ func (c *copies) begin(pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod, mode pages.
 		return nil, err
 	}
 	var hurried origin
-	if mode != pages.ModeEager {
+	if mode == pages.ModeLazy {
 		if hurried, err = c.origins.of(pcp, pod); err != nil {
 			from.Close()
 			return nil, err
@@ -336,9 +337,9 @@ func (c *copies) fetchAnew(ctx context.Context, pcp *v1alpha1.PodCheckpoint, f *
 		return fmt.Errorf("make the directory of a fetch: %w", err)
 	}
 	lazily := false
-	if f.mode != pages.ModeEager {
+	if f.mode == pages.ModeLazy {
 		one.early = func(ctx context.Context, m *checkpoint.Manifest) (*pages.Lazily, error) {
-			return c.policy.Early(ctx, dir, m, pcp.Status.ManifestDigest, f.mode)
+			return c.policy.Early(ctx, dir, m, pcp.Status.ManifestDigest)
 		}
 		one.rest = func(ctx context.Context, l *pages.Lazily) error {
 			lazily = true

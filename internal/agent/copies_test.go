@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"podstasis.dev/stasis/internal/pages"
 	"strings"
 	"sync"
 	"testing"
@@ -28,6 +27,7 @@ import (
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/pages"
 )
 
 // elsewhere is a checkpoint that another node holds.
@@ -41,13 +41,23 @@ type elsewhere struct {
 // newElsewhere makes a sealed checkpoint with files of random bytes.
 func newElsewhere(t *testing.T, sizes ...int) *elsewhere {
 	t.Helper()
-	e := &elsewhere{dir: t.TempDir()}
 	noise := rand.NewChaCha8([32]byte{1})
+	files := map[string][]byte{}
 	for i, size := range sizes {
 		data := make([]byte, size)
 		noise.Read(data)
-		name := filepath.Join(e.dir, "containers", "a", "criu", fmt.Sprintf("pages-%d.img", i))
-		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o700), os.WriteFile(name, data, 0o600)); err != nil {
+		files[fmt.Sprintf("containers/a/criu/pages-%d.img", i)] = data
+	}
+	return sealedElsewhere(t, files)
+}
+
+// sealedElsewhere makes a checkpoint of files.
+func sealedElsewhere(t *testing.T, files map[string][]byte) *elsewhere {
+	t.Helper()
+	e := &elsewhere{dir: t.TempDir()}
+	for name, data := range files {
+		file := filepath.Join(e.dir, filepath.FromSlash(name))
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, data, 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -58,8 +68,7 @@ func newElsewhere(t *testing.T, sizes ...int) *elsewhere {
 	}
 	e.bytes = m.LogicalBytes()
 	e.pcp = makePCP(withReason(v1alpha1.ReasonCheckpointCompleted))
-	e.pcp.Status.NodeName = "node-2"
-	e.pcp.Status.ManifestDigest = e.digest
+	e.pcp.Status.NodeName, e.pcp.Status.ManifestDigest = "node-2", e.digest
 	return e
 }
 
@@ -70,6 +79,7 @@ type fakeOrigin struct {
 	mu    sync.Mutex
 	opens int
 	pods  []types.UID
+	known types.UID // of a Pod that it has given something to
 	// open is asked before each part, spoil given its bytes; nil: nothing happens.
 	open  func(ctx context.Context, opens int, file string, offset int64) error
 	spoil func(opens int, file string, body []byte) ([]byte, error)
@@ -82,6 +92,8 @@ func (o *fakeOrigin) of(_ *v1alpha1.PodCheckpoint, pod *corev1.Pod) (origin, err
 
 func (o *fakeOrigin) Name() string { return "node node-2" }
 func (o *fakeOrigin) Close()       {}
+
+func (o *fakeOrigin) knows(pod types.UID) bool { return pod == o.known }
 func (o *fakeOrigin) For(pod *corev1.Pod) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -3,7 +3,6 @@ package agent
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"os"
@@ -14,8 +13,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
-	"google.golang.org/protobuf/proto"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podstasis.dev/stasis/api/v1alpha1"
@@ -24,6 +21,7 @@ import (
 	"podstasis.dev/stasis/internal/nodeapi"
 	"podstasis.dev/stasis/internal/pages"
 	"podstasis.dev/stasis/internal/pages/lazy"
+	"podstasis.dev/stasis/internal/pages/pagestest"
 )
 
 const (
@@ -36,42 +34,12 @@ const (
 func memoryElsewhere(t *testing.T) *elsewhere {
 	t.Helper()
 	const inBlock = checkpoint.BlockSize / images.PageSize
-	out := binary.LittleEndian.AppendUint32(nil, images.Common)
-	out = binary.LittleEndian.AppendUint32(out, uint32(images.Pagemap))
-	add := func(m proto.Message) {
-		b, err := proto.Marshal(m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out = append(binary.LittleEndian.AppendUint32(out, uint32(len(b))), b...)
-	}
-	add(&pagemap.PagemapHead{PagesId: proto.Uint32(1)})
-	at := uint64(0x100000)
-	for _, r := range []struct {
-		pages int
-		flags uint32
-	}{{eagerBlock * inBlock, 6}, {1, 4}, {(memoryBlocks-eagerBlock)*inBlock - 1, 6}} {
-		add(&pagemap.PagemapEntry{Vaddr: proto.Uint64(at), NrPages: proto.Uint64(uint64(r.pages)), CompatNrPages: proto.Uint32(uint32(r.pages)), Flags: proto.Uint32(r.flags)})
-		at += uint64(r.pages)*images.PageSize + 0x10000
-	}
-	e := &elsewhere{dir: t.TempDir()}
+	const lazily = pagestest.Present | pagestest.Lazy
+	pageMap := pagestest.Map(t, 1, pagestest.Run{At: 0x10000000, Pages: eagerBlock * inBlock, Flags: lazily},
+		pagestest.Run{At: 0x20000000, Pages: 1, Flags: pagestest.Present}, pagestest.Run{At: 0x30000000, Pages: (memoryBlocks-eagerBlock)*inBlock - 1, Flags: lazily})
 	memory := make([]byte, memoryBlocks*checkpoint.BlockSize)
 	rand.NewChaCha8([32]byte{2}).Read(memory)
-	for name, data := range map[string][]byte{memoryFile: memory, "containers/a/criu/pagemap-1.img": out, "containers/a/criu/core-1.img": []byte("core"), "volumes/v.tar": memory[:100<<10]} {
-		file := filepath.Join(e.dir, filepath.FromSlash(name))
-		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, data, 0o600)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	m := &checkpoint.Manifest{Engine: checkpoint.Program{Name: "criu", Version: "4.2"}, Containers: []checkpoint.Container{{Name: "a"}}}
-	var err error
-	if e.digest, err = checkpoint.Seal(t.Context(), e.dir, m); err != nil {
-		t.Fatal(err)
-	}
-	e.bytes = m.LogicalBytes()
-	e.pcp = makePCP(withReason(v1alpha1.ReasonCheckpointCompleted))
-	e.pcp.Status.NodeName, e.pcp.Status.ManifestDigest = "node-2", e.digest
-	return e
+	return sealedElsewhere(t, map[string][]byte{memoryFile: memory, "containers/a/criu/pagemap-1.img": pageMap, "containers/a/criu/core-1.img": []byte("core"), "volumes/v.tar": memory[:100<<10]})
 }
 
 // slowMemory lets those blocks through that it is told to, and the one that CRIU reads.
@@ -200,7 +168,7 @@ func TestAPodIsRestoredBeforeItsMemoryIsHereAndThatComesInTheOrderInWhichItIsNee
 		}
 	}
 	opens := from.opens
-	again, partial, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeAuto)
+	again, partial, err := c.need(t.Context(), e.pcp, restoringPod(), pages.ModeLazy)
 	if err != nil || again != dir || !partial || from.opens > opens+2 {
 		t.Errorf("a second restore: %s, %v, %v, %d parts fetched", again, partial, err, from.opens-opens)
 	}

@@ -44,6 +44,16 @@ func (h *holding) close() {
 // open finds a complete checkpoint by its object's UID. The context that it returns
 // ends when the checkpoint is removed: its deletion waits for nobody who reads.
 func (h *holdings) open(ctx context.Context, uid types.UID) (context.Context, *holding, error) {
+	ctx, held, err := h.openNeeded(ctx, uid)
+	if err == nil && !held.object.DeletionTimestamp.IsZero() {
+		held.close()
+		return nil, nil, notReady(held.object)
+	}
+	return ctx, held, err
+}
+
+// openNeeded also opens one whose deletion waits for those who need it.
+func (h *holdings) openNeeded(ctx context.Context, uid types.UID) (context.Context, *holding, error) {
 	if err := validUID(uid); err != nil {
 		return nil, nil, decline(http.StatusNotFound, "%v", err)
 	}
@@ -55,6 +65,10 @@ func (h *holdings) open(ctx context.Context, uid types.UID) (context.Context, *h
 	}
 	held.end = end
 	return ctx, held, nil
+}
+
+func notReady(pcp *v1alpha1.PodCheckpoint) error {
+	return decline(http.StatusConflict, "PodCheckpoint %s is not Ready, or being deleted", pcp.Name)
 }
 
 func (h *holdings) find(ctx context.Context, uid types.UID) (*holding, error) {
@@ -74,8 +88,8 @@ func (h *holdings) find(ctx context.Context, uid types.UID) (*holding, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("read the PodCheckpoint: %w", err)
 	}
-	if !ready(&pcp) || !pcp.DeletionTimestamp.IsZero() {
-		return nil, decline(http.StatusConflict, "PodCheckpoint %s is not Ready, or being deleted", pcp.Name)
+	if !ready(&pcp) {
+		return nil, notReady(&pcp)
 	}
 	dir := h.store.dataPath(data)
 	m, digest, err := checkpoint.ReadManifest(dir)

@@ -32,6 +32,7 @@ import (
 	"podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/internal/agentapi"
 	"podstasis.dev/stasis/internal/apiserver/registration"
+	"podstasis.dev/stasis/internal/restoring"
 	"podstasis.dev/stasis/internal/store/backend"
 	"podstasis.dev/stasis/internal/stores"
 )
@@ -119,7 +120,7 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	fetched.tell = func(ctx context.Context, pod podRef, message string) error {
 		return k.marker.note(ctx, pod, "fetched", v1alpha1.EventCheckpointFetched, message)
 	}
-	k.resolver = &resolver{nodeName: d.NodeName, live: m.GetAPIReader(), store: d.store, copies: fetched, platform: d.platform}
+	k.resolver = &resolver{nodeName: d.NodeName, live: m.GetAPIReader(), store: d.store, copies: fetched, marker: k.marker, platform: d.platform}
 	runner := newHookRunner(d.runtime, d.RuntimeEndpoint)
 	k.hooks = &restoreHooks{store: d.store, runner: runner, live: m.GetAPIReader(), recorder: k.recorder, log: d.Log, queue: make(chan *dueHooks, maxRestoreHooks)}
 	guard := newFlights(d.MaxConcurrent)
@@ -134,7 +135,7 @@ func newKubernetes(d *daemon, config *rest.Config) (*kubernetes, error) {
 	k.reconciler = &reconciler{
 		nodeName: d.NodeName, client: m.GetClient(), live: m.GetAPIReader(), runtime: d.runtime, store: d.store,
 		flights: guard, ops: ops, metrics: d.metrics, log: d.Log, now: time.Now,
-		inUse: func() ([]string, error) { return d.sessions.InUse() }, room: d.room,
+		users: func(dir string) ([]restoring.User, error) { return d.sessions.Users(dir) }, room: d.room,
 	}
 	arrived := make(chan event.TypedGenericEvent[*v1alpha1.PodCheckpoint], 64)
 	k.reconciler.uploads = newUploads(d.store, d.room, arrived)
@@ -184,6 +185,10 @@ func (k *kubernetes) sweep(ctx context.Context) error {
 		}
 		if err := k.reconciler.forgetPods(ctx); err != nil {
 			k.log.Warn("looking for restored Pods that are gone failed", "error", err)
+			wait = sweepRetry
+		}
+		if err := k.reconciler.forgetNeeds(ctx); err != nil {
+			k.log.Warn("looking for Pods that need no checkpoint of this node any more failed", "error", err)
 			wait = sweepRetry
 		}
 		select {

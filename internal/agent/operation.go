@@ -411,6 +411,7 @@ func (o *operations) event(about, related client.Object, kind, reason, format st
 const (
 	actionCheckpoint = "Checkpoint"
 	actionRestore    = "Restore"
+	actionDelete     = "Delete"
 )
 
 func timeoutOf(pcp *v1alpha1.PodCheckpoint) time.Duration {

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"podstasis.dev/stasis/api/v1alpha1"
@@ -43,6 +44,12 @@ type secondOrigin interface {
 	instead() string
 }
 
+// knowingOrigin takes note of the Pods that it gives something to.
+type knowingOrigin interface {
+	// knows says whether a Pod is one of them.
+	knows(pod types.UID) bool
+}
+
 // origins chooses where a checkpoint is fetched from: the store that it is in, or else
 // the agent of the node that holds it.
 type origins struct {
@@ -68,9 +75,26 @@ type peerOrigin struct {
 	node      string
 	uid, name string // of the PodCheckpoint
 
-	mu   sync.Mutex
-	pod  *corev1.Pod
-	peer *agentapi.Peer // nil until it is called, and after a failure
+	mu     sync.Mutex
+	pod    *corev1.Pod
+	peer   *agentapi.Peer     // nil until it is called, and after a failure
+	gaveTo map[types.UID]bool // Pods
+}
+
+// knows implements knowingOrigin.
+func (o *peerOrigin) knows(pod types.UID) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.gaveTo[pod]
+}
+
+func (o *peerOrigin) gave(pod types.UID) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.gaveTo == nil {
+		o.gaveTo = map[types.UID]bool{}
+	}
+	o.gaveTo[pod] = true
 }
 
 func (o *peerOrigin) Name() string { return "node " + o.node }
@@ -90,6 +114,7 @@ func (o *peerOrigin) Open(ctx context.Context, file string, offset, length int64
 	}
 	body, err := peer.File(ctx, agentapi.Wanted{UID: o.uid, Pod: pod.Name, PodUID: string(pod.UID), File: file, Offset: offset, Length: length})
 	if err == nil {
+		o.gave(pod.UID)
 		return body, nil
 	}
 	o.hangUp()

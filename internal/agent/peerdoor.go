@@ -38,7 +38,9 @@ type peerDoor struct {
 		Locate(ctx context.Context, node string, needs int) (agentapi.Announcement, error)
 	}
 	live client.Reader
-	now  func() time.Time
+	// needed takes note of a Pod that may need the checkpoint after it runs.
+	needed func(checkpoint types.UID, pod types.NamespacedName, podUID types.UID) error
+	now    func() time.Time
 
 	mu    sync.Mutex
 	known map[visit]time.Time
@@ -109,6 +111,12 @@ func (d *peerDoor) needs(ctx context.Context, v visit, pcp *v1alpha1.PodCheckpoi
 		pod.Annotations[v1alpha1.AnnotationRestoreFrom] != pcp.Name || pod.Annotations[v1alpha1.AnnotationRestoreFromUID] != string(pcp.UID) {
 		return decline(http.StatusForbidden, "node %q has no Pod %s of UID %s that is restored from PodCheckpoint %s", v.node, v.pod, v.podUID, pcp.Name)
 	}
+	if !pcp.DeletionTimestamp.IsZero() && !v1alpha1.AwaitsMemory(&pod) {
+		return notReady(pcp)
+	}
+	if runsEarly(&pod) {
+		return d.needed(pcp.UID, types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}, pod.UID)
+	}
 	return nil
 }
 
@@ -134,7 +142,7 @@ func (s *server) file(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	ctx, held, err := s.holdings.open(r.Context(), caller.checkpoint)
+	ctx, held, err := s.holdings.openNeeded(r.Context(), caller.checkpoint)
 	if err != nil {
 		return err
 	}

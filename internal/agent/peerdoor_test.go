@@ -108,13 +108,20 @@ func TestANodeThatRestoresACheckpointFetchesItsFiles(t *testing.T) {
 func TestACheckpointOfAnotherNodeComesOverTLS(t *testing.T) {
 	n := newNeighbour(t)
 	dir := t.TempDir()
-	f := &fetch{from: &peerOrigin{peers: n.peers, node: testNode, uid: string(pcpUID), name: "cp", pod: restoringPod()}, dir: dir, digest: n.pcp.Status.ManifestDigest,
+	from := &peerOrigin{peers: n.peers, node: testNode, uid: string(pcpUID), name: "cp", pod: restoringPod()}
+	if from.knows(restoredUID) {
+		t.Error("it has given nothing yet")
+	}
+	f := &fetch{from: from, dir: dir, digest: n.pcp.Status.ManifestDigest,
 		stall: 10 * time.Second, patience: 10 * time.Second, received: func(int) {}, progress: &progress{}, now: time.Now}
 	if err := f.run(t.Context(), func(int64) (func(), error) { return func() {}, nil }); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := checkpoint.Verify(t.Context(), dir, n.pcp.Status.ManifestDigest); err != nil {
 		t.Error(err)
+	}
+	if !from.knows(restoredUID) || from.knows("another") {
+		t.Error("whom it gave something to is not known")
 	}
 }
 

@@ -26,8 +26,9 @@ type podRef struct {
 }
 
 // marker puts conditions on Pods for others to see what is done to them (P15,
-// P24). They are for observation and nothing waits for them: where the API server
-// is away the work goes on. A nil marker, where there is no Kubernetes, does nothing.
+// P24). They are for observation and nothing waits for them, but for MemoryRestored:
+// where the API server is away the work goes on. A nil marker, where there is no
+// Kubernetes, does nothing.
 type marker struct {
 	client client.Client
 	log    *slog.Logger
@@ -36,10 +37,15 @@ type marker struct {
 
 // set puts a condition on a Pod.
 func (m *marker) set(ctx context.Context, pod podRef, kind string, status corev1.ConditionStatus, reason, message string) {
+	_ = m.put(ctx, pod, kind, status, reason, message) // logged; nothing waits for it
+}
+
+// put does so too, for those who rely on it: it is on the Pod, or there is an error.
+func (m *marker) put(ctx context.Context, pod podRef, kind string, status corev1.ConditionStatus, reason, message string) error {
 	if m == nil {
-		return
+		return nil
 	}
-	_ = m.patch(ctx, pod, map[string]any{ // logged; nothing waits for it
+	return m.patch(ctx, pod, map[string]any{
 		"type": kind, "status": status, "reason": reason, "message": cut(message, maxEventBytes),
 		"lastTransitionTime": metav1.NewTime(m.now()),
 	})

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"podstasis.dev/stasis/api/v1alpha1"
+	"podstasis.dev/stasis/internal/restoring"
 )
 
 // fieldNodeName is the selectable field by which an agent sees its own objects.
@@ -39,8 +39,8 @@ type reconciler struct {
 	store    *store
 	flights  *flights
 	ops      *operations
-	// inUse lists the checkpoint directories that restores under way read.
-	inUse   func() ([]string, error)
+	// users are the sandboxes of this node that need a checkpoint directory.
+	users   func(dir string) ([]restoring.User, error)
 	uploads *uploads
 	imports *imports
 	room    *room
@@ -243,12 +243,13 @@ func (r *reconciler) deleted(ctx context.Context, pcp *v1alpha1.PodCheckpoint) (
 		return ctrl.Result{}, err
 	}
 	if name := held[pcp.UID]; name != "" {
-		used, err := r.inUse()
+		why, err := r.heldUp(ctx, pcp, r.store.dataPath(name))
 		if err != nil {
-			return ctrl.Result{}, fmt.Errorf("find out which checkpoints restores use: %w", err)
+			return ctrl.Result{}, err
 		}
-		if slices.Contains(used, r.store.dataPath(name)) {
-			return ctrl.Result{RequeueAfter: busyRetry}, nil // P29
+		if why != "" { // P29
+			r.ops.recorder.Eventf(pcp, nil, corev1.EventTypeNormal, v1alpha1.EventDeletionDelayed, actionDelete, "%s", why)
+			return ctrl.Result{RequeueAfter: busyRetry}, nil
 		}
 	}
 	r.uploads.forget(pcp.UID)

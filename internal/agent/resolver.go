@@ -34,6 +34,7 @@ type resolver struct {
 	live     client.Reader
 	store    *store
 	copies   *copies
+	marker   *marker
 	platform platform.Description // of this node
 }
 
@@ -49,6 +50,14 @@ func (r *resolver) Resolve(ctx context.Context, sandbox nodeapi.Sandbox) (restor
 	if err != nil {
 		return restoring.Source{}, err
 	}
+	source, err := r.resolve(ctx, sandbox, pod)
+	if v1alpha1.AwaitsMemory(pod) && (err != nil || !source.Partial) {
+		err = errors.Join(err, r.letGo(ctx, pod))
+	}
+	return source, err
+}
+
+func (r *resolver) resolve(ctx context.Context, sandbox nodeapi.Sandbox, pod *corev1.Pod) (restoring.Source, error) {
 	again, err := r.store.wasRestored(pod.UID)
 	if err != nil {
 		return restoring.Source{}, fmt.Errorf("find out whether the Pod has been restored before: %w", err)
@@ -80,11 +89,10 @@ func (r *resolver) Resolve(ctx context.Context, sandbox nodeapi.Sandbox) (restor
 	if err := hooks.Check(sandbox.Annotations, runnable(pod)); err != nil {
 		return restoring.Source{}, deny(v1alpha1.EventRestoreFailed, "the Pod asks for hooks that cannot be run: %v", err)
 	}
-	mode, err := pages.ParseMode(sandbox.Annotations[v1alpha1.AnnotationRestoreMemory])
-	if err != nil {
-		return restoring.Source{}, deny(v1alpha1.EventRestoreFailed, "annotation %s: %v", v1alpha1.AnnotationRestoreMemory, err)
+	dir, partial, err := r.data(ctx, pcp, pod)
+	if err == nil && partial {
+		err = r.keepNeeded(ctx, pcp, pod)
 	}
-	dir, partial, err := r.data(ctx, pcp, pod, mode)
 	if err != nil {
 		return restoring.Source{}, err
 	}
@@ -158,7 +166,7 @@ func (r *resolver) checkpoint(ctx context.Context, pod *corev1.Pod) (*v1alpha1.P
 // data finds the checkpoint's directory: the one that was written here, or a copy of
 // another node's, which is fetched if it is not here. partial says that memory of it is
 // still to come.
-func (r *resolver) data(ctx context.Context, pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod, mode pages.Mode) (dir string, partial bool, err error) {
+func (r *resolver) data(ctx context.Context, pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod) (dir string, partial bool, err error) {
 	if pcp.Status.NodeName == r.nodeName {
 		dir, err = r.locate(pcp)
 		return dir, false, err
@@ -169,6 +177,10 @@ func (r *resolver) data(ctx context.Context, pcp *v1alpha1.PodCheckpoint, pod *c
 	}
 	if why := platform.Obstacles(requires, r.platform); len(why) > 0 {
 		return "", false, deny(v1alpha1.EventCheckpointWrongNode, "PodCheckpoint %s cannot be restored on node %q, which %s", pcp.Name, r.nodeName, strings.Join(why, " and "))
+	}
+	mode := pages.ModeEager
+	if runsEarly(pod) {
+		mode = pages.ModeLazy
 	}
 	return r.copies.need(ctx, pcp, pod, mode)
 }

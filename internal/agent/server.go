@@ -92,7 +92,7 @@ func (k *kubernetes) serving(d *daemon) []manager.Runnable {
 		pods: &podPreflight{
 			nodeName: d.NodeName, live: m.GetAPIReader(), runtime: d.runtime, examiner: d.cri, root: d.store.checkpointRoot(), apiServer: kubernetesService(),
 		},
-		peers:    &peerDoor{locator: k.locator, live: m.GetAPIReader(), now: time.Now},
+		peers:    &peerDoor{locator: k.locator, live: m.GetAPIReader(), needed: d.store.markNeeded, now: time.Now},
 		identity: &k.identity,
 		streams:  make(chan struct{}, maxStreams), looks: make(chan struct{}, maxLooks), log: d.Log,
 	}

@@ -68,7 +68,7 @@ func newServed(t *testing.T) *served {
 				return s.reviewed, s.refusal
 			}},
 		streams: make(chan struct{}, maxStreams), looks: make(chan struct{}, maxLooks), log: log, identity: new(atomic.Pointer[tls.Certificate]),
-		peers: &peerDoor{locator: &agentapi.Locator{Reader: s.client, Namespace: "stasis-system", Clock: clock.RealClock{}, Blind: true}, live: s.client, now: time.Now},
+		peers: &peerDoor{locator: &agentapi.Locator{Reader: s.client, Namespace: "stasis-system", Clock: clock.RealClock{}, Blind: true}, live: s.client, needed: s.store.markNeeded, now: time.Now},
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error)

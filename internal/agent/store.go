@@ -39,7 +39,7 @@ type store struct {
 
 // openStore makes the directories, for root alone.
 func openStore(dir string) (*store, error) {
-	for _, d := range []string{dir, filepath.Join(dir, checkpointsDir), filepath.Join(dir, recordsDir), filepath.Join(dir, restoredDir), filepath.Join(dir, digestsDir), filepath.Join(dir, hooksDir), filepath.Join(dir, storingDir)} {
+	for _, d := range []string{dir, filepath.Join(dir, checkpointsDir), filepath.Join(dir, recordsDir), filepath.Join(dir, restoredDir), filepath.Join(dir, digestsDir), filepath.Join(dir, hooksDir), filepath.Join(dir, storingDir), filepath.Join(dir, neededDir)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make the state directory: %w", err)
 		}
@@ -148,7 +148,7 @@ func (s *store) removeData(uid types.UID) error {
 			return fmt.Errorf("remove checkpoint data: %w", err)
 		}
 	}
-	if err := errors.Join(s.removePartial(uid), s.removeImport(uid), s.removeDigests(uid), s.removeRecord(uid)); err != nil {
+	if err := errors.Join(s.removePartial(uid), s.removeImport(uid), s.removeDigests(uid), s.removeRecord(uid), s.notLonger(uid)); err != nil {
 		return fmt.Errorf("remove checkpoint data: %w", err)
 	}
 	return checkpoint.SyncDir(s.checkpointRoot())
@@ -285,7 +285,7 @@ func uidOfUnfinished(name string) (types.UID, bool) {
 // half removed, temporary files, and partial checkpoints without a record (P17).
 func (s *store) removeLeftovers() ([]string, error) {
 	var removed []string
-	for _, dir := range []string{s.checkpointRoot(), filepath.Join(s.dir, recordsDir), filepath.Join(s.dir, restoredDir), filepath.Join(s.dir, digestsDir), filepath.Join(s.dir, hooksDir), filepath.Join(s.dir, storingDir)} {
+	for _, dir := range []string{s.checkpointRoot(), filepath.Join(s.dir, recordsDir), filepath.Join(s.dir, restoredDir), filepath.Join(s.dir, digestsDir), filepath.Join(s.dir, hooksDir), filepath.Join(s.dir, storingDir), filepath.Join(s.dir, neededDir)} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return removed, fmt.Errorf("look for leftovers: %w", err)

@@ -109,7 +109,11 @@ func (r *storeRelease) remove(ctx context.Context, c *checkpointv1alpha1.PodChec
 		return 0, err
 	}
 	if len(users) > 0 {
-		r.events.Eventf(c, nil, corev1.EventTypeNormal, checkpointv1alpha1.EventDeletionDelayed, "Delete", "Pod %q is being restored from it", users[0])
+		why := "is being restored from it"
+		if begun(users[0]) {
+			why = "is still being given memory of it"
+		}
+		r.events.Eventf(c, nil, corev1.EventTypeNormal, checkpointv1alpha1.EventDeletionDelayed, "Delete", "Pod %q %s", users[0].Name, why)
 		return restoreAgain, nil
 	}
 	within, cancel := context.WithTimeout(ctx, deleteFrom)
@@ -143,23 +147,19 @@ func (r *storeRelease) leave(ctx context.Context, c *checkpointv1alpha1.PodCheck
 	r.events.Eventf(c, nil, corev1.EventTypeWarning, checkpointv1alpha1.EventLeftInStore, "Delete", "%s", why)
 }
 
-// restoringFrom names the Pods that are being restored from a checkpoint: those that
+// restoringFrom lists the Pods that are being restored from a checkpoint: those that
 // admission, or the gate, has given it to, that are on a node and that do not run yet,
-// or not wholly. One that waits for its place is not among them: it would keep the
-// checkpoint for as long as it waits.
-func restoringFrom(ctx context.Context, live client.Reader, c *checkpointv1alpha1.PodCheckpoint) ([]string, error) {
+// or not wholly, or not with all their memory. One that waits for its place is not among
+// them: it would keep the checkpoint for as long as it waits.
+func restoringFrom(ctx context.Context, live client.Reader, c *checkpointv1alpha1.PodCheckpoint) ([]*corev1.Pod, error) {
 	pods, err := podsOf(ctx, live, c)
 	if err != nil {
 		return nil, err
 	}
-	var names []string
-	for _, pod := range pods {
+	return slices.DeleteFunc(pods, func(pod *corev1.Pod) bool {
 		pinned := pod.Annotations[checkpointv1alpha1.AnnotationRestoreFromUID] == string(c.UID)
-		if pinned && pod.Spec.NodeName != "" && !restored(pod) {
-			names = append(names, pod.Name)
-		}
-	}
-	return names, nil
+		return !pinned || pod.Spec.NodeName == "" || restored(pod)
+	}), nil
 }
 
 // podsOf lists the Pods that were, or are to be, restored from a checkpoint.
@@ -179,8 +179,14 @@ func podsOf(ctx context.Context, live client.Reader, c *checkpointv1alpha1.PodCh
 	return pods, nil
 }
 
-// restored says that a Pod needs its checkpoint no longer: it runs on, or has ended.
+// restored says that a Pod needs its checkpoint no longer: it runs on, with all its
+// memory, or has ended.
 func restored(pod *corev1.Pod) bool {
+	return begun(pod) && !checkpointv1alpha1.AwaitsMemory(pod)
+}
+
+// begun says that all containers of a Pod go on, or have ended.
+func begun(pod *corev1.Pod) bool {
 	for _, c := range pod.Status.Conditions {
 		if c.Type == checkpointv1alpha1.PodConditionRestoring && c.Status == corev1.ConditionTrue {
 			return pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded

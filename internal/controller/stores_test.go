@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -543,19 +544,33 @@ func from(name, checkpoint, uid, node string, phase corev1.PodPhase, restoring c
 	return pod
 }
 
+// memory says how far the memory of a Pod has come.
+func memory(pod *corev1.Pod, status corev1.ConditionStatus, reason string) *corev1.Pod {
+	pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{Type: checkpointv1alpha1.PodConditionMemoryRestored, Status: status, Reason: reason})
+	return pod
+}
+
+const comes = checkpointv1alpha1.ReasonMemoryComing
+
 func TestACheckpointStaysInItsStoreWhilePodsAreRestoredFromIt(t *testing.T) {
 	for name, tc := range map[string]struct {
 		pod  *corev1.Pod
 		uses bool
+		how  string // it is used; empty: it is being restored from it
 	}{
-		"on its node":                   {from("r", "c", "u", "node", corev1.PodPending, ""), true},
-		"half restored":                 {from("r", "c", "u", "node", corev1.PodRunning, "True"), true},
-		"restored":                      {from("r", "c", "u", "node", corev1.PodRunning, "False"), false},
-		"restored, without a word":      {from("r", "c", "u", "node", corev1.PodRunning, ""), false},
-		"given up":                      {from("r", "c", "u", "node", corev1.PodFailed, "True"), false},
-		"waiting for a node":            {from("r", "c", "u", "", corev1.PodPending, ""), false},
-		"of an earlier one of its name": {from("r", "c", "other", "node", corev1.PodPending, ""), false},
-		"of another":                    {from("r", "d", "u", "node", corev1.PodPending, ""), false},
+		"on its node":                   {pod: from("r", "c", "u", "node", corev1.PodPending, ""), uses: true},
+		"half restored":                 {pod: from("r", "c", "u", "node", corev1.PodRunning, "True"), uses: true},
+		"restored":                      {pod: from("r", "c", "u", "node", corev1.PodRunning, "False")},
+		"restored, without a word":      {pod: from("r", "c", "u", "node", corev1.PodRunning, "")},
+		"given up":                      {pod: from("r", "c", "u", "node", corev1.PodFailed, "True")},
+		"waiting for a node":            {pod: from("r", "c", "u", "", corev1.PodPending, "")},
+		"of an earlier one of its name": {pod: from("r", "c", "other", "node", corev1.PodPending, "")},
+		"of another":                    {pod: from("r", "d", "u", "node", corev1.PodPending, "")},
+		"without its memory":            {pod: memory(from("r", "c", "u", "node", corev1.PodRunning, ""), "False", comes), uses: true, how: "still being given memory of it"},
+		"half, and without its memory":  {pod: memory(from("r", "c", "u", "node", corev1.PodRunning, "True"), "False", comes), uses: true},
+		"whole":                         {pod: memory(from("r", "c", "u", "node", corev1.PodRunning, ""), "True", checkpointv1alpha1.ReasonMemoryRestored)},
+		"without memory that was lost":  {pod: memory(from("r", "c", "u", "node", corev1.PodRunning, ""), "False", checkpointv1alpha1.ReasonMemoryLost)},
+		"ended without its memory":      {pod: memory(from("r", "c", "u", "node", corev1.PodFailed, ""), "False", comes)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := keep(t, nil, tc.pod)
@@ -568,7 +583,7 @@ func TestACheckpointStaysInItsStoreWhilePodsAreRestoredFromIt(t *testing.T) {
 				t.Errorf("held %v, want %v", held, tc.uses)
 			}
 			if tc.uses {
-				expectTold(t, k.told, `Normal DeletionDelayed Pod "r" is being restored from it`)
+				expectTold(t, k.told, `Normal DeletionDelayed Pod "r" is `+cmp.Or(tc.how, "being restored from it"))
 			}
 		})
 	}
@@ -580,7 +595,7 @@ func TestRetentionDeletesWhatItSaysButNeverWhatIsUsedOrNotReady(t *testing.T) {
 		s.Spec.Retention = &checkpointv1alpha1.CheckpointRetention{MaxPerPod: &one}
 	})
 	storeID := k.reconcile(t).Status.StoreID
-	for i, name := range []string{"unready", "elsewhere", "waited-for", "restored-from", "old", "latest"} {
+	for i, name := range []string{"unready", "elsewhere", "waited-for", "restored-from", "without-memory", "old", "latest"} {
 		id := k.put(t, labelsOf(thisCluster, "n", name, name)).ID.String()
 		c := inStore(name, types.UID(name), storeID, id)
 		done := metav1.NewTime(born.Add(time.Duration(i) * time.Minute))
@@ -594,10 +609,11 @@ func TestRetentionDeletesWhatItSaysButNeverWhatIsUsedOrNotReady(t *testing.T) {
 		k.create(t, c)
 	}
 	k.create(t, from("held", "waited-for", "", "", corev1.PodPending, ""), from("busy", "restored-from", "restored-from", "node", corev1.PodRunning, "True"),
+		memory(from("hungry", "without-memory", "without-memory", "node", corev1.PodRunning, ""), "False", comes),
 		from("done", "old", "old", "node", corev1.PodRunning, "False"))
 	*k.told = nil
 	k.reconcile(t)
-	for _, name := range []string{"unready", "elsewhere", "waited-for", "restored-from", "latest"} {
+	for _, name := range []string{"unready", "elsewhere", "waited-for", "restored-from", "without-memory", "latest"} {
 		if !k.exists(t, name) {
 			t.Errorf("%s was deleted", name)
 		}

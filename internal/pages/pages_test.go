@@ -3,7 +3,6 @@ package pages_test
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -11,43 +10,20 @@ import (
 	"testing"
 	"testing/fstest"
 
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
-	"google.golang.org/protobuf/proto"
-
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/contents/images"
 	"podstasis.dev/stasis/internal/pages"
+	"podstasis.dev/stasis/internal/pages/pagestest"
 )
 
 const (
 	page    = images.PageSize
-	present = 1 << 2
-	lazy    = 1 << 1
+	present = pagestest.Present
+	lazy    = pagestest.Lazy
 )
 
-type run struct {
-	at    uint64
-	pages uint64
-	flags uint32
-}
-
-// pageMap encodes a page map.
-func pageMap(t testing.TB, id uint32, runs ...run) []byte {
-	t.Helper()
-	out := binary.LittleEndian.AppendUint32(nil, images.Common)
-	out = binary.LittleEndian.AppendUint32(out, uint32(images.Pagemap))
-	add := func(m proto.Message) {
-		b, err := proto.Marshal(m)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out = append(binary.LittleEndian.AppendUint32(out, uint32(len(b))), b...)
-	}
-	add(&pagemap.PagemapHead{PagesId: &id})
-	for _, r := range runs {
-		add(&pagemap.PagemapEntry{Vaddr: &r.at, NrPages: &r.pages, CompatNrPages: proto.Uint32(uint32(r.pages)), Flags: &r.flags})
-	}
-	return out
+func run(at, pages uint64, flags uint32) pagestest.Run {
+	return pagestest.Run{At: at, Pages: pages, Flags: flags}
 }
 
 // sealed is a checkpoint of a container with two processes and shared memory.
@@ -66,9 +42,9 @@ func sealed(t *testing.T) (dir, digest string) {
 		return b
 	}
 	for name, data := range map[string][]byte{
-		"pagemap-1.img": pageMap(t, 1, run{0x10000, 20, present | lazy}, run{0x30000, 1, present}, run{0x40000, 2, 0}, run{0x50000, 30, present | lazy}),
-		"pages-1.img":   content(51), "pagemap-2.img": pageMap(t, 2, run{0x10000, 1, present}), "pages-2.img": content(1),
-		"pagemap-shmem-7.img": pageMap(t, 3, run{0, 40, present}), "pages-3.img": content(40), "core-1.img": []byte("core"),
+		"pagemap-1.img": pagestest.Map(t, 1, run(0x10000, 20, present|lazy), run(0x30000, 1, present), run(0x40000, 2, 0), run(0x50000, 30, present|lazy)),
+		"pages-1.img":   content(51), "pagemap-2.img": pagestest.Map(t, 2, run(0x10000, 1, present)), "pages-2.img": content(1),
+		"pagemap-shmem-7.img": pagestest.Map(t, 3, run(0, 40, present)), "pages-3.img": content(40), "core-1.img": []byte("core"),
 	} {
 		if err := os.WriteFile(filepath.Join(criu, name), data, 0o600); err != nil {
 			t.Fatal(err)
@@ -209,11 +185,11 @@ func TestWhatIsGivenLazilyIsDecidedBySizeAndByWhoeverAsks(t *testing.T) {
 
 func TestPageMapsThatContradictEachOtherAreRefused(t *testing.T) {
 	for name, dir := range map[string]fstest.MapFS{
-		"one file of pages for two": {"pagemap-1.img": {Data: pageMap(t, 1, run{page, 1, present})}, "pagemap-2.img": {Data: pageMap(t, 1, run{page, 1, present})}},
-		"half a page":               {"pagemap-1.img": {Data: pageMap(t, 1, run{page + 1, 1, present})}},
-		"pages of an earlier image": {"pagemap-1.img": {Data: pageMap(t, 1, run{page, 1, 1})}},
-		"out of order":              {"pagemap-1.img": {Data: pageMap(t, 1, run{4 * page, 2, present}, run{5 * page, 1, present})}},
-		"more than there can be":    {"pagemap-1.img": {Data: pageMap(t, 1, run{page, 1 << 62, present})}},
+		"one file of pages for two": {"pagemap-1.img": {Data: pagestest.Map(t, 1, run(page, 1, present))}, "pagemap-2.img": {Data: pagestest.Map(t, 1, run(page, 1, present))}},
+		"half a page":               {"pagemap-1.img": {Data: pagestest.Map(t, 1, run(page+1, 1, present))}},
+		"pages of an earlier image": {"pagemap-1.img": {Data: pagestest.Map(t, 1, run(page, 1, 1))}},
+		"out of order":              {"pagemap-1.img": {Data: pagestest.Map(t, 1, run(4*page, 2, present), run(5*page, 1, present))}},
+		"more than there can be":    {"pagemap-1.img": {Data: pagestest.Map(t, 1, run(page, 1<<62, present))}},
 	} {
 		if got, err := pages.Read(t.Context(), dir, 1<<20); err == nil {
 			t.Errorf("%s: %+v", name, got)
@@ -222,7 +198,7 @@ func TestPageMapsThatContradictEachOtherAreRefused(t *testing.T) {
 }
 
 func FuzzRead(f *testing.F) {
-	f.Add(pageMap(f, 1, run{0x10000, 20, present | lazy}, run{0x30000, 1, present}), pageMap(f, 2, run{0x10000, 1, present}))
+	f.Add(pagestest.Map(f, 1, run(0x10000, 20, present|lazy), run(0x30000, 1, present)), pagestest.Map(f, 2, run(0x10000, 1, present)))
 	f.Fuzz(func(t *testing.T, a, b []byte) {
 		dir := fstest.MapFS{"pagemap-1.img": {Data: a}, "pagemap-shmem-9.img": {Data: b}}
 		all, err := pages.Read(context.Background(), dir, 1<<20)

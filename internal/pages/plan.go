@@ -88,17 +88,12 @@ func (p Policy) worth(l *Lazily, mode Mode) error {
 // Early says whether a checkpoint that is being brought to this node can be restored
 // before its memory is here, or, by an ErrNotLazy, why not. Its page maps and the list of
 // its block digests are in the directory, and what they are to be, its manifest m says.
-func (p Policy) Early(ctx context.Context, dir string, m *checkpoint.Manifest, manifestDigest string, mode Mode) (*Lazily, error) {
-	switch {
-	case mode == ModeEager:
-		return nil, fmt.Errorf("%w: it is not wanted", ErrNotLazy)
-	case p.Unsupported != nil:
+// It is for Pods that ask for it (ModeLazy), at any size.
+func (p Policy) Early(ctx context.Context, dir string, m *checkpoint.Manifest, manifestDigest string) (*Lazily, error) {
+	if p.Unsupported != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotLazy, p.Unsupported)
 	}
 	l, err := look(ctx, dir, m, manifestDigest)
-	if err == nil {
-		err = p.worth(l, mode)
-	}
 	if err == nil && len(l.later) == 0 {
 		err = fmt.Errorf("%w: its memory is in files of one block", ErrNotLazy)
 	}

@@ -106,7 +106,32 @@ func (s *Sessions) reconcileMemory(ctx context.Context, rec record) (record, err
 		}
 		rec = next
 	}
+	if err := s.endMemory(ctx, rec); err != nil {
+		errs = append(errs, err)
+	}
 	return rec, errors.Join(errs...)
+}
+
+// endMemory tells the observer that all has come that comes.
+func (s *Sessions) endMemory(ctx context.Context, rec record) error {
+	if !rec.Partial || rec.MemoryEnded || !rec.whole() || s.givesMemory(rec) {
+		return nil
+	}
+	var lost []string
+	for _, name := range rec.Containers {
+		status, err := lazy.ReadStatus(filepath.Join(s.workDirs(rec.Sandbox.ID), name))
+		if err != nil {
+			return err
+		}
+		if status.Stage == lazy.StageLost {
+			lost = append(lost, name)
+		}
+	}
+	if err := s.Observer.MemoryEnded(ctx, rec.Sandbox, lost); err != nil {
+		return err
+	}
+	_, err := s.update(rec.Sandbox.ID, func(rec *record) { rec.MemoryEnded = true })
+	return ifKept(err)
 }
 
 // givesMemory says whether a container is still being given its memory.

@@ -33,6 +33,9 @@ type record struct {
 	// MemoryTold names the containers of which the observer knows what has become of
 	// their memory.
 	MemoryTold []string `json:"memoryTold,omitempty"`
+	// MemoryEnded says that the observer knows that nothing more is brought to Dir for
+	// this sandbox.
+	MemoryEnded bool `json:"memoryEnded,omitempty"`
 	// Containers names those of the checkpoint.
 	Containers []string `json:"containers,omitempty"`
 	// Whole says that the engine restores the sandbox as a whole.
@@ -224,15 +227,40 @@ func (s *Sessions) supersede(sandbox nodeapi.Sandbox) error {
 // InUse lists the checkpoint directories that a restore under way reads: their
 // data must stay until every container has been let go, and has all its memory.
 func (s *Sessions) InUse() ([]string, error) {
+	users, err := s.allUsers()
+	var dirs []string
+	for _, u := range users {
+		dirs = append(dirs, u.dir)
+	}
+	return dirs, err
+}
+
+// User is a sandbox that a checkpoint directory stays for.
+type User struct {
+	Sandbox nodeapi.Sandbox
+	// Restored says that every container has been let go, and that memory is still given
+	// to some.
+	Restored bool
+
+	dir string
+}
+
+// Users are those of one directory.
+func (s *Sessions) Users(dir string) ([]User, error) {
+	users, err := s.allUsers()
+	return slices.DeleteFunc(users, func(u User) bool { return u.dir != dir }), err
+}
+
+func (s *Sessions) allUsers() ([]User, error) {
 	records, err := s.records()
 	if err != nil {
 		return nil, err
 	}
-	var dirs []string
+	var users []User
 	for _, rec := range records {
 		if !rec.Ordinary && (!rec.whole() || s.givesMemory(rec)) {
-			dirs = append(dirs, rec.Dir)
+			users = append(users, User{Sandbox: rec.Sandbox, Restored: rec.whole(), dir: rec.Dir})
 		}
 	}
-	return dirs, nil
+	return users, nil
 }

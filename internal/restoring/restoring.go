@@ -75,4 +75,8 @@ type Observer interface {
 	// is there, or it could not be had and the container was killed. It is called again
 	// until it returns no error.
 	Memory(ctx context.Context, sandbox nodeapi.Sandbox, container string, status lazy.Status) error
+	// MemoryEnded: nothing of a partial Source is to come any more for a sandbox, all of
+	// whose containers were let go. lost names those whose memory could not be had. It is
+	// called again until it returns no error.
+	MemoryEnded(ctx context.Context, sandbox nodeapi.Sandbox, lost []string) error
 }

@@ -91,6 +91,12 @@ func (f *fakes) Memory(_ context.Context, _ nodeapi.Sandbox, container string, s
 	f.told = append(f.told, "memory of "+container+" "+string(s.Stage))
 	return nil
 }
+func (f *fakes) MemoryEnded(_ context.Context, _ nodeapi.Sandbox, lost []string) error {
+	if f.unheard == nil {
+		f.told = append(f.told, "memory ended "+strings.Join(lost, ","))
+	}
+	return f.unheard
+}
 func (f *fakes) Kill(_ context.Context, root, containerID string) error {
 	f.told = append(f.told, "kill "+root+" "+containerID)
 	return nil

@@ -26,6 +26,37 @@ var crossNode = []mutant{
 	{"checkpoints sent to nodes that need none", "internal/agent/peerdoor.go",
 		`	if err := d.needs(ctx, v, pcp); err != nil {`, `	if err := ctx.Err(); err != nil {`,
 		unit, "internal/agent", "TestWhoeverDoesNotNeedACheckpointGetsNoneOfIt"},
+	// Pods that run before their memory is on their node.
+	{"a checkpoint deleted while a Pod of another node is given memory of it", "internal/agent/needed.go",
+		`		if pod != nil && v1alpha1.AwaitsMemory(pod) {
+			return fmt`, `		if pod != nil && pod.Name == "" {
+			return fmt`,
+		unit, "internal/agent", "TestTheDataOfADeletedCheckpointStayUntilAPodOfAnotherNodeHasItsMemory"},
+	{"the same, with real memory", "internal/agent/needed.go",
+		`		if pod != nil && v1alpha1.AwaitsMemory(pod) {
+			return fmt`, `		if pod != nil && pod.Name == "" {
+			return fmt`,
+		cluster, "test/e2e", "TestAPodRunsOnAnotherNodeBeforeItsMemoryIsThereAndNeverOnAnythingElse"},
+	{"nothing given of what is deleted to those who need it", "internal/agent/peerdoor.go",
+		`s.holdings.openNeeded(r.Context()`, `s.holdings.open(r.Context()`,
+		unit, "internal/agent", "TestTheDataOfADeletedCheckpointStayUntilAPodOfAnotherNodeHasItsMemory"},
+	{"a deletion that nobody saw coming", "internal/agent/needed.go",
+		`	if _, err := r.checkpoint(ctx, pod); err != nil { // it`, `	if err := ctx.Err(); err != nil { // it`,
+		unit, "internal/agent", "TestAPodRunsBeforeItsMemoryIsHereOnlyWhereItsCheckpointIsKeptUntilThen"},
+	{"a node with the data that does not know who needs them", "internal/agent/needed.go",
+		`	if err := r.copies.tellOrigin(ctx, pcp, pod); err != nil {`, `	if err := ctx.Err(); err != nil {`,
+		unit, "internal/agent", "TestAPodRunsBeforeItsMemoryIsHereOnlyWhereItsCheckpointIsKeptUntilThen"},
+	{"a Pod that waits for memory that is not to come", "internal/agent/resolver.go",
+		`	if v1alpha1.AwaitsMemory(pod) && (err != nil || !source.Partial) {`, `	if false {`,
+		unit, "internal/agent", "TestAPodThatHasAllItsMemoryBeforeItRunsKeepsNoCheckpoint"},
+	{"the end of memory told until somebody has heard", "internal/restoring/memory.go",
+		`	if err := s.Observer.MemoryEnded(ctx, rec.Sandbox, lost); err != nil {
+		return err
+	}`, `	_ = s.Observer.MemoryEnded(ctx, rec.Sandbox, lost)`,
+		unit, "internal/restoring", "TestThatNoMemoryIsToComeAnyMoreIsToldWhenItIsSoForAllContainersAndOnce"},
+	{"a checkpoint gone from its store while a Pod is given memory of it", "internal/controller/storerelease.go",
+		`	return begun(pod) && !checkpointv1alpha1.AwaitsMemory(pod)`, `	return begun(pod)`,
+		unit, "internal/controller", "TestACheckpointStaysInItsStoreWhilePodsAreRestoredFromIt"},
 	{"peers known by any certificate", "internal/agent/peerdoor.go",
 		`[]byte(v.certificate)) != 1 {`, `[]byte(v.certificate)) > 1 {`,
 		unit, "internal/agent", "TestWhoeverDoesNotNeedACheckpointGetsNoneOfIt"},
