@@ -52,7 +52,7 @@ func NewCommand(out io.Writer) *cobra.Command {
 	flags.Float64Var(&o.Disk.MaxShare, "max-disk-share", defaultMaxDiskShare, "the part of their disk that all checkpoints together may take, 0 to 1")
 	flags.Float64Var(&o.Disk.MinFree, "min-free-disk", defaultMinFreeDisk, "the part of the disk that checkpoints leave free, 0 to 1; not less than what the kubelet evicts Pods at (imagefs.available: 0.15)")
 	flags.DurationVar(&o.GiveUpAfter, "restore-give-up-after", defaultGiveUpAfter, "how long a restore may keep failing before its Pod becomes Failed; 0 for ever")
-	flags.IntVar(&o.LazyThreshold, "lazy-restore-from", 0, "MiB of memory from which on restored processes run before all of it is there, unless their Pod's annotation says otherwise; 0: only where it asks for that")
+	flags.IntVar(&o.LazyThreshold, "lazy-restore-from", defaultLazyFrom, "MiB of memory from which on processes that are restored from data of this node run before all of it is there, unless their Pod's annotation says otherwise; 0: only where it asks for that")
 	flags.IntVar(&o.LazyBandwidth, "lazy-restore-bandwidth", 0, "MiB a second that are read at most for a container that runs already, besides what it waits for; 0 for no bound")
 	flags.DurationVar(&o.KeepCopies, "keep-copies", defaultKeepCopies, "how long a checkpoint that was fetched from another node stays on this one when nobody restores from it")
 	flags.StringSliceVar(&o.LacksFeatures, "lacks-cpu-features", nil, "CPU features, by their names in /proc/cpuinfo, that this node is to be taken to lack: checkpoints of other nodes that need them are not restored here")

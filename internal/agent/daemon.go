@@ -70,7 +70,7 @@ type Options struct {
 	MaxConcurrent   int    // checkpoints at a time on this node
 	Disk            DiskLimits
 	GiveUpAfter     time.Duration // how long a restore may keep failing; 0: for ever
-	LazyThreshold   int           // MiB of memory from which on it is restored lazily
+	LazyThreshold   int           // MiB of memory from which on it is restored lazily, from data of this node; 0: never by size
 	LazyBandwidth   int           // MiB a second that are streamed to a container; 0: unbounded
 	KeepCopies      time.Duration // how long a fetched checkpoint stays that nobody uses
 	LacksFeatures   []string      // of its CPU, that this node is said to lack

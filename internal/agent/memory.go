@@ -24,6 +24,10 @@ import (
 )
 
 const (
+	// defaultLazyFrom is from how many MiB of memory on a Pod runs before all of it is in
+	// its processes, where all is on this node: below, to read it takes less than what it
+	// costs to give it page by page.
+	defaultLazyFrom = 256
 	// lazyPatience is how long a process waits for a page.
 	lazyPatience = time.Minute
 	// maxOrders is of how many restores it is kept in which order pages were asked for.
@@ -33,10 +37,8 @@ const (
 
 // memory says how memory is given to processes while they run.
 func (o Options) memory() restoring.Memory {
-	policy := pages.Policy{Unsupported: lazy.Supported(), Threshold: int64(o.LazyThreshold) << 20}
-	if o.LazyThreshold <= 0 {
-		policy.Threshold = math.MaxInt64
-	}
+	policy := o.lazyPolicy()
+	policy.Unsupported = lazy.Supported()
 	if policy.Unsupported != nil {
 		o.Log.Warn("restored processes wait until all their memory is there", "reason", policy.Unsupported)
 	}
@@ -45,6 +47,13 @@ func (o Options) memory() restoring.Memory {
 		o.Log.Warn("in which order pages were asked for is kept for too long", "error", err)
 	}
 	return restoring.Memory{Policy: policy, Bandwidth: int64(o.LazyBandwidth) << 20, Patience: lazyPatience, OrderDir: orders}
+}
+
+func (o Options) lazyPolicy() pages.Policy {
+	if o.LazyThreshold <= 0 {
+		return pages.Policy{Threshold: math.MaxInt64}
+	}
+	return pages.Policy{Threshold: int64(o.LazyThreshold) << 20}
 }
 
 // keepNewest removes the oldest files of a directory.

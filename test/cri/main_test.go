@@ -164,7 +164,7 @@ func (n *node) startAgent(flags ...string) error {
 func (n *node) startAgentWithLog(log *os.File, flags ...string) (err error) {
 	n.agent = exec.Command(n.root+"/bin/devcluster", append([]string{"--state", n.state, "exec", "node-1", "--",
 		n.dist + "/bin/stasis-agent", "--no-kubernetes", "--metrics-address=",
-		"--lazy-restore-from=256", "--lazy-restore-bandwidth=8", "--min-free-disk=0.01"}, // whatever else is on this machine's disk
+		"--lazy-restore-bandwidth=8", "--min-free-disk=0.01"}, // whatever else is on this machine's disk
 		flags...)...)
 	n.agent.Stdout, n.agent.Stderr = log, log
 	if err := n.agent.Start(); err != nil {

@@ -125,6 +125,7 @@ func restoringElsewhere(b *testing.B) {
 		}
 		name := "restored-" + way
 		restored := s.holding(name, mib, way)
+		restored.Annotations[checkpointv1alpha1.AnnotationRestoreMemory] = "eager" // at home as elsewhere
 		restored.Spec.NodeSelector = map[string]string{corev1.LabelHostname: node}
 		before, begun := s.received(node), time.Now()
 		s.create(restored)
