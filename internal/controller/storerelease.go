@@ -150,7 +150,8 @@ func (r *storeRelease) leave(ctx context.Context, c *checkpointv1alpha1.PodCheck
 // restoringFrom lists the Pods that are being restored from a checkpoint: those that
 // admission, or the gate, has given it to, that are on a node and that do not run yet,
 // or not wholly, or not with all their memory. One that waits for its place is not among
-// them: it would keep the checkpoint for as long as it waits.
+// them, nor one that its node refuses to restore now that the checkpoint is being deleted:
+// they would keep it for as long as they wait.
 func restoringFrom(ctx context.Context, live client.Reader, c *checkpointv1alpha1.PodCheckpoint) ([]*corev1.Pod, error) {
 	pods, err := podsOf(ctx, live, c)
 	if err != nil {
@@ -158,7 +159,7 @@ func restoringFrom(ctx context.Context, live client.Reader, c *checkpointv1alpha
 	}
 	return slices.DeleteFunc(pods, func(pod *corev1.Pod) bool {
 		pinned := pod.Annotations[checkpointv1alpha1.AnnotationRestoreFromUID] == string(c.UID)
-		return !pinned || pod.Spec.NodeName == "" || restored(pod)
+		return !pinned || pod.Spec.NodeName == "" || restored(pod) || refused(pod)
 	}), nil
 }
 
@@ -183,6 +184,14 @@ func podsOf(ctx context.Context, live client.Reader, c *checkpointv1alpha1.PodCh
 // memory, or has ended.
 func restored(pod *corev1.Pod) bool {
 	return begun(pod) && !checkpointv1alpha1.AwaitsMemory(pod)
+}
+
+// refused says that nothing of a Pod has begun, and that its agent has looked at the
+// checkpoint and found it being deleted.
+func refused(pod *corev1.Pod) bool {
+	return !begun(pod) && !checkpointv1alpha1.AwaitsMemory(pod) && slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == checkpointv1alpha1.PodConditionRestoring && c.Status == corev1.ConditionFalse && c.Reason == checkpointv1alpha1.EventCheckpointNotReady
+	})
 }
 
 // begun says that all containers of a Pod go on, or have ended.

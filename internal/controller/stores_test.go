@@ -550,6 +550,12 @@ func memory(pod *corev1.Pod, status corev1.ConditionStatus, reason string) *core
 	return pod
 }
 
+// refusal gives the reason of the condition that a Pod is not being restored.
+func refusal(pod *corev1.Pod, reason string) *corev1.Pod {
+	pod.Status.Conditions[0].Reason = reason
+	return pod
+}
+
 const comes = checkpointv1alpha1.ReasonMemoryComing
 
 func TestACheckpointStaysInItsStoreWhilePodsAreRestoredFromIt(t *testing.T) {
@@ -568,6 +574,8 @@ func TestACheckpointStaysInItsStoreWhilePodsAreRestoredFromIt(t *testing.T) {
 		"of another":                    {pod: from("r", "d", "u", "node", corev1.PodPending, "")},
 		"without its memory":            {pod: memory(from("r", "c", "u", "node", corev1.PodRunning, ""), "False", comes), uses: true, how: "still being given memory of it"},
 		"half, and without its memory":  {pod: memory(from("r", "c", "u", "node", corev1.PodRunning, "True"), "False", comes), uses: true},
+		"refused, it is being deleted":  {pod: refusal(from("r", "c", "u", "node", corev1.PodPending, "False"), checkpointv1alpha1.EventCheckpointNotReady)},
+		"refused, for now":              {pod: refusal(from("r", "c", "u", "node", corev1.PodPending, "False"), checkpointv1alpha1.EventCheckpointFetching), uses: true},
 		"whole":                         {pod: memory(from("r", "c", "u", "node", corev1.PodRunning, ""), "True", checkpointv1alpha1.ReasonMemoryRestored)},
 		"without memory that was lost":  {pod: memory(from("r", "c", "u", "node", corev1.PodRunning, ""), "False", checkpointv1alpha1.ReasonMemoryLost)},
 		"ended without its memory":      {pod: memory(from("r", "c", "u", "node", corev1.PodFailed, ""), "False", comes)},

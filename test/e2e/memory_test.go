@@ -4,10 +4,13 @@ import (
 	"slices"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+
 	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 )
 
-// X5: memory is captured while the Pod runs on, and a restored Pod runs before it has it.
+// X5: memory is captured while the Pod runs on, and a restored Pod runs before it has it,
+// where it is much and on its node, without being asked to.
 func TestAPodWithMuchMemoryIsCapturedWhileItRunsAndRunsBeforeItHasItAll(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
@@ -29,7 +32,7 @@ func TestAPodWithMuchMemoryIsCapturedWhileItRunsAndRunsBeforeItHasItAll(t *testi
 		t.Errorf("the source's memory is another: %s, and was %s", got, sum)
 	}
 	restored := s.holding("restored", mib, "memory")
-	restored.Annotations[checkpointv1alpha1.AnnotationRestoreMemory] = "lazy"
+	restored.Spec.NodeSelector = map[string]string{corev1.LabelHostname: nodeOne}
 	s.create(restored)
 	if got := s.held("restored"); got != sum {
 		t.Errorf("the memory is another: %s, and was %s", got, sum)
