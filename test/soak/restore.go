@@ -13,7 +13,7 @@ func (s *soak) restoreAll(ctx context.Context, subjects []*subject, strikes []st
 	subjects = slices.DeleteFunc(slices.Clone(subjects), func(subject *subject) bool { return subject.checkpoint == "" })
 	restored := map[*subject]*corev1.Pod{}
 	for _, subject := range subjects {
-		restored[subject] = subject.pod(subject.source.Namespace, "restored-"+subject.name, subject.checkpoint)
+		restored[subject] = subject.restored("restored-" + subject.name)
 	}
 	givenUp := map[*subject]error{}
 	err := s.attack(ctx, strikes, d, nil, func(ctx context.Context) error {
@@ -41,7 +41,7 @@ func (s *soak) restoreAll(ctx context.Context, subjects []*subject, strikes []st
 	return each(subjects, func(subject *subject) error {
 		pod := restored[subject]
 		if first := givenUp[subject]; first != nil {
-			pod = subject.pod(pod.Namespace, pod.Name+"-again", subject.checkpoint)
+			pod = subject.restored(pod.Name + "-again")
 			if err := errors.Join(s.create(ctx, pod), s.waitReady(ctx, pod)); err != nil {
 				return fmt.Errorf("a Ready checkpoint does not restore: %w; at first: %w", err, first)
 			}
@@ -58,6 +58,9 @@ func (s *soak) restoreAll(ctx context.Context, subjects []*subject, strikes []st
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		s.restored++
+		if subject.memory == "lazy" {
+			s.lazily++
+		}
 		s.cut += len(cut)
 		if givenUp[subject] != nil {
 			s.givenUp++

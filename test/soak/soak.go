@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	checkpointv1alpha1 "podstasis.dev/stasis/api/v1alpha1"
 	"podstasis.dev/stasis/test/e2e/cluster"
 )
 
@@ -45,7 +46,8 @@ type soak struct {
 type total struct {
 	kills                 map[string]int
 	ready, failed         int
-	restored, givenUp     int
+	restored, lazily      int
+	givenUp               int
 	hurt                  int // Pods that lost a container to a kill of CRIU
 	reasons               map[string]int
 	slowest               time.Duration
@@ -117,7 +119,7 @@ func (s *soak) report(outcome string) {
 	}) {
 		fmt.Fprintf(s.out, "  %4d  %s\n", s.reasons[reason], reason)
 	}
-	fmt.Fprintf(s.out, "restores: %d, %d of them at the second attempt\n", s.restored, s.givenUp)
+	fmt.Fprintf(s.out, "restores: %d, %d of them lazy, %d at the second attempt\n", s.restored, s.lazily, s.givenUp)
 	fmt.Fprintf(s.out, "restored containers of several that a kill ended in their start: %d\n", s.cut)
 	fmt.Fprintf(s.out, "network namespaces that a killed containerd left: %d; shims that it lost: %d\n", s.deserted, s.lost)
 	fmt.Fprintf(s.out, "soak: %s rounds=%d kills=%d checkpoints=%d restores=%d\n", outcome, s.rounds, kills, s.ready, s.restored)
@@ -129,6 +131,14 @@ type subject struct {
 	source     *corev1.Pod
 	before     map[string]reading // by container, before the checkpoint was asked for
 	checkpoint string             // that is Ready
+	memory     string             // when its copies have it: lazy or eager
+}
+
+// restored is a copy of it to make.
+func (s *subject) restored(name string) *corev1.Pod {
+	pod := s.pod(s.source.Namespace, name, s.checkpoint)
+	metav1.SetMetaDataAnnotation(&pod.ObjectMeta, checkpointv1alpha1.AnnotationRestoreMemory, s.memory)
+	return pod
 }
 
 // round is done in a namespace of its own.
@@ -148,7 +158,8 @@ func (s *soak) round(ctx context.Context, number int) error {
 	}
 	var text []string
 	for _, subject := range subjects {
-		text = append(text, subject.name)
+		subject.memory = []string{"lazy", "eager"}[random.IntN(2)]
+		text = append(text, subject.name+"/"+subject.memory)
 	}
 	d := &damage{kills: map[string]int{}, hurt: map[string]bool{}, trapped: map[string]bool{}, killed: map[string]bool{}}
 	defer func() {
