@@ -181,6 +181,35 @@ func (b *bundle) masked(imageDir string) (criu.Masked, error) {
 	return m, nil
 }
 
+// cgroups are the hierarchies that the container is to see, where it sees them one by one.
+func (b *bundle) cgroups() (binds []criu.Bind, err error) {
+	var mounts []mount
+	var linux struct {
+		CgroupsPath string `json:"cgroupsPath"`
+		Namespaces  []struct {
+			Type string `json:"type"`
+		} `json:"namespaces"`
+	}
+	if err := errors.Join(b.field("linux", &linux), b.field("mounts", &mounts)); err != nil {
+		return nil, err
+	}
+	for _, n := range linux.Namespaces {
+		if n.Type == string(specs.CgroupNamespace) {
+			return nil, nil
+		}
+	}
+	for _, m := range mounts {
+		if m.Type == "cgroup" {
+			more, err := criu.CgroupBinds(linux.CgroupsPath, filepath.Clean(m.Destination))
+			if err != nil {
+				return nil, err
+			}
+			binds = append(binds, more...)
+		}
+	}
+	return binds, nil
+}
+
 type mount struct {
 	Destination string   `json:"destination"`
 	Type        string   `json:"type,omitempty"`

@@ -350,6 +350,9 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 	if config.Masked, err = b.masked(from.ImageDir); err != nil {
 		return err
 	}
+	if config.Cgroups, err = b.cgroups(); err != nil {
+		return err
+	}
 	if err := criu.WriteRestoreConfig(options, config); err != nil {
 		return err
 	}
@@ -373,9 +376,9 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		UTSNamespace: namespaces["uts"], NetNamespace: namespaces["network"], IPCNamespace: namespaces["ipc"],
 		HoldDuring: from.HoldDuring, HoldAfter: from.HoldAfter, SysVIPC: from.SysVIPC,
 	})
-	if err == nil && from.Lazy {
-		// To a checkpoint the option means to serve pages itself.
-		config.Lazily = false
+	if err == nil && (from.Lazy || len(config.Cgroups) > 0) {
+		// To a checkpoint lazily means to serve pages itself, and mounts have other names.
+		config.Lazily, config.Cgroups = false, nil
 		if err = criu.WriteRestoreConfig(options, config); err != nil {
 			err = errors.Join(err, c.passOnAs(ctx, "delete", "--force", c.ID))
 		}

@@ -375,9 +375,7 @@ func (n *node) guardPID(t *testing.T) int {
 func (n *node) frozen(t *testing.T, p *pod) bool {
 	t.Helper()
 	for _, id := range p.containers {
-		data, err := os.ReadFile(n.host.Path("/sys/fs/cgroup/freezer" + p.config.Linux.CgroupParent + "/" + id + "/freezer.state"))
-		must(t, err)
-		if strings.TrimSpace(string(data)) != "THAWED" {
+		if state := p.cgroupFile(t, id, "freezer", "freezer.state", "cgroup.freeze"); state != "THAWED" && state != "0" {
 			return true
 		}
 	}
@@ -387,9 +385,11 @@ func (n *node) frozen(t *testing.T, p *pod) bool {
 // quota reads a container's CPU limit in microseconds each 100 ms; -1 is none.
 func (p *pod) quota(t *testing.T, container string) int {
 	t.Helper()
-	data, err := os.ReadFile(p.node.host.Path("/sys/fs/cgroup/cpu" + p.config.Linux.CgroupParent + "/" + p.containers[container] + "/cpu.cfs_quota_us"))
-	must(t, err)
-	v, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	text, _, _ := strings.Cut(p.cgroupFile(t, p.containers[container], "cpu", "cpu.cfs_quota_us", "cpu.max"), " ")
+	if text == "max" {
+		return -1
+	}
+	v, err := strconv.Atoi(text)
 	must(t, err)
 	return v
 }

@@ -20,5 +20,8 @@ func TestTheServiceConformsToTheCRI(t *testing.T) {
 func cgroupsOfSuite() string {
 	name := fmt.Sprintf("suite-%d", len(podNames))
 	podNames[name] = true
+	if bySystemd {
+		return sliceOf(name + "-%") // which is in the other
+	}
 	return cgroupsOfPods + name + "/%"
 }

@@ -14,20 +14,25 @@ import (
 	"podstasis.dev/stasis/internal/checkpoint"
 )
 
+// built makes a program of a directory beside this one and says where it is.
+func built(t *testing.T, dir string) string {
+	t.Helper()
+	if given := os.Getenv("STASIS_CRI_PROGRAMS"); given != "" { // where none can be made
+		return filepath.Join(given, dir)
+	}
+	program := filepath.Join(t.TempDir(), dir)
+	build := exec.Command("./program.sh", dir, program)
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v: %s", build, err, out)
+	}
+	return program
+}
+
 // hammer describes a container that runs test/cri/hammer.
 func (n *node) hammer(t *testing.T, name string, mebibytes int) *runtimeapi.ContainerConfig {
 	t.Helper()
-	built, program := filepath.Join(t.TempDir(), "hammer"), filepath.Join(n.directory(t), "hammer")
-	if given := os.Getenv("STASIS_CRI_PROGRAMS"); given != "" { // where none can be built
-		built = filepath.Join(given, "hammer")
-	} else {
-		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", built, "./hammer")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v: %s", build, err, out)
-		}
-	}
-	data, err := os.ReadFile(built)
+	program := filepath.Join(n.directory(t), "hammer")
+	data, err := os.ReadFile(built(t, "hammer"))
 	must(t, err)
 	must(t, n.host.Do(func() error { return os.WriteFile(program, data, 0o755) }))
 	c := container(name, "", &runtimeapi.Mount{HostPath: program, ContainerPath: "/bin/hammer", Readonly: true})

@@ -31,29 +31,6 @@ type pod struct {
 	containers map[string]string // name to ID
 }
 
-// cgroupsOfPods is what the names of theirs begin with, of this run alone, and podNames
-// whose there are.
-var cgroupsOfPods = fmt.Sprintf("/k8s.io/%d-", os.Getpid())
-
-var podNames = map[string]bool{}
-
-// bySystemd says that systemd makes the node's cgroups.
-var bySystemd bool
-
-// cgroupParent names the one that a Pod's are in. To systemd it is a slice, in others by its
-// name.
-func cgroupParent(name string) string {
-	podNames[name] = true
-	if bySystemd {
-		return sliceOf(name)
-	}
-	return cgroupsOfPods + name
-}
-
-func sliceOf(name string) string {
-	return strings.ReplaceAll(strings.Trim(cgroupsOfPods, "/-")+"-"+name, "/", "_") + ".slice"
-}
-
 func sandboxConfig(name string) *runtimeapi.PodSandboxConfig {
 	return &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Uid: "uid-" + name, Namespace: "test"},
@@ -125,7 +102,7 @@ func (p *pod) removeAfter(t *testing.T) {
 
 func (p *pod) remove(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if _, err := p.node.runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
 		t.Errorf("stop sandbox: %v", err)
@@ -274,7 +251,7 @@ func (p *pod) state(t *testing.T, container string) runtimeapi.ContainerState {
 
 func testContext(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -288,8 +265,14 @@ func podName() string {
 }
 
 // patience bounds a wait: it is long, for a machine may be busy, and is only used up when
-// something is wrong.
-const patience = time.Minute
+// something is wrong. STASIS_CRI_PATIENCE says how many times longer than usual it is, as
+// where the machine is an emulated one.
+var patience = func() time.Duration {
+	if times, err := strconv.Atoi(os.Getenv("STASIS_CRI_PATIENCE")); err == nil && times > 0 {
+		return time.Duration(times) * time.Minute
+	}
+	return time.Minute
+}()
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()

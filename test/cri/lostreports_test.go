@@ -234,21 +234,6 @@ func TestAContainerWhoseStartIsInterruptedIsRestoredAgainUnlessItRanBesideAnothe
 	}
 }
 
-// processes lists what runs or stands still in the cgroups of a Pod's containers.
-func (p *pod) processes(t *testing.T) (pids []string) {
-	t.Helper()
-	files, err := filepath.Glob(p.node.host.Path("/sys/fs/cgroup/freezer" + p.config.Linux.CgroupParent + "/*/cgroup.procs"))
-	must(t, err)
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENODEV) { // else it has gone meanwhile
-			t.Fatal(err)
-		}
-		pids = append(pids, strings.Fields(string(data))...)
-	}
-	return pids
-}
-
 // fewProcesses waits until there are no more than so many: one that was killed takes a
 // moment to end, and one that was forgotten stays.
 func (p *pod) fewProcesses(t *testing.T, most int) {

@@ -173,7 +173,7 @@ func (n *node) startAgentWithLog(log *os.File, flags ...string) (err error) {
 	if n.stasis, err = n.dial("/run/stasis/cri.sock"); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if _, err := n.stasis.Version(ctx, &runtimeapi.VersionRequest{}, grpc.WaitForReady(true)); err != nil {
 		text, _ := os.ReadFile(n.agentLog)

@@ -3,7 +3,6 @@ package cri_test
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -26,12 +25,7 @@ func weaver(t *testing.T) (config *runtimeapi.ContainerConfig, tell func(how str
 	t.Helper()
 	dir := theNode.directory(t)
 	on := theNode.host.Path(dir)
-	program := filepath.Join(t.TempDir(), "weaver")
-	out, err := exec.Command("cc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, "weaver/weaver.c").CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	data, err := os.ReadFile(program)
+	data, err := os.ReadFile(built(t, "weaver"))
 	must(t, err)
 	must(t, os.WriteFile(on+"/weaver", data, 0o755))
 	config = container("a", fmt.Sprintf("exec /w/weaver %d /w", weaverMiB), &runtimeapi.Mount{HostPath: dir, ContainerPath: "/w"})

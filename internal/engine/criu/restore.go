@@ -62,6 +62,9 @@ type RestoreConfig struct {
 	Hook   string // the program that CRIU calls at each stage
 	Lazily bool   // somebody else gives the processes their memory
 	Masked Masked
+	// Cgroups are what the container sees of its cgroups, as long as it is being restored: to
+	// a checkpoint such a mount is known by where it is.
+	Cgroups []Bind
 }
 
 // Masked are paths in /proc and /sys at which a container sees nothing. Images of crun and
@@ -120,6 +123,9 @@ func WriteRestoreConfig(file string, c RestoreConfig) error {
 	}
 	for _, path := range c.Masked.Directories { // for the next checkpoint
 		options += "external mnt[" + path + "]:" + maskKey + "\n"
+	}
+	for _, c := range c.Cgroups {
+		options += "external mnt[" + c.Destination + "]:" + c.Source + "\n"
 	}
 	return os.WriteFile(file, []byte(options), 0o600)
 }
