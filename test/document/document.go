@@ -17,14 +17,28 @@ func mark(command string) string {
 
 // Update replaces what a command has written into a document before.
 func Update(file, command, with string) error {
-	text, err := os.ReadFile(file)
+	before, _, after, err := parts(file, command)
 	if err != nil {
 		return err
 	}
-	before, rest, begins := strings.Cut(string(text), mark(command))
-	_, after, ends := strings.Cut(rest, end)
-	if !begins || !ends {
-		return fmt.Errorf("%s lacks the lines between which tables are written: %q and %q", file, mark(command), end)
-	}
 	return os.WriteFile(file, []byte(before+mark(command)+with+end+after), 0o644)
+}
+
+// Written is what a command has written into a document.
+func Written(file, command string) (string, error) {
+	_, written, _, err := parts(file, command)
+	return written, err
+}
+
+func parts(file, command string) (before, written, after string, err error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", "", "", err
+	}
+	before, rest, begins := strings.Cut(string(text), mark(command))
+	written, after, ends := strings.Cut(rest, end)
+	if !begins || !ends {
+		return "", "", "", fmt.Errorf("%s lacks the lines between which tables are written: %q and %q", file, mark(command), end)
+	}
+	return before, written, after, nil
 }

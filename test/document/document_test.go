@@ -22,6 +22,9 @@ func TestWhatACommandWritesGoesBetweenItsMarks(t *testing.T) {
 	if got, err := os.ReadFile(file); err != nil || string(got) != "before\n"+mark("make it")+"new\n"+end+"after\n"+other {
 		t.Errorf("%q, %v", got, err)
 	}
+	if got, err := Written(file, "make it"); err != nil || got != "new\n" {
+		t.Errorf("what was written is read as %q, %v", got, err)
+	}
 	for _, lacks := range []string{"before\n" + end, "before\n" + mark("make it") + "after\n"} {
 		write(lacks)
 		if err := Update(file, "make it", "new\n"); err == nil {

@@ -25,11 +25,21 @@ type Test struct {
 // outside with each line that is no test's. Variables of the environment are added. When
 // ctx ends the tests are interrupted, and have a minute to take down what they have made.
 func Run(ctx context.Context, env []string, over func(Test), outside func(line string), args ...string) error {
+	return RunCommand(Command(ctx, env, args...), over, outside)
+}
+
+// Command is what Run runs.
+func Command(ctx context.Context, env []string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-count=1"}, args...)...)
 	cmd.Env = append(os.Environ(), env...)
-	cmd.Stderr = os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = time.Minute
+	return cmd
+}
+
+// RunCommand runs a command that prints what go test -json does.
+func RunCommand(cmd *exec.Cmd, over func(Test), outside func(line string)) error {
+	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err

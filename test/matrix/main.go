@@ -3,7 +3,7 @@
 //
 //	make matrix
 //	make matrix ROWS='containerd v1.7'                    rows whose title matches
-//	make matrix UPDATE=docs/compatibility.md              writes the table there
+//	make matrix UPDATE=docs/compatibility.md              writes the table there; with ROWS those rows of it
 package main
 
 import (
@@ -62,7 +62,13 @@ func run(ctx context.Context, only, update, out string) error {
 			return context.Cause(ctx)
 		}
 	}
-	table := markdown(results, time.Now())
+	older := ""
+	if update != "" && only != "" { // the others stay as they were found
+		if older, err = document.Written(update, command); err != nil {
+			return err
+		}
+	}
+	table := markdown(results, older, time.Now())
 	if err := os.WriteFile(out, []byte(table), 0o644); err != nil {
 		return err
 	}
@@ -70,8 +76,11 @@ func run(ctx context.Context, only, update, out string) error {
 	if update == "" {
 		return nil
 	}
-	return document.Update(update, "make matrix UPDATE=docs/compatibility.md", table)
+	return document.Update(update, command, table)
 }
+
+// command is what the document says it was written by.
+const command = "make matrix UPDATE=docs/compatibility.md"
 
 // pinnedVersions asks the development cluster for what it builds by itself.
 func pinnedVersions(ctx context.Context) (row, error) {
@@ -91,13 +100,16 @@ func pinnedVersions(ctx context.Context) (row, error) {
 const defaultCRIU = "forky"
 
 func (r row) or(p row) row {
-	return row{cmp.Or(r.Kubernetes, p.Kubernetes), cmp.Or(r.Containerd, p.Containerd), cmp.Or(r.Runc, p.Runc), r.Crun, cmp.Or(r.CRIU, p.CRIU), r.Podman}
+	return row{cmp.Or(r.Kubernetes, p.Kubernetes), cmp.Or(r.Containerd, p.Containerd), cmp.Or(r.Runc, p.Runc), r.Crun, cmp.Or(r.CRIU, p.CRIU), r.Podman, r.Emulated}
 }
 
 func (r row) title(pinned row) string {
 	r = r.or(pinned)
 	if r.Podman {
 		return "Podman, " + r.runtime()
+	}
+	if r.Emulated {
+		return fmt.Sprintf("cgroup v2, systemd (emulated), containerd %s, %s, CRIU of %s", r.Containerd, r.runtime(), r.CRIU)
 	}
 	return fmt.Sprintf("Kubernetes %s, containerd %s, %s, CRIU of %s", r.Kubernetes, r.Containerd, r.runtime(), r.CRIU)
 }
@@ -110,12 +122,33 @@ func (r row) runtime() string {
 	return "runc " + plain(r.Runc)
 }
 
-// tests names a row's, and says which package they are in.
-func (r row) tests() (names []string, pkg string) {
-	if r.Podman {
-		return podmanTests, "./test/podman"
+// tests names a row's.
+func (r row) tests() []string {
+	switch {
+	case r.Podman:
+		return podmanTests
+	case r.Emulated:
+		return emulatedTests
 	}
-	return tests, "./test/e2e"
+	return tests
+}
+
+// command runs them, and prints what go test -json does.
+func (r row) command(ctx context.Context, versions []string) *exec.Cmd {
+	which := "^(" + strings.Join(r.tests(), "|") + ")$"
+	if r.Emulated { // by a program that was built before: no go tells of it there
+		cmd := exec.CommandContext(ctx, "go", "tool", "test2json", "test/matrix/emulated.sh", which)
+		// It leaves signals to the script.
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
+		cmd.WaitDelay = time.Minute
+		return cmd
+	}
+	pkg := "./test/e2e"
+	if r.Podman {
+		pkg = "./test/podman"
+	}
+	return gotest.Command(ctx, []string{"STASIS_E2E_CLUSTER=" + strings.Join(versions, " ")}, "-timeout=20m", "-run="+which, pkg)
 }
 
 // result is how a row did.
@@ -133,9 +166,9 @@ type result struct {
 type failure struct{ test, why string }
 
 func (r *result) verdict() string {
-	tests, _ := r.tests()
+	tests := r.tests()
 	switch {
-	case r.err != nil && r.Podman:
+	case r.err != nil && (r.Podman || r.Emulated):
 		return "not run: " + firstLine(r.err.Error())
 	case r.err != nil:
 		return "no cluster: " + firstLine(lastError(r.err.Error()))
@@ -180,11 +213,12 @@ func (r row) run(ctx context.Context, pinned row) (done result) {
 		}
 		done.podman = strings.TrimSpace(strings.TrimPrefix(string(said), "podman version"))
 	}
-	tests, pkg := r.tests()
 	var said []string
-	err = gotest.Run(ctx, []string{"STASIS_E2E_CLUSTER=" + strings.Join(versions, " ")}, done.count, func(line string) { said = append(said, line) },
-		"-timeout=20m", "-run=^("+strings.Join(tests, "|")+")$", pkg)
-	if err != nil && len(done.failed) == 0 || done.passed+len(done.failed) != len(tests) {
+	err = gotest.RunCommand(r.command(ctx, versions), func(t gotest.Test) {
+		said = append(said, saysMachine(t)...)
+		done.count(t)
+	}, func(line string) { said = append(said, line) })
+	if err != nil && len(done.failed) == 0 || done.passed+len(done.failed) != len(r.tests()) {
 		done.err = errors.New(cmp.Or(ended(said), lastLines(said), fmt.Sprint(err)))
 	}
 	return done
@@ -251,11 +285,27 @@ func firstLine(s string) string {
 	return s
 }
 
-// ended is what the tests' program says of why it could not begin.
+// machineSays begins what hack/emulated.sh says of its machine, also in the middle of a test.
+const machineSays = "emulated: "
+
+// saysMachine is that of a test which was not over when it ended.
+func saysMachine(t gotest.Test) (said []string) {
+	for _, line := range t.Output {
+		if strings.HasPrefix(line, machineSays) {
+			said = append(said, strings.TrimRight(line, "\n"))
+		}
+	}
+	return said
+}
+
+// ended is what the tests' program, or the machine that it is in, says of why it could not begin
+// or go on.
 func ended(lines []string) string {
 	for _, l := range slices.Backward(lines) {
-		if why, ok := strings.CutPrefix(l, "e2e: "); ok {
-			return why
+		for _, who := range []string{"e2e: ", machineSays} {
+			if why, ok := strings.CutPrefix(l, who); ok {
+				return why
+			}
 		}
 	}
 	return ""

@@ -1,5 +1,6 @@
 # Versions that people run. Included by the Makefile in the root.
 #   make matrix ROWS='containerd v1.7' UPDATE=docs/compatibility.md
+# The row of Podman needs Debian's podman, that of systemd its qemu-system-x86 and debootstrap.
 
 .PHONY: matrix
 ROWS ?=

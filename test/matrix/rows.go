@@ -10,6 +10,9 @@ type row struct {
 	// Podman is the row of conmon, with which Podman and CRI-O start their OCI runtime: without
 	// a cluster and without containerd.
 	Podman bool
+	// Emulated is the row of a machine with systemd and with control groups of version 2 alone
+	// (test/matrix/emulated.sh), without Kubernetes.
+	Emulated bool
 }
 
 // rows are pairs that people run: each minor version of Kubernetes with a containerd of its
@@ -28,12 +31,29 @@ var rows = []row{
 	{Kubernetes: "v1.34.4", Containerd: "v1.7.35", Runc: "v1.3.6"},
 	{CRIU: "trixie"},
 	{Podman: true},
+	{Emulated: true},
 }
 
 // podmanTests are those of the row of conmon.
 var podmanTests = []string{
 	"TestAContainerThatConmonStartsRunsAsUnderRunc",
 	"TestAContainerThatAsksConmonForARestoreThatNobodyPreparedIsRefused",
+}
+
+// emulatedTests are those of the row of systemd: the main job, and what has to do with control
+// groups, which are other files in version 2 and other names where systemd makes them: freezes,
+// limits, memory that is captured or restored while a Pod runs, and the death of whoever was at it.
+var emulatedTests = []string{
+	"TestARestoredPodContinuesWhereItsSourceWasCaptured",
+	"TestAllContainersAreCapturedAtOneMoment",
+	"TestARestoredContainerSeesOfCgroupsWhatAnyContainerDoes",
+	"TestABusyContainerUnderACPULimitFreezesAndHasItsLimitBackAfter",
+	"TestWhatTheNewConfigurationSuppliesIsTheRestoredPodsOwn",
+	"TestMemoryThatIsReadWhileThePodRunsIsThatOfTheFreeze",
+	"TestProcessesThatRunBeforeTheyHaveTheirMemoryNeverMissIt",
+	"TestAContainerWhoseMemoryCannotBeGivenIsKilledAndNeverRunsOnAnythingElse",
+	"TestAPodWhoseAgentIsKilledInTheFreezeWindowRunsOn",
+	"TestAContainerWhoseRestoreIsInterruptedLeavesNothingBehind",
 }
 
 // tests are the main job and five more, of what differs most between runtimes: several
