@@ -138,9 +138,9 @@ func (r row) command(ctx context.Context, versions []string) *exec.Cmd {
 	which := "^(" + strings.Join(r.tests(), "|") + ")$"
 	if r.Emulated { // by a program that was built before: no go tells of it there
 		cmd := exec.CommandContext(ctx, "go", "tool", "test2json", "test/matrix/emulated.sh", which)
-		// It leaves signals to the script.
+		// The script ends its machine. An interrupt it might have been started to ignore.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
+		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 		cmd.WaitDelay = time.Minute
 		return cmd
 	}
