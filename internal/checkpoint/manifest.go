@@ -56,6 +56,9 @@ type Platform struct {
 	Kernel       string `json:"kernel"`       // uname -r
 	// CPU is what the processes may have relied on; unknown in older checkpoints.
 	CPU *CPU `json:"cpu,omitempty"`
+	// Cgroups is the version of the control groups that containers have, "v1" or "v2";
+	// unknown in older checkpoints.
+	Cgroups string `json:"cgroups,omitempty"`
 }
 
 // CPU is what a CPU can do, as far as processes see it.

@@ -586,6 +586,9 @@ var mutants = []mutant{
 	{"a restored container's cgroups named by their place on the node in its next checkpoint", "internal/ociruntime/ociruntime.go",
 		`config.Lazily, config.Cgroups = false, nil`, `config.Lazily = false`,
 		node, "test/cri", "TestARestoredPodCanBeCapturedAndRestoredAgain"},
+	{"a checkpoint with cgroups of version 1 restored where they are of version 2", "internal/engine/criu/criu.go",
+		`&& there != groups {`, `&& groups == "" {`,
+		unit, "test/cri", "TestTheCRIUEnginePassesTheSuite"}, // it has the engine in itself
 	{"a slice looked for outside of the one that it is in", "internal/engine/criu/cgroupmounts.go",
 		`dir += "/" + name[:i] + ".slice"`, `dir = "/" + name[:i] + ".slice"`,
 		unit, "internal/engine/criu", "TestARestoredContainerIsShownItsOwnCgroups"},

@@ -187,7 +187,16 @@ func (e *Engine) CheckRestore(ctx context.Context, m *checkpoint.Manifest) error
 			return fmt.Errorf("%w: engine version: %w", engine.ErrIncompatible, err)
 		}
 	}
-	if why := platform.Obstacles(from, here); len(why) > 0 {
+	why := platform.Obstacles(from, here)
+	// A container's cgroups are mounted in it, in version 1 other ones than in version 2.
+	groups, err := thisnode.Cgroups()
+	if err != nil {
+		return err
+	}
+	if there := m.Platform.Cgroups; (there == "v1" || there == "v2") && there != groups {
+		why = append(why, fmt.Sprintf("has control groups of %s and the checkpoint is of a node with %s: restore it on such a one", groups, there))
+	}
+	if len(why) > 0 {
 		return fmt.Errorf("%w: this node %s", engine.ErrIncompatible, strings.Join(why, "; it "))
 	}
 	return nil

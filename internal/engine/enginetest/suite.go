@@ -5,6 +5,7 @@ package enginetest
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -32,6 +33,9 @@ type Config struct {
 	// Directory makes an empty directory where the engine writes. path is where this process
 	// finds it.
 	Directory func(t *testing.T) (dir, path string)
+	// Foreign makes a checkpoint one of another kind that this engine cannot restore here,
+	// beyond what no engine can; by what it is then.
+	Foreign map[string]func(m *checkpoint.Manifest)
 }
 
 // patience bounds every wait.
@@ -215,11 +219,13 @@ func compares(t *testing.T, c Config) {
 	if err := c.Engine.CheckRestore(within(t), m); err != nil {
 		t.Errorf("its own: %v", err)
 	}
-	for what, spoil := range map[string]func(*checkpoint.Manifest){
+	foreign := map[string]func(*checkpoint.Manifest){
 		"another engine's":       func(m *checkpoint.Manifest) { m.Engine.Name = "nobodys" },
 		"a later version's":      func(m *checkpoint.Manifest) { m.Engine.Version = "999.0" },
 		"another architecture's": func(m *checkpoint.Manifest) { m.Platform.Architecture = "pdp11" },
-	} {
+	}
+	maps.Copy(foreign, c.Foreign)
+	for what, spoil := range foreign {
 		other := *m
 		spoil(&other)
 		if err := c.Engine.CheckRestore(within(t), &other); !errors.Is(err, engine.ErrIncompatible) {

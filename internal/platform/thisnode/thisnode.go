@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -33,7 +34,32 @@ func Platform() (checkpoint.Platform, error) {
 	}
 	cpu := checkpoint.CPU{Features: platform.Features(string(text), runtime.GOARCH)}
 	cpu.XSaveFeatures, cpu.XSaveBytes = xsave()
+	groups, err := Cgroups()
+	if err != nil {
+		return checkpoint.Platform{}, err
+	}
 	return checkpoint.Platform{
-		OS: runtime.GOOS, Architecture: runtime.GOARCH, Kernel: unix.ByteSliceToString(u.Release[:]), CPU: &cpu,
+		OS: runtime.GOOS, Architecture: runtime.GOARCH, Kernel: unix.ByteSliceToString(u.Release[:]), CPU: &cpu, Cgroups: groups,
 	}, nil
+}
+
+// Cgroups is the version of the control groups that containers have here, "v1" or "v2".
+func Cgroups() (string, error) {
+	groups, err := os.ReadFile("/proc/thread-self/cgroup")
+	if err != nil {
+		return "", fmt.Errorf("find out what control groups there are: %w", err)
+	}
+	return cgroups(string(groups)), nil
+}
+
+// cgroups is the version of the control groups of a process, by its /proc/PID/cgroup
+// (cgroups(7)): those of version 2 have the number 0. Where there are both, controllers are in
+// hierarchies of version 1.
+func cgroups(groups string) string {
+	for line := range strings.Lines(groups) {
+		if !strings.HasPrefix(line, "0:") {
+			return "v1"
+		}
+	}
+	return "v2"
 }

@@ -42,3 +42,15 @@ func TestThisMachineIsDescribedAsItIs(t *testing.T) {
 	}
 	t.Logf("%+v %+v", p, p.CPU)
 }
+
+func TestControlGroupsAreOfVersionOneWhereAnyControllerIs(t *testing.T) {
+	for groups, want := range map[string]string{
+		"0::/system.slice/a.service\n":          "v2",
+		"12:cpu,cpuacct:/a\n1:name=systemd:/\n": "v1",
+		"0::/\n3:freezer:/a\n":                  "v1",
+	} {
+		if got := cgroups(groups); got != want {
+			t.Errorf("%q: %s, want %s", groups, got, want)
+		}
+	}
+}
