@@ -86,7 +86,7 @@ tail -f --pid=$$ "$work/out" 2>/dev/null &
 tail=$!
 # What is written to its disks goes to files that have no name, and with it.
 timeout -k 5 "$seconds" nice -n 19 qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot -machine q35,smm=off -accel tcg,thread=multi -cpu max,la57=off -smp 2 -m 4096 \
-	-kernel "$disk/vmlinuz" -initrd "$disk/initrd.img" -append "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off" \
+	-kernel "$disk/vmlinuz" -initrd "$disk/initrd.img" -append "root=/dev/vda rw console=ttyS0 quiet panic=-1 no_timer_check mitigations=off" \
 	-drive "file=$disk/root,if=none,id=root,format=raw,snapshot=on,cache=unsafe" -device virtio-blk-pci,drive=root \
 	-drive "file=$work/tree,if=none,id=tree,format=raw,snapshot=on,cache=unsafe" -device virtio-blk-pci,drive=tree \
 	-device virtio-serial-pci -chardev "file,id=out,path=$work/out" -device virtserialport,chardev=out,name=out \
@@ -102,4 +102,9 @@ kill "$tail" 2>/dev/null || true
 wait "$tail" 2>/dev/null || true
 [ "$code" != 124 ] && [ "$code" != 137 ] || fail "it had not ended after $seconds s; its console's last line: $(tail -n1 "$work/console")"
 [ "$code" = 0 ] || fail "qemu ended with $code: $(tail -n1 "$work/log")"
-[ -s "$work/ended" ] || fail "what was run in it failed"
+[ -s "$work/ended" ] || {
+	why=$(grep -a -m 1 -E 'Kernel panic|BUG:|Oops|Out of memory|oom-kill' "$work/console" || true)
+	[ -z "$why" ] || fail "its kernel says: $why"
+	[ -s "$work/out" ] || fail "it ended before anything ran in it"
+	exit 1
+}
