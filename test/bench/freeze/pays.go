@@ -197,7 +197,8 @@ func (h *hold) throughput(ctx context.Context, report *Report) (err error) {
 		if !h.paysFor(c) {
 			continue
 		}
-		if err := warm(paysShape); err != nil {
+		// Images take as much as there is, and so do copies of what is written to.
+		if err := warm(Shape{2 * paysShape.Containers, paysShape.MiB}); err != nil {
 			return err
 		}
 		ratio, err := throughputOf(ctx, c, from, address)
