@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -198,14 +201,42 @@ type podTaken struct {
 func (t *podTaken) bytes() int64            { return t.checkpoint.Status.Size.LogicalBytes }
 func (t *podTaken) reported() time.Duration { return t.checkpoint.Status.FreezeDuration.Duration }
 
+// dir is where the node has it; empty for a checkpoint that is kept elsewhere.
+func (t *podTaken) dir() string {
+	location := t.checkpoint.Status.CheckpointLocation
+	if location == nil || location.NodeLocal == nil {
+		return ""
+	}
+	return filepath.Join(t.pods.root, "var/lib/stasis/checkpoints", location.NodeLocal.Path)
+}
+
+// read reads all of it once, so that the page cache has it.
+func (t *podTaken) read() error {
+	dir := t.dir()
+	if dir == "" {
+		return nil
+	}
+	return filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		_, err = io.Copy(io.Discard, f)
+		return err
+	})
+}
+
 // window reads what the node keeps of the freeze window; nothing of a checkpoint that is
 // kept elsewhere.
 func (t *podTaken) window() (profile, Stats, error) {
-	location := t.checkpoint.Status.CheckpointLocation
-	if location == nil || location.NodeLocal == nil {
+	dir := t.dir()
+	if dir == "" {
 		return nil, Stats{}, nil
 	}
-	dir := filepath.Join(t.pods.root, "var/lib/stasis/checkpoints", location.NodeLocal.Path)
 	p, err := readProfile(dir, "c1")
 	if err != nil {
 		return nil, Stats{}, err
