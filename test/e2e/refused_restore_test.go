@@ -234,7 +234,7 @@ func TestUsersCannotSetTheAnnotationsOfStasisThemselves(t *testing.T) {
 	s := newScene(t)
 	for _, name := range []string{checkpointv1alpha1.AnnotationRestoreFromUID, checkpointv1alpha1.AnnotationRestoreTicket} {
 		s.refused(s.Cluster, MakePod("sly").Shell("main", idle).Annotation(name, "x").Obj(), name)
-		s.refused(s.Cluster, MakePod("sly").Shell("main", idle).RestoreFrom("absent").Annotation(name, "x").Obj(), name)
+		s.refused(s.Cluster, MakePod("sly").RuntimeClass(engine.restores).Shell("main", idle).RestoreFrom("absent").Annotation(name, "x").Obj(), name)
 	}
 }
 
