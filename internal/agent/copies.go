@@ -145,9 +145,10 @@ func (s *store) copyRecordPath(uid types.UID) string { return s.copyPath(uid) + 
 
 // need returns the directory of a checkpoint of another node, once it is here and
 // whole, or, where mode is lazy, as soon as a Pod can be restored from it: then partial
-// says so, and the Pod needs the other node until the rest has come. Nobody is made to who
-// did not ask for it: a node that is drained goes when its Pods have gone. Until then it is a refusal that says how far it is: the Pod's sandbox is asked
-// for again. pod is the Pod that needs it.
+// says so, and the Pod needs the other node until the rest has come. A Pod that does not
+// ask for that is spared it: a node that is drained goes when its Pods have gone. Until
+// then it is a refusal that says how far it is: the Pod's sandbox is asked for again. pod
+// is the Pod that needs it.
 func (c *copies) need(ctx context.Context, pcp *v1alpha1.PodCheckpoint, pod *corev1.Pod, mode pages.Mode) (dir string, partial bool, err error) {
 	if err := validUID(pcp.UID); err != nil {
 		return "", false, err

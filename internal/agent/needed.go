@@ -165,8 +165,7 @@ func (r *reconciler) forgetNeeds(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		begins := pod != nil && (pod.Status.Phase == corev1.PodPending || pod.Status.Phase == "")
-		if begins || pod != nil && v1alpha1.AwaitsMemory(pod) {
+		if pod != nil && (pod.Status.Phase == corev1.PodPending || pod.Status.Phase == "" || v1alpha1.AwaitsMemory(pod)) {
 			continue
 		}
 		if err := r.store.forgetNeeded(n); err != nil {
