@@ -7,7 +7,7 @@
 #
 #   hack/emulated.sh TREE SECONDS
 #
-#   TREE      is /work in it; TREE/start is the shell script that is run
+#   TREE      is /given in it; TREE/start is the shell script that is run
 #   SECONDS   after which it is ended
 #
 # Prints what TREE/start prints, and ends as that does: 0, or 1.
@@ -43,8 +43,8 @@ build() {
 	root=$work/root
 	debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,linux-image-cloud-amd64,initramfs-tools,udev,kmod,busybox-static,containernetworking-plugins,nftables,iproute2,procps \
 		"$suite" "$root" "$apt_main" >"$work/log" 2>&1 || fail "debootstrap: $(grep '^E:' "$work/log" || tail -n1 "$work/log")"
-	printf '%s\n' '/dev/vda / ext4 rw,noatime 0 0' '/dev/vdb /work ext4 rw,noatime 0 0' >"$root/etc/fstab"
-	mkdir -p "$root/work"
+	printf '%s\n' '/dev/vda / ext4 rw,noatime 0 0' '/dev/vdb /given ext4 rw,noatime 0 0' >"$root/etc/fstab"
+	mkdir -p "$root/given"
 	echo emulated >"$root/etc/hostname"
 	: >"$root/etc/machine-id"
 	# What else loads when it is first used, and cannot be seen before. The second half are
@@ -58,12 +58,12 @@ build() {
 	cat >"$units/emulated.service" <<-EOF
 		[Unit]
 		Description=What this machine was started for
-		RequiresMountsFor=/work
+		RequiresMountsFor=/given
 		After=multi-user.target
 		[Service]
 		Type=oneshot
 		Environment=HOME=/root
-		ExecStart=/bin/sh -c '/bin/sh /work/start && echo ended well >/dev/virtio-ports/ended'
+		ExecStart=/bin/sh -c '/bin/sh /given/start && echo ended well >/dev/virtio-ports/ended'
 		StandardOutput=file:/dev/virtio-ports/out
 		StandardError=inherit
 		ExecStopPost=/bin/systemctl poweroff --no-block

@@ -31,11 +31,11 @@ for program in hammer weaver; do test/cri/program.sh $program "$tree/$program"; 
 
 cat >"$tree/start" <<EOF
 set -e
-bound() { mkdir -p "\$1"; mount --bind "/work/files\$1" "\$1"; }
+bound() { mkdir -p "\$1"; mount --bind "/given/files\$1" "\$1"; }
 bound '$root'
 bound '$(dirname "$(dirname "$(sed -n 's/.*"Runtime":"\([^"]*\)".*/\1/p' "$tree/built.json")")")'
-export STASIS_CRI_CLUSTER='--systemd-cgroup --built=/work/built.json --patience=10' STASIS_CRI_PATIENCE=10 STASIS_CRI_PROGRAMS=/work
+export STASIS_CRI_CLUSTER='--systemd-cgroup --built=/given/built.json --patience=10' STASIS_CRI_PATIENCE=10 STASIS_CRI_PROGRAMS=/given
 cd '$root/test/cri'
-/work/cri.test -test.v -test.timeout=$((seconds - 120))s -test.run='$1'
+/given/cri.test -test.v -test.timeout=$((seconds - 120))s -test.run='$1'
 EOF
 hack/emulated.sh "$tree" "$seconds"
