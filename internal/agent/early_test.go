@@ -139,10 +139,10 @@ func TestAPodIsRestoredBeforeItsMemoryIsHereAndThatComesInTheOrderInWhichItIsNee
 	if !strings.Contains(said, "Of the data of PodCheckpoint cp, ") || !strings.Contains(said, "of 12.6Mi have come from node node-2") {
 		t.Errorf("told %q", said)
 	}
-	if _, _, err := c.policy.Verify(t.Context(), dir, e.digest, pages.ModeLazy); err != nil {
+	if _, err := c.policy.Verify(t.Context(), dir, e.digest, pages.ModeLazy); err != nil {
 		t.Errorf("what CRIU reads: %v", err)
 	}
-	if _, _, err := c.policy.Verify(t.Context(), dir, e.digest, pages.ModeEager); !errors.Is(err, checkpoint.ErrCorrupt) {
+	if _, err := c.policy.Verify(t.Context(), dir, e.digest, pages.ModeEager); !errors.Is(err, checkpoint.ErrCorrupt) {
 		t.Errorf("a part passes for the whole: %v", err)
 	}
 	if _, err := os.Lstat(h.store.copyPath(e.pcp.UID)); err == nil {

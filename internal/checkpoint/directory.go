@@ -266,6 +266,12 @@ func validDigest(d string) bool {
 // digests. It returns the manifest. An empty manifestDigest skips the first
 // check, for callers that vouch for the manifest themselves.
 func Verify(ctx context.Context, dir, manifestDigest string) (*Manifest, error) {
+	return VerifyBut(ctx, dir, manifestDigest, func(File) bool { return false })
+}
+
+// VerifyBut is Verify without the contents of those files that later says yes to: they are
+// there and have their sizes. VerifyFiles checks the rest of them.
+func VerifyBut(ctx context.Context, dir, manifestDigest string, later func(File) bool) (*Manifest, error) {
 	root, err := os.OpenRoot(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: no directory %s", ErrMissing, filepath.Base(dir))
@@ -280,28 +286,37 @@ func Verify(ctx context.Context, dir, manifestDigest string) (*Manifest, error) 
 	if err != nil {
 		return nil, err
 	}
-	if err := verifyFiles(ctx, root, m); err != nil {
+	blocks, err := readBlocks(root, m)
+	if err != nil && !errors.Is(err, ErrNoBlocks) {
+		return nil, err
+	}
+	var now []File
+	for _, f := range m.Files {
+		if !later(f) {
+			now = append(now, f)
+			continue
+		}
+		there, err := openWhole(root, f)
+		if err != nil {
+			return nil, err
+		}
+		there.Close()
+	}
+	if err := verifyFiles(ctx, root, now, blocks); err != nil {
 		return nil, err
 	}
 	return m, verifyNothingElse(root, m)
 }
 
-// VerifyFiles checks those files of a checkpoint that which says yes to.
-func VerifyFiles(ctx context.Context, dir string, m *Manifest, which func(File) bool) error {
+// VerifyFiles checks those files of a checkpoint that which says yes to. blocks, of the
+// same checkpoint, may be nil.
+func VerifyFiles(ctx context.Context, dir string, m *Manifest, blocks *Blocks, which func(File) bool) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return fmt.Errorf("open checkpoint: %w", err)
 	}
 	defer root.Close()
-	for _, f := range m.Files {
-		if !which(f) {
-			continue
-		}
-		if err := verifyFile(ctx, root, f); err != nil {
-			return err
-		}
-	}
-	return nil
+	return verifyFiles(ctx, root, slices.DeleteFunc(slices.Clone(m.Files), func(f File) bool { return !which(f) }), blocks)
 }
 
 // VerifyNothingElse checks that a checkpoint's directory holds no other files than its

@@ -124,8 +124,11 @@ func (s *Service) checkRestoreRequest(ctx context.Context, in *runtimeapi.Restor
 		return nil, "", invalid("container_configs is empty")
 	}
 	var m *checkpoint.Manifest
-	err = s.host.Do(func() (err error) {
-		m, _, err = s.memory.Verify(ctx, in.CheckpointPath, "", mode)
+	err = s.host.Do(func() error { // what this leaves is checked when the sandbox is made
+		verified, err := s.memory.Verify(ctx, in.CheckpointPath, "", mode)
+		if err == nil {
+			m = verified.Manifest
+		}
 		return err
 	})
 	if errors.Is(err, pages.ErrNotLazy) {

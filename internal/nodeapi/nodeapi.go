@@ -37,6 +37,7 @@ type Sandbox struct {
 type Request struct {
 	CreateSandbox   *CreateSandbox   `json:"createSandbox,omitempty"`
 	CreateContainer *CreateContainer `json:"createContainer,omitempty"`
+	Checked         *Checked         `json:"checked,omitempty"`
 	Report          *Report          `json:"report,omitempty"`
 	Block           *Block           `json:"block,omitempty"`
 }
@@ -61,6 +62,16 @@ type CreateContainer struct {
 	Privileges *Privileges `json:"privileges,omitempty"`
 	// Addresses of the sandbox's network, without those that every host has.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// AsksChecked says that the asking program knows ContainerRestore.Unchecked.
+	AsksChecked bool `json:"asksChecked,omitempty"`
+}
+
+// Checked asks, when a container has been restored and stands still, whether all that it was
+// restored from is what was written. The answer comes when that is known; an Error says
+// that it is not, and that nothing of the container may be left.
+type Checked struct {
+	Sandbox   Sandbox `json:"sandbox"`
+	Container string  `json:"container"`
 }
 
 // Privileges are the part of an OCI spec that restored processes must not exceed.
@@ -195,6 +206,9 @@ type ContainerRestore struct {
 	// Lazy says that the processes are given their memory while they run. Which, is in
 	// WorkDir.
 	Lazy bool `json:"lazy,omitempty"`
+	// Unchecked says that its memory is still being checked: as long as the agent has not
+	// answered Checked, it is not there.
+	Unchecked bool `json:"unchecked,omitempty"`
 	// Published are names that volumes which the kubelet writes had in the source.
 	Published []Published `json:"published,omitempty"`
 	// FreezeHook is the program that the engine calls to keep the container frozen.

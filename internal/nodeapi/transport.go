@@ -17,7 +17,7 @@ const (
 	// maxMessage bounds what is read of a request or an answer.
 	maxMessage = 4 << 20
 	// CallTimeout bounds one question with its answer. The agent reads the whole
-	// checkpoint while it answers CreateSandbox.
+	// checkpoint while it answers CreateSandbox or Checked.
 	CallTimeout = 10 * time.Minute
 )
 

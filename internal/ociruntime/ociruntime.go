@@ -260,7 +260,7 @@ func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sa
 		return err
 	}
 	response, err := c.ask(ctx, nodeapi.Request{CreateContainer: &nodeapi.CreateContainer{
-		Sandbox: sandbox, ContainerID: c.ID, Container: name, Privileges: privileges, Addresses: addresses,
+		Sandbox: sandbox, ContainerID: c.ID, Container: name, Privileges: privileges, Addresses: addresses, AsksChecked: true,
 	}})
 	if err != nil {
 		return err
@@ -294,6 +294,11 @@ func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sa
 		err = fmt.Errorf("restore container %s: %w", name, err)
 		c.report(ctx, nodeapi.Report{Sandbox: sandbox, Container: name, Stage: nodeapi.StageFailed, Message: err.Error()})
 		return err
+	}
+	if response.Container.Unchecked {
+		if _, err := c.ask(ctx, nodeapi.Request{Checked: &nodeapi.Checked{Sandbox: sandbox, Container: name}}); err != nil {
+			return errors.Join(fmt.Errorf("restore container %s: %w", name, err), c.passOnAs(ctx, "delete", "--force", c.ID))
+		}
 	}
 	m := marker{Sandbox: sandbox, Container: name, WorkDir: response.Container.WorkDir}
 	if err := errors.Join(c.mark(c.ID, m), c.note(c.ID, m, nodeapi.StageCreated)); err != nil {

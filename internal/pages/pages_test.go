@@ -117,32 +117,32 @@ func TestOnlyPagesThatAreGivenLazilyAreNotCheckedBefore(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir, digest := sealed(t)
 			flip(t, dir+"/containers/a/criu/"+c.file, c.offset)
-			_, l, err := policy.Verify(t.Context(), dir, digest, pages.ModeAuto)
-			if c.fails != errors.Is(err, checkpoint.ErrCorrupt) || !c.fails && (err != nil || l == nil) {
+			v, err := policy.Verify(t.Context(), dir, digest, pages.ModeAuto)
+			if c.fails != errors.Is(err, checkpoint.ErrCorrupt) || !c.fails && (err != nil || v.Lazily == nil) {
 				t.Errorf("got %v", err)
 			}
-			if _, _, err := policy.Verify(t.Context(), dir, digest, pages.ModeEager); !errors.Is(err, checkpoint.ErrCorrupt) {
+			if _, err := policy.Verify(t.Context(), dir, digest, pages.ModeEager); !errors.Is(err, checkpoint.ErrCorrupt) {
 				t.Errorf("where all is checked: %v", err)
 			}
 		})
 	}
 	t.Run("another manifest", func(t *testing.T) {
 		dir, _ := sealed(t)
-		if _, _, err := policy.Verify(t.Context(), dir, "sha256:1", pages.ModeAuto); !errors.Is(err, checkpoint.ErrCorrupt) {
+		if _, err := policy.Verify(t.Context(), dir, "sha256:1", pages.ModeAuto); !errors.Is(err, checkpoint.ErrCorrupt) {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("a file more", func(t *testing.T) {
 		dir, digest := sealed(t)
 		os.WriteFile(dir+"/x", nil, 0o600)
-		if _, _, err := policy.Verify(t.Context(), dir, digest, pages.ModeAuto); !errors.Is(err, checkpoint.ErrCorrupt) {
+		if _, err := policy.Verify(t.Context(), dir, digest, pages.ModeAuto); !errors.Is(err, checkpoint.ErrCorrupt) {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("a shorter file", func(t *testing.T) {
 		dir, digest := sealed(t)
 		os.Truncate(dir+"/containers/a/criu/pages-1.img", 50*page)
-		if _, _, err := policy.Verify(t.Context(), dir, digest, pages.ModeAuto); !errors.Is(err, checkpoint.ErrCorrupt) {
+		if _, err := policy.Verify(t.Context(), dir, digest, pages.ModeAuto); !errors.Is(err, checkpoint.ErrCorrupt) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -165,9 +165,16 @@ func TestWhatIsGivenLazilyIsDecidedBySizeAndByWhoeverAsks(t *testing.T) {
 		"not possible, asked for": {pages.Policy{Unsupported: none}, pages.ModeLazy, false, none},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m, l, err := c.policy.Verify(t.Context(), dir, digest, c.mode)
-			if !errors.Is(err, c.err) || (l != nil) != c.lazily || err == nil && m == nil {
-				t.Fatalf("got %v, %v", l, err)
+			v, err := c.policy.Verify(t.Context(), dir, digest, c.mode)
+			if !errors.Is(err, c.err) || (err == nil) != (v != nil) {
+				t.Fatalf("got %+v, %v", v, err)
+			}
+			if v == nil {
+				return
+			}
+			l := v.Lazily
+			if (l != nil) != c.lazily || v.Manifest == nil || v.Beside {
+				t.Fatalf("got %+v", v)
 			}
 			if l == nil {
 				return
@@ -180,6 +187,55 @@ func TestWhatIsGivenLazilyIsDecidedBySizeAndByWhoeverAsks(t *testing.T) {
 	}
 	if _, err := pages.ParseMode("now"); err == nil || !strings.Contains(err.Error(), "lazy") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestLargeFilesOfPagesAreCheckedBesideTheirRestoreAndNothingElseIs(t *testing.T) {
+	dir := t.TempDir()
+	images := dir + "/containers/a/criu/"
+	must(t, os.MkdirAll(images, 0o700))
+	for name, size := range map[string]int64{"pages-1.img": 64 << 20, "pages-2.img": 64<<20 - page, "other.img": 64 << 20} {
+		must(t, os.WriteFile(images+name, nil, 0o600))
+		must(t, os.Truncate(images+name, size))
+	}
+	digest, err := checkpoint.Seal(t.Context(), dir, &checkpoint.Manifest{Engine: checkpoint.Program{Name: "criu", Version: "1"}, Containers: []checkpoint.Container{{Name: "a"}}})
+	must(t, err)
+	check := func() (*pages.Verified, error) {
+		return pages.Policy{}.Verify(t.Context(), dir, digest, pages.ModeEager)
+	}
+	if v, err := check(); err != nil || !v.Beside || v.Lazily != nil || v.Manifest == nil {
+		t.Errorf("%+v, %v", v, err)
+	}
+	for name, later := range map[string]bool{"pages-1.img": true, "pages-2.img": false, "other.img": false} {
+		t.Run(name, func(t *testing.T) {
+			f, err := os.OpenFile(images+name, os.O_RDWR, 0)
+			must(t, err)
+			defer f.Close()
+			_, err = f.WriteAt([]byte{1}, 63<<20)
+			must(t, err)
+			if _, err := check(); later != (err == nil) || !later && !errors.Is(err, checkpoint.ErrCorrupt) {
+				t.Errorf("before: %v", err)
+			}
+			if err := pages.VerifyBeside(t.Context(), dir, digest); later != errors.Is(err, checkpoint.ErrCorrupt) || later != (err != nil) || later && !strings.Contains(err.Error(), name) {
+				t.Errorf("beside: %v", err)
+			}
+			_, err = f.WriteAt([]byte{0}, 63<<20)
+			must(t, err)
+			if err := pages.VerifyBeside(t.Context(), dir, digest); err != nil {
+				t.Errorf("as it was: %v", err)
+			}
+		})
+	}
+	if err := pages.VerifyBeside(t.Context(), dir, "sha256:1"); !errors.Is(err, checkpoint.ErrCorrupt) {
+		t.Errorf("another manifest: %v", err)
+	}
+	must(t, os.Truncate(images+"pages-1.img", 64<<20-1))
+	if _, err := check(); !errors.Is(err, checkpoint.ErrCorrupt) {
+		t.Errorf("a shorter file is seen before anything begins: %v", err)
+	}
+	must(t, os.Remove(images+"pages-1.img"))
+	if _, err := check(); !errors.Is(err, checkpoint.ErrMissing) {
+		t.Errorf("so is one that is missing: %v", err)
 	}
 }
 
@@ -223,4 +279,11 @@ func FuzzRead(f *testing.F) {
 			}
 		}
 	})
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }

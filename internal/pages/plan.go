@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/pages/lazy"
@@ -50,21 +51,64 @@ var ErrNotLazy = errors.New("memory cannot be given while processes run")
 // have been checked.
 var errByEngine = fmt.Errorf("%w: the engine brings it", ErrNotLazy)
 
-// Verify checks a checkpoint before it is restored, as checkpoint.Verify does. What it
-// returns besides the manifest is not nil where memory is to be given lazily: that was
-// not checked, and is when it is given.
-func (p Policy) Verify(ctx context.Context, dir, manifestDigest string, mode Mode) (*checkpoint.Manifest, *Lazily, error) {
+// Verified is a checkpoint all of which is as it was written, but for memory that is
+// checked later.
+type Verified struct {
+	Manifest *checkpoint.Manifest
+	// Lazily is not nil where memory is to be given to processes while they run: it is
+	// checked when it is given.
+	Lazily *Lazily
+	// Beside says that there are files of pages that VerifyBeside has to check: beside
+	// CRIU, which brings them, and before anything of the Pod runs.
+	Beside bool
+}
+
+// besideSize is how large a file of pages is, in bytes, that makes it worth it not to wait
+// for its check: a tenth of a second, or less.
+const besideSize = 64 << 20
+
+func beside(f checkpoint.File) bool { return f.Size >= besideSize && IsPages(f.Path) }
+
+// Verify checks a checkpoint before it is restored, as checkpoint.Verify does, but for
+// memory that can be checked later.
+func (p Policy) Verify(ctx context.Context, dir, manifestDigest string, mode Mode) (*Verified, error) {
 	if mode != ModeEager {
 		l, err := p.look(ctx, dir, manifestDigest, mode)
 		switch {
 		case err == nil:
-			return l.Manifest, l, l.Verify(ctx)
+			return &Verified{Manifest: l.Manifest, Lazily: l}, l.Verify(ctx)
 		case !errors.Is(err, ErrNotLazy) || mode == ModeLazy && !errors.Is(err, errByEngine):
-			return nil, nil, err
+			return nil, err
 		}
 	}
-	m, err := checkpoint.Verify(ctx, dir, manifestDigest)
-	return m, nil, err
+	m, err := checkpoint.VerifyBut(ctx, dir, manifestDigest, beside)
+	if err != nil {
+		return nil, err
+	}
+	return &Verified{Manifest: m, Beside: slices.ContainsFunc(m.Files, beside)}, nil
+}
+
+// VerifyBeside checks the files of pages that Policy.Verify has left.
+func VerifyBeside(ctx context.Context, dir, manifestDigest string) error {
+	m, _, err := readManifest(dir, manifestDigest)
+	if err != nil {
+		return err
+	}
+	blocks, err := checkpoint.ReadBlocks(dir, m)
+	if err != nil && !errors.Is(err, checkpoint.ErrNoBlocks) {
+		return err
+	}
+	return checkpoint.VerifyFiles(ctx, dir, m, blocks, beside)
+}
+
+// readManifest reads the manifest that is to have a digest, or any, if that is empty. It
+// returns the one that it has.
+func readManifest(dir, want string) (m *checkpoint.Manifest, digest string, err error) {
+	m, digest, err = checkpoint.ReadManifest(dir)
+	if digest != "" && want != "" && digest != want {
+		return nil, "", fmt.Errorf("%w: %s has digest %s, recorded was %s", checkpoint.ErrCorrupt, checkpoint.ManifestName, digest, want)
+	}
+	return m, digest, err
 }
 
 func (p Policy) look(ctx context.Context, dir, manifestDigest string, mode Mode) (*Lazily, error) {
@@ -117,10 +161,7 @@ type Lazily struct {
 // Look reads what there is of memory in a checkpoint, whose manifest and page maps it
 // checks, and nothing else.
 func Look(ctx context.Context, dir, manifestDigest string) (*Lazily, error) {
-	m, digest, err := checkpoint.ReadManifest(dir)
-	if digest != "" && manifestDigest != "" && digest != manifestDigest {
-		return nil, fmt.Errorf("%w: %s has digest %s, recorded was %s", checkpoint.ErrCorrupt, checkpoint.ManifestName, digest, manifestDigest)
-	}
+	m, digest, err := readManifest(dir, manifestDigest)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +178,7 @@ func look(ctx context.Context, dir string, m *checkpoint.Manifest, digest string
 	} else if err != nil {
 		return nil, err
 	}
-	if err := checkpoint.VerifyFiles(ctx, dir, m, isPagemap); err != nil {
+	if err := checkpoint.VerifyFiles(ctx, dir, m, l.blocks, isPagemap); err != nil {
 		return nil, err
 	}
 	root, err := os.OpenRoot(dir)
@@ -170,7 +211,7 @@ func look(ctx context.Context, dir string, m *checkpoint.Manifest, digest string
 
 // Verify checks all that CRIU reads.
 func (l *Lazily) Verify(ctx context.Context) error {
-	if err := checkpoint.VerifyFiles(ctx, l.dir, l.Manifest, func(f checkpoint.File) bool { return l.later[f.Path] == nil && !isPagemap(f) }); err != nil {
+	if err := checkpoint.VerifyFiles(ctx, l.dir, l.Manifest, l.blocks, func(f checkpoint.File) bool { return l.later[f.Path] == nil && !isPagemap(f) }); err != nil {
 		return err
 	}
 	root, err := os.OpenRoot(l.dir)

@@ -28,6 +28,9 @@ type record struct {
 	// processes while they run.
 	Digest string `json:"digest,omitempty"`
 	Lazy   bool   `json:"lazy,omitempty"`
+	// Unchecked says that files of pages have not been checked: nothing of the sandbox's
+	// containers is left as long as they have not.
+	Unchecked bool `json:"unchecked,omitempty"`
 	// Partial says that memory is still being brought to Dir.
 	Partial bool `json:"partial,omitempty"`
 	// MemoryTold names the containers of which the observer knows what has become of
@@ -143,6 +146,10 @@ func (s *Sessions) read(sandboxID string) (record, error) {
 func (s *Sessions) forget(sandboxID string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if c := s.checks[sandboxID]; c != nil {
+		c.end()
+		delete(s.checks, sandboxID)
+	}
 	file, err := s.file(sandboxID)
 	if err != nil {
 		return err

@@ -100,10 +100,11 @@ type Sessions struct {
 
 	wake chan struct{} // has one element when Run has something to do at once
 
-	mu      sync.Mutex // guards tickets, turns, making, every record on disk, and images that go
+	mu      sync.Mutex // guards tickets, turns, making, checks, every record on disk, and images that go
 	tickets map[string]ticket
 	turns   map[podName]nodeapi.Sandbox // whose restore is under way
 	making  map[string]int              // of whose sandbox images are being made, how many times
+	checks  map[string]*check           // of what sandboxes are restored from, by their IDs
 }
 
 // podName is what restores are serialised by (P24). A UID would not do: a Pod that
@@ -120,7 +121,7 @@ func New(c Config) (*Sessions, error) {
 	if err := checkpoint.RemoveTemporary(c.StateDir); err != nil {
 		c.Log.Warn("what a killed agent had half written could not be removed", "error", err)
 	}
-	s := &Sessions{Config: c, tickets: map[string]ticket{}, turns: map[podName]nodeapi.Sandbox{}, making: map[string]int{}, wake: make(chan struct{}, 1)}
+	s := &Sessions{Config: c, tickets: map[string]ticket{}, turns: map[podName]nodeapi.Sandbox{}, making: map[string]int{}, checks: map[string]*check{}, wake: make(chan struct{}, 1)}
 	records, err := s.records()
 	if err != nil { // to be an agent that does not start would help nobody
 		c.Log.Error("whose restores are under way is not known", "error", err)
@@ -166,6 +167,8 @@ func (s *Sessions) Handle(ctx context.Context, request nodeapi.Request) nodeapi.
 		response, err = s.createSandbox(ctx, *request.CreateSandbox)
 	case request.CreateContainer != nil:
 		response, err = s.createContainer(ctx, *request.CreateContainer)
+	case request.Checked != nil:
+		err = s.checked(ctx, *request.Checked)
 	case request.Block != nil:
 		response, err = s.block(ctx, *request.Block)
 	case request.Report != nil:
@@ -210,6 +213,9 @@ func (s *Sessions) createSandbox(ctx context.Context, in nodeapi.CreateSandbox) 
 	}
 	if rec.Ordinary {
 		return nodeapi.Response{Action: nodeapi.ActionOrdinary}, nil
+	}
+	if rec.Unchecked {
+		s.check(rec)
 	}
 	s.Observer.Began(ctx, sandbox)
 	response := nodeapi.Response{Action: nodeapi.ActionRestore, Together: rec.Together}
@@ -271,17 +277,11 @@ func (s *Sessions) admit(ctx context.Context, in nodeapi.CreateSandbox) (record,
 	if source.Partial { // there is no other way
 		rec.Partial, mode = true, pages.ModeLazy
 	}
-	m, lazily, err := s.Memory.Policy.Verify(ctx, source.Dir, source.ManifestDigest, mode)
-	switch {
-	case errors.Is(err, pages.ErrNotLazy):
-		return record{}, &nodeapi.Error{Reason: reasonFailed, Message: fmt.Sprintf("annotation %s: %v", annotationMemory, err)}
-	case errors.Is(err, checkpoint.ErrMissing):
-		return record{}, &nodeapi.Error{Reason: reasonMissing, Message: err.Error()}
-	case errors.Is(err, checkpoint.ErrCorrupt):
-		return record{}, &nodeapi.Error{Reason: reasonCorrupt, Message: err.Error()}
-	case err != nil:
-		return record{}, err
+	verified, err := s.Memory.Policy.Verify(ctx, source.Dir, source.ManifestDigest, mode)
+	if err != nil {
+		return record{}, ofData(err)
 	}
+	m := verified.Manifest
 	by := in.Engine
 	if by == "" {
 		by = defaultEngine
@@ -299,8 +299,17 @@ func (s *Sessions) admit(ctx context.Context, in nodeapi.CreateSandbox) (record,
 	for _, c := range m.Containers {
 		rec.Containers = append(rec.Containers, c.Name)
 	}
-	if lazily != nil {
-		rec.Lazy, rec.Digest = true, lazily.ManifestDigest
+	if verified.Lazily != nil {
+		rec.Lazy, rec.Digest = true, verified.Lazily.ManifestDigest
+	}
+	if verified.Beside {
+		rec.Unchecked, rec.Digest = true, source.ManifestDigest
+	}
+	if rec.Unchecked && rec.Whole { // its engine starts with all of it
+		if err := pages.VerifyBeside(ctx, rec.Dir, rec.Digest); err != nil {
+			return record{}, ofData(err)
+		}
+		rec.Unchecked = false
 	}
 	rec.Since = s.Now() // to look at all of it may take long
 	return rec, nil
@@ -383,6 +392,10 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 		s.Observer.Failed(ctx, in.Sandbox, in.Container, refusal.Message)
 		return nodeapi.Response{}, refusal
 	}
+	unchecked, err := s.unchecked(ctx, rec, in)
+	if err != nil {
+		return nodeapi.Response{}, err
+	}
 	adapted := s.images(in.Sandbox.ID, in.Container)
 	made := s.makeImages(in.Sandbox.ID)
 	answer, err := s.Compatibility.Adapt(ctx, adaptation(rec, m, in), adapted)
@@ -396,7 +409,7 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 		s.Observer.Failed(ctx, in.Sandbox, in.Container, err.Error())
 		return nodeapi.Response{}, err
 	}
-	answer.ImageDir, answer.FreezeHook, answer.Path = adapted, s.FreezeHook, s.Path
+	answer.ImageDir, answer.FreezeHook, answer.Path, answer.Unchecked = adapted, s.FreezeHook, s.Path, unchecked
 	s.addFiles(answer, rec, m, i, workDir, in)
 	if archive := m.Containers[i].Rootfs; archive != "" {
 		answer.RootfsArchive = filepath.Join(rec.Dir, filepath.FromSlash(archive))

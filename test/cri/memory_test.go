@@ -2,6 +2,7 @@ package cri_test
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,15 +21,15 @@ import (
 
 const weaverMiB = 64
 
-// weaver is a container that fills memory and checks it when it is told to.
-func weaver(t *testing.T) (config *runtimeapi.ContainerConfig, tell func(how string)) {
+// weaver is a container that fills so much memory and checks it when it is told to.
+func weaver(t *testing.T, mib int) (config *runtimeapi.ContainerConfig, tell func(how string)) {
 	t.Helper()
 	dir := theNode.directory(t)
 	on := theNode.host.Path(dir)
 	data, err := os.ReadFile(built(t, "weaver"))
 	must(t, err)
 	must(t, os.WriteFile(on+"/weaver", data, 0o755))
-	config = container("a", fmt.Sprintf("exec /w/weaver %d /w", weaverMiB), &runtimeapi.Mount{HostPath: dir, ContainerPath: "/w"})
+	config = container("a", fmt.Sprintf("exec /w/weaver %d /w", mib), &runtimeapi.Mount{HostPath: dir, ContainerPath: "/w"})
 	return config, func(how string) {
 		must(t, os.WriteFile(on+"/go.new", []byte(how+"\n"), 0o600))
 		must(t, os.Rename(on+"/go.new", on+"/go"))
@@ -89,7 +90,7 @@ func (p *pod) says(t *testing.T, container, want string) {
 
 func weaverCheckpoint(t *testing.T) (dir string, config *runtimeapi.ContainerConfig, tell func(string)) {
 	t.Helper()
-	config, tell = weaver(t)
+	config, tell = weaver(t, weaverMiB)
 	return checkpointOf(t, config), config, tell
 }
 
@@ -235,4 +236,45 @@ func TestACheckpointWaitsUntilAllMemoryIsThere(t *testing.T) {
 	second := theNode.restoreWith(t, "eager", again, a)
 	tell("check")
 	second.says(t, "a", "end good")
+}
+
+// P23. Of so much memory the check goes on while CRIU brings it.
+func TestMemoryThatIsNotWhatWasWrittenIsFoundBesideItsRestoreAndNothingIsLeftOfThat(t *testing.T) {
+	a, tell := weaver(t, 384)
+	dir := checkpointOf(t, a)
+	flip := func() {
+		t.Helper()
+		names, err := filepath.Glob(theNode.host.Path(dir) + "/containers/a/criu/pages-*.img")
+		must(t, err)
+		for _, name := range names {
+			f, err := os.OpenFile(name, os.O_RDWR, 0)
+			must(t, err)
+			info, err := f.Stat()
+			must(t, err)
+			if info.Size() > 64<<20 {
+				var one [1]byte
+				f.ReadAt(one[:], info.Size()-1)
+				one[0] ^= 1
+				f.WriteAt(one[:], info.Size()-1)
+			}
+			must(t, f.Close())
+		}
+	}
+	flip()
+	before := theNode.sandboxes(t)
+	name := podName()
+	_, err := theNode.stasis.RestorePod(testContext(t), &runtimeapi.RestorePodRequest{
+		CheckpointPath: dir, Config: sandboxConfig(name), RuntimeHandler: handler, ContainerConfigs: []*runtimeapi.ContainerConfig{a},
+		Options: map[string]string{"memory": "eager"},
+	})
+	if err == nil || !strings.Contains(err.Error(), "are not what was written") {
+		t.Errorf("got %v", err)
+	}
+	if after := theNode.sandboxes(t); !maps.Equal(before, after) {
+		t.Errorf("of sandboxes %v there were, %v are left", before, after)
+	}
+	flip()
+	p := theNode.restoreWith(t, "eager", dir, a)
+	tell("check")
+	p.says(t, "a", "end good")
 }

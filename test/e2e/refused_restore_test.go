@@ -101,6 +101,28 @@ func TestARestoreFromDamagedDataIsRefusedUntilTheyAreWholeAgain(t *testing.T) {
 	}
 }
 
+// P23: so much memory is checked while CRIU brings it, and nothing of it runs before that
+// has ended.
+func TestARestoreFromDamagedMemoryThatIsCheckedBesideItIsRefusedUntilItIsWholeAgain(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	const mib = 160
+	s.create(s.holding("source", mib, ""))
+	sum := s.held("source")
+	checkpoint := s.checkpoint("one", "source")
+	turned := fmt.Sprintf(flip("$(find %s -name '"+engine.data+"' -size +80M)"), data(checkpoint))
+	s.onNode(checkpoint.Status.NodeName, turned)
+	pod := s.create(s.holding("restored", mib, "one"))
+	s.waitEvent(pod, checkpointv1alpha1.EventCheckpointDataCorrupt)
+	s.staysPending("restored")
+
+	s.onNode(checkpoint.Status.NodeName, turned)
+	s.waitReady("restored")
+	if got := s.held("restored"); got != sum {
+		t.Errorf("it holds %s, captured was %s", got, sum)
+	}
+}
+
 // flip is a shell command that turns the lowest bit of a file's byte 100; twice,
 // it does nothing.
 func flip(file string) string {
