@@ -302,21 +302,22 @@ func VerifyBut(ctx context.Context, dir, manifestDigest string, later func(File)
 		}
 		there.Close()
 	}
-	if err := verifyFiles(ctx, root, now, blocks); err != nil {
+	if err := verifyFiles(ctx, root, now, blocks, nil); err != nil {
 		return nil, err
 	}
 	return m, verifyNothingElse(root, m)
 }
 
-// VerifyFiles checks those files of a checkpoint that which says yes to. blocks, of the
-// same checkpoint, may be nil.
-func VerifyFiles(ctx context.Context, dir string, m *Manifest, blocks *Blocks, which func(File) bool) error {
+// VerifyFiles checks those files of a checkpoint that which says yes to. blocks, of the same
+// checkpoint, may be nil. spare, which may be too, is called again and again on one of
+// several processors: that waits there as long as somebody else needs it, or until ctx ends.
+func VerifyFiles(ctx context.Context, dir string, m *Manifest, blocks *Blocks, which func(File) bool, spare func(ctx context.Context)) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return fmt.Errorf("open checkpoint: %w", err)
 	}
 	defer root.Close()
-	return verifyFiles(ctx, root, slices.DeleteFunc(slices.Clone(m.Files), func(f File) bool { return !which(f) }), blocks)
+	return verifyFiles(ctx, root, slices.DeleteFunc(slices.Clone(m.Files), func(f File) bool { return !which(f) }), blocks, spare)
 }
 
 // VerifyNothingElse checks that a checkpoint's directory holds no other files than its

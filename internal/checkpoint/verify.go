@@ -41,7 +41,7 @@ type whole struct {
 
 // verifyFiles checks files of a checkpoint. Of several that are not what was written it
 // names one. Where there is no list of blocks each is one's work.
-func verifyFiles(ctx context.Context, root *os.Root, files []File, list *Blocks) error {
+func verifyFiles(ctx context.Context, root *os.Root, files []File, list *Blocks, spare func(ctx context.Context)) error {
 	var pieces []piece
 	for _, f := range files {
 		of := &whole{File: f}
@@ -61,10 +61,19 @@ func verifyFiles(ctx context.Context, root *os.Root, files []File, list *Blocks)
 	defer cancel(nil)
 	work := make(chan piece)
 	var workers sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), maxVerifiers) {
+	given, all := context.WithCancel(ctx) // ends when there is nothing more to take
+	defer all()
+	for i := range min(runtime.GOMAXPROCS(0), maxVerifiers) {
 		workers.Go(func() {
 			buffer := make([]byte, BlockSize)
-			for p := range work {
+			for {
+				if i > 0 && i == runtime.GOMAXPROCS(0)-1 && spare != nil {
+					spare(given)
+				}
+				p, more := <-work
+				if !more {
+					return
+				}
 				if err := p.verify(ctx, root, buffer); err != nil {
 					cancel(err)
 				}
@@ -87,6 +96,7 @@ func verifyFiles(ctx context.Context, root *os.Root, files []File, list *Blocks)
 		break
 	}
 	close(work)
+	all()
 	workers.Wait()
 	last.closeAfter()
 	return context.Cause(ctx)

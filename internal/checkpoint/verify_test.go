@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"os"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"podstasis.dev/stasis/internal/checkpoint"
@@ -59,6 +61,23 @@ func TestWhateverIsAlteredInALargeFileIsFoundByThoseWhoShareIt(t *testing.T) {
 	}
 	if _, err := checkpoint.Verify(t.Context(), dir, ""); !errors.Is(err, checkpoint.ErrMissing) || !strings.Contains(err.Error(), "pages-1.img") {
 		t.Errorf("without the file: %v", err)
+	}
+}
+
+// However long that is needed, all is checked.
+func TestOneOfSeveralProcessorsIsLeftToWhoeverNeedsIt(t *testing.T) {
+	dir, m, _ := large(t)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	for processors, want := range map[int]bool{1: false, 2: true} {
+		runtime.GOMAXPROCS(processors)
+		var called atomic.Bool
+		err := checkpoint.VerifyFiles(t.Context(), dir, m, nil, func(checkpoint.File) bool { return true }, func(ctx context.Context) {
+			called.Store(true)
+			<-ctx.Done()
+		})
+		if err != nil || called.Load() != want {
+			t.Errorf("%d processors: %v, one was left: %v", processors, err, called.Load())
+		}
 	}
 }
 

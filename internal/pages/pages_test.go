@@ -216,17 +216,17 @@ func TestLargeFilesOfPagesAreCheckedBesideTheirRestoreAndNothingElseIs(t *testin
 			if _, err := check(); later != (err == nil) || !later && !errors.Is(err, checkpoint.ErrCorrupt) {
 				t.Errorf("before: %v", err)
 			}
-			if err := pages.VerifyBeside(t.Context(), dir, digest); later != errors.Is(err, checkpoint.ErrCorrupt) || later != (err != nil) || later && !strings.Contains(err.Error(), name) {
+			if err := pages.VerifyBeside(t.Context(), dir, digest, nil); later != errors.Is(err, checkpoint.ErrCorrupt) || later != (err != nil) || later && !strings.Contains(err.Error(), name) {
 				t.Errorf("beside: %v", err)
 			}
 			_, err = f.WriteAt([]byte{0}, 63<<20)
 			must(t, err)
-			if err := pages.VerifyBeside(t.Context(), dir, digest); err != nil {
+			if err := pages.VerifyBeside(t.Context(), dir, digest, nil); err != nil {
 				t.Errorf("as it was: %v", err)
 			}
 		})
 	}
-	if err := pages.VerifyBeside(t.Context(), dir, "sha256:1"); !errors.Is(err, checkpoint.ErrCorrupt) {
+	if err := pages.VerifyBeside(t.Context(), dir, "sha256:1", nil); !errors.Is(err, checkpoint.ErrCorrupt) {
 		t.Errorf("another manifest: %v", err)
 	}
 	must(t, os.Truncate(images+"pages-1.img", 64<<20-1))

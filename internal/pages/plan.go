@@ -88,8 +88,9 @@ func (p Policy) Verify(ctx context.Context, dir, manifestDigest string, mode Mod
 	return &Verified{Manifest: m, Beside: slices.ContainsFunc(m.Files, beside)}, nil
 }
 
-// VerifyBeside checks the files of pages that Policy.Verify has left.
-func VerifyBeside(ctx context.Context, dir, manifestDigest string) error {
+// VerifyBeside checks the files of pages that Policy.Verify has left. spare is as
+// checkpoint.VerifyFiles has it.
+func VerifyBeside(ctx context.Context, dir, manifestDigest string, spare func(ctx context.Context)) error {
 	m, _, err := readManifest(dir, manifestDigest)
 	if err != nil {
 		return err
@@ -98,7 +99,7 @@ func VerifyBeside(ctx context.Context, dir, manifestDigest string) error {
 	if err != nil && !errors.Is(err, checkpoint.ErrNoBlocks) {
 		return err
 	}
-	return checkpoint.VerifyFiles(ctx, dir, m, blocks, beside)
+	return checkpoint.VerifyFiles(ctx, dir, m, blocks, beside, spare)
 }
 
 // readManifest reads the manifest that is to have a digest, or any, if that is empty. It
@@ -178,7 +179,7 @@ func look(ctx context.Context, dir string, m *checkpoint.Manifest, digest string
 	} else if err != nil {
 		return nil, err
 	}
-	if err := checkpoint.VerifyFiles(ctx, dir, m, l.blocks, isPagemap); err != nil {
+	if err := checkpoint.VerifyFiles(ctx, dir, m, l.blocks, isPagemap, nil); err != nil {
 		return nil, err
 	}
 	root, err := os.OpenRoot(dir)
@@ -211,7 +212,7 @@ func look(ctx context.Context, dir string, m *checkpoint.Manifest, digest string
 
 // Verify checks all that CRIU reads.
 func (l *Lazily) Verify(ctx context.Context) error {
-	if err := checkpoint.VerifyFiles(ctx, l.dir, l.Manifest, l.blocks, func(f checkpoint.File) bool { return l.later[f.Path] == nil && !isPagemap(f) }); err != nil {
+	if err := checkpoint.VerifyFiles(ctx, l.dir, l.Manifest, l.blocks, func(f checkpoint.File) bool { return l.later[f.Path] == nil && !isPagemap(f) }, nil); err != nil {
 		return err
 	}
 	root, err := os.OpenRoot(l.dir)

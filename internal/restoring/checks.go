@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
@@ -21,6 +22,37 @@ type check struct {
 	done chan struct{}
 	err  error // once it is done
 	end  context.CancelFunc
+
+	mu       sync.Mutex
+	restored chan struct{} // closed when CRIU has done its part; nil if it is not at work
+}
+
+// restoring says whether CRIU is at work. It has a processor to itself then: it works on
+// one, and is counted to a container that may have asked for none.
+func (c *check) restoring(yes bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case yes && c.restored == nil:
+		c.restored = make(chan struct{})
+	case !yes && c.restored != nil:
+		close(c.restored)
+		c.restored = nil
+	}
+}
+
+// spare waits until CRIU needs no processor.
+func (c *check) spare(ctx context.Context) {
+	c.mu.Lock()
+	restored := c.restored
+	c.mu.Unlock()
+	if restored == nil {
+		return
+	}
+	select {
+	case <-restored:
+	case <-ctx.Done():
+	}
 }
 
 // check starts that of a sandbox's memory, unless it has been.
@@ -37,7 +69,7 @@ func (s *Sessions) check(rec record) *check {
 	go func() {
 		defer cancel()
 		defer close(c.done)
-		if c.err = pages.VerifyBeside(ctx, rec.Dir, rec.Digest); c.err != nil {
+		if c.err = pages.VerifyBeside(ctx, rec.Dir, rec.Digest, c.spare); c.err != nil {
 			return
 		}
 		if _, err := s.update(id, func(rec *record) { rec.Unchecked = false }); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -79,6 +111,7 @@ func (s *Sessions) unchecked(ctx context.Context, rec record, in nodeapi.CreateC
 		select {
 		case <-c.done:
 		default:
+			c.restoring(true)
 			return true, nil
 		}
 	}
@@ -95,7 +128,9 @@ func (s *Sessions) checked(ctx context.Context, in nodeapi.Checked) error {
 	} else if err != nil || !rec.Unchecked {
 		return err
 	}
-	return s.settle(ctx, in, s.check(rec))
+	c := s.check(rec)
+	c.restoring(false)
+	return s.settle(ctx, in, c)
 }
 
 // ofData gives an error over a checkpoint's data its reason.

@@ -306,7 +306,7 @@ func (s *Sessions) admit(ctx context.Context, in nodeapi.CreateSandbox) (record,
 		rec.Unchecked, rec.Digest = true, source.ManifestDigest
 	}
 	if rec.Unchecked && rec.Whole { // its engine starts with all of it
-		if err := pages.VerifyBeside(ctx, rec.Dir, rec.Digest); err != nil {
+		if err := pages.VerifyBeside(ctx, rec.Dir, rec.Digest, nil); err != nil {
 			return record{}, ofData(err)
 		}
 		rec.Unchecked = false

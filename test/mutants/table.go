@@ -35,7 +35,7 @@ var mutants = []mutant{
 		`	if in.AsksChecked {`, `	if in.Container != "" {`,
 		unit, "internal/restoring", "TestMemoryThatIsCheckedBesideItsRestoreLeavesNothingWhereItIsNotWhatWasWritten"},
 	{"memory that is never checked where it is large", "internal/pages/plan.go",
-		`return checkpoint.VerifyFiles(ctx, dir, m, blocks, beside)`, `_ = blocks; return nil`,
+		`return checkpoint.VerifyFiles(ctx, dir, m, blocks, beside, spare)`, `_ = blocks; return nil`,
 		unit, "internal/pages", "TestLargeFilesOfPagesAreCheckedBesideTheirRestoreAndNothingElseIs"},
 	{"a restore that waits for its memory to be checked first", "internal/restoring/checks.go",
 		`	if in.AsksChecked {`, `	if in.AsksChecked && in.Container == "" {`,
