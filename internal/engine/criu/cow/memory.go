@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -112,45 +111,24 @@ func (s *scanner) pages(m mapping) (runs []run, err error) {
 }
 
 // memory reads that of a process that stands still.
-type memory struct {
-	pid int
-	mem *os.File
-}
+type memory struct{ mem *os.File }
 
 func openMemory(pid int) (*memory, error) {
 	f, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "mem"))
 	if err != nil {
 		return nil, err
 	}
-	return &memory{pid, f}, nil
+	return &memory{f}, nil
 }
 
 func (m *memory) close() error { return m.mem.Close() }
 
-// read fills p from an address. What the process itself may not read is read another way,
-// which is slower.
-func (m *memory) read(p []byte, address uint64, readable bool) error {
-	for len(p) > 0 {
-		var n int
-		var err error
-		if readable {
-			local := []unix.Iovec{{Base: &p[0]}}
-			local[0].SetLen(len(p))
-			n, err = unix.ProcessVMReadv(m.pid, local, []unix.RemoteIovec{{Base: uintptr(address), Len: len(p)}}, 0)
-			if errors.Is(err, unix.EFAULT) {
-				readable = false
-				continue
-			}
-		} else {
-			n, err = m.mem.ReadAt(p, int64(address))
-		}
-		if err == nil && n == 0 {
-			err = io.ErrUnexpectedEOF
-		}
-		if err != nil {
-			return fmt.Errorf("read memory at %x: %w", address, err)
-		}
-		p, address = p[n:], address+uint64(n)
+// read fills p from an address, whatever the process itself may read. process_vm_readv(2)
+// has fewer copies to make; but it pins pages, and for that the kernel first makes a copy of
+// each that a child shares with its parent.
+func (m *memory) read(p []byte, address uint64) error {
+	if n, err := m.mem.ReadAt(p, int64(address)); err != nil {
+		return fmt.Errorf("read memory at %x: %w", address+uint64(n), err)
 	}
 	return nil
 }
@@ -158,11 +136,10 @@ func (m *memory) read(p []byte, address uint64, readable bool) error {
 // piece is a run of pages on its way into an image, and where it is read.
 type piece struct {
 	run
-	readable bool
-	held     []byte   // it is here already,
-	file     *os.File // or there,
-	offset   int64    // at this place, or in the child
-	mapping  span     // which it is of, if the child has it
+	held    []byte   // it is here already,
+	file    *os.File // or there,
+	offset  int64    // at this place, or in the child
+	mapping span     // which it is of, if the child has it
 }
 
 // maxHeld bounds the memory that is read while the processes stand still, because their
@@ -197,7 +174,7 @@ func hold(pid int, mappings []mapping, budget *int64) (pieces []piece, err error
 				return nil, fmt.Errorf("%w: more than %d MiB of its memory are kept from children (MADV_DONTFORK, MADV_WIPEONFORK)", ErrUnfit, maxHeld>>20)
 			}
 			held := make([]byte, size)
-			if err := mem.read(held, r.start, m.prot&protRead != 0); err != nil {
+			if err := mem.read(held, r.start); err != nil {
 				return nil, err
 			}
 			pieces = append(pieces, piece{run: m.flagged(r), held: held})
@@ -317,7 +294,7 @@ func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings 
 			return 0, err
 		}
 		for _, r := range runs {
-			pieces = append(pieces, piece{run: m.flagged(r), readable: m.prot&protRead != 0, mapping: span{m.start, m.end}})
+			pieces = append(pieces, piece{run: m.flagged(r), mapping: span{m.start, m.end}})
 		}
 	}
 	pieces = unlazy(pieces, stacks)
@@ -362,7 +339,7 @@ func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings 
 			case p.file != nil:
 				_, err = p.file.ReadAt(b, p.offset+off)
 			default:
-				err = mem.read(b, at, p.readable)
+				err = mem.read(b, at)
 			}
 			if err != nil {
 				return read, err
