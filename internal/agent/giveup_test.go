@@ -18,7 +18,7 @@ import (
 )
 
 func TestARestoreThatKeepsFailingIsGivenUpAndOneThatWaitsIsNot(t *testing.T) {
-	failed := func(o *observer) { o.Failed(t.Context(), restoringSandbox(), "a", "criu: no such pid") }
+	failed := func(o *observer) { o.Failed(t.Context(), restoringSandbox(), "a", deny(v1alpha1.EventRestoreFailed, "criu: no such pid")) }
 	refused := func(reason string) func(*observer) {
 		return func(o *observer) { o.Refused(t.Context(), restoringSandbox(), deny(reason, "why")) }
 	}
@@ -117,7 +117,7 @@ func TestAPodWhoseContainersAreNotStartedAgainIsGivenUpAtOnce(t *testing.T) {
 			h := newHarness(t, restoringPod(func(p *corev1.Pod) { p.Spec.Containers[0].Name = "a" }, tc.change))
 			o := &observer{store: h.store, metrics: NewMetrics(prometheus.NewRegistry()), log: slog.New(slog.DiscardHandler), giveUpAfter: time.Hour, now: time.Now}
 			o.connect(events.NewFakeRecorder(100), &marker{client: h.client, log: o.log, now: o.now}, nil, nil)
-			o.Failed(t.Context(), restoringSandbox(), tc.container, "criu: no such pid")
+			o.Failed(t.Context(), restoringSandbox(), tc.container, deny(v1alpha1.EventRestoreFailed, "criu: no such pid"))
 			var pod corev1.Pod
 			if err := h.client.Get(t.Context(), types.NamespacedName{Namespace: "ns", Name: "again"}, &pod); err != nil {
 				t.Fatal(err)

@@ -85,8 +85,12 @@ func TestARestoreThatIsRefusedAndOneThatFailsAreToldApart(t *testing.T) {
 	if f, e := testutil.ToFloat64(failures), testutil.ToFloat64(errors); f != 1 || e != 0 {
 		t.Errorf("after a refusal: %v failures, %v errors of the runtime", f, e)
 	}
-	o.Failed(t.Context(), restoringSandbox(), "a", "criu: no such pid")
+	o.Failed(t.Context(), restoringSandbox(), "a", deny(v1alpha1.EventRestoreFailed, "criu: no such pid"))
 	if f, e := testutil.ToFloat64(failures), testutil.ToFloat64(errors); f != 2 || e != 1 {
 		t.Errorf("after a failure: %v failures, %v errors of the runtime", f, e)
+	}
+	o.Failed(t.Context(), restoringSandbox(), "a", deny(v1alpha1.EventCheckpointDataCorrupt, "pages-1.img"))
+	if f, e := testutil.ToFloat64(failures), testutil.ToFloat64(errors); f != 3 || e != 1 {
+		t.Errorf("after one over data: %v failures, %v errors of the runtime", f, e)
 	}
 }

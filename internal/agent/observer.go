@@ -123,20 +123,22 @@ func (o *observer) Began(ctx context.Context, sandbox nodeapi.Sandbox) {
 }
 
 // Failed implements restoring.Observer.
-func (o *observer) Failed(ctx context.Context, sandbox nodeapi.Sandbox, container, message string) {
+func (o *observer) Failed(ctx context.Context, sandbox nodeapi.Sandbox, container string, reason *nodeapi.Error) {
 	o.mu.Lock()
 	delete(o.begun, sandbox.ID)
 	o.mu.Unlock()
 	o.metrics.restores.WithLabelValues(resultFailure).Inc()
-	o.metrics.runtimeErrors.WithLabelValues(operationRestore).Inc()
-	o.log.Error("restore failed", append(about(sandbox), "container", container, "message", message)...)
+	if reason.Reason == v1alpha1.EventRestoreFailed {
+		o.metrics.runtimeErrors.WithLabelValues(operationRestore).Inc()
+	}
+	o.log.Error("restore failed", append(about(sandbox), "container", container, "reason", reason.Reason, "message", reason.Message)...)
 	what := "Container " + container + " could not be restored"
 	if container == "" {
 		what = "The sandbox could not be restored"
 	}
-	message = what + " from PodCheckpoint " + from(sandbox) + ": " + message
-	o.event(sandbox, corev1.EventTypeWarning, v1alpha1.EventRestoreFailed, message)
-	o.mark(ctx, sandbox, corev1.ConditionFalse, v1alpha1.EventRestoreFailed, message)
+	message := what + " from PodCheckpoint " + from(sandbox) + ": " + reason.Message
+	o.event(sandbox, corev1.EventTypeWarning, reason.Reason, message)
+	o.mark(ctx, sandbox, corev1.ConditionFalse, reason.Reason, message)
 	o.containerFailed(ctx, sandbox, container, message)
 }
 

@@ -276,7 +276,7 @@ func TestRefusalsAndFailuresBecomeEventsOfThePod(t *testing.T) {
 	recorder := events.NewFakeRecorder(10)
 	o := &observer{store: h.store, recorder: recorder, metrics: NewMetrics(prometheus.NewRegistry()), log: slog.New(slog.NewTextHandler(io.Discard, nil)), now: time.Now}
 	o.Refused(t.Context(), restoringSandbox(), deny(v1alpha1.EventCheckpointWrongNode, "it is elsewhere"))
-	o.Failed(t.Context(), restoringSandbox(), "a", "criu: no such pid")
+	o.Failed(t.Context(), restoringSandbox(), "a", deny(v1alpha1.EventRestoreFailed, "criu: no such pid"))
 	for _, want := range []string{"Warning CheckpointWrongNode Not restored from PodCheckpoint cp: it is elsewhere", "Warning RestoreFailed Container a could not be restored from PodCheckpoint cp: criu: no such pid"} {
 		if got := <-recorder.Events; got != want {
 			t.Errorf("event %q, want %q", got, want)

@@ -96,7 +96,7 @@ func (s *Sessions) settle(ctx context.Context, in nodeapi.Checked, c *check) err
 	}
 	s.mu.Unlock()
 	refusal := refusalOf(ofData(c.err))
-	s.Observer.Refused(ctx, in.Sandbox, refusal)
+	s.Observer.Failed(ctx, in.Sandbox, in.Container, refusal)
 	return errors.Join(refusal, s.dropImages(in.Sandbox.ID, in.Container))
 }
 

@@ -125,7 +125,7 @@ func TestAContainerWhoseStartWasInterruptedIsRestoredAgainOnlyIfItHasNotRun(t *t
 			if !slices.Equal(f.looked, []string{"/root a-1"}) {
 				t.Errorf("looked at %v", f.looked)
 			}
-			if failed := slices.ContainsFunc(f.told, func(s string) bool { return strings.HasPrefix(s, "failed a nobody knows") }); failed != (c.want == "") {
+			if failed := slices.ContainsFunc(f.told, func(s string) bool { return strings.HasPrefix(s, "failed a RestoreFailed nobody knows") }); failed != (c.want == "") {
 				t.Errorf("the observer was told %v", f.told)
 			}
 		})

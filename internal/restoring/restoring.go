@@ -61,8 +61,8 @@ type Observer interface {
 	Refused(ctx context.Context, sandbox nodeapi.Sandbox, reason *nodeapi.Error)
 	// Began: data were found whole and restoring begins.
 	Began(ctx context.Context, sandbox nodeapi.Sandbox)
-	// Failed: one container could not be restored.
-	Failed(ctx context.Context, sandbox nodeapi.Sandbox, container, message string)
+	// Failed: one container could not be restored, for this reason.
+	Failed(ctx context.Context, sandbox nodeapi.Sandbox, container string, reason *nodeapi.Error)
 	// Remember: every container of the checkpoint has been let go, so the Pod is not
 	// to be restored again. It may be called again.
 	Remember(sandbox nodeapi.Sandbox) error

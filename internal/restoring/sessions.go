@@ -368,7 +368,7 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 		// Restored again, it might run a second time; started anew, it might never have run.
 		refusal := &nodeapi.Error{Reason: reasonFailed, Message: fmt.Sprintf("nobody knows whether container %s, whose start was interrupted, has run: "+
 			"restore another Pod (%v)", in.Container, unclear[in.Container])}
-		s.Observer.Failed(ctx, in.Sandbox, in.Container, refusal.Message)
+		s.Observer.Failed(ctx, in.Sandbox, in.Container, refusal)
 		return nodeapi.Response{}, refusal
 	}
 	m, _, err := checkpoint.ReadManifest(rec.Dir)
@@ -389,7 +389,7 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 	images := imagesOf(rec.Dir, in.Container)
 	if err := s.Compatibility.CheckPrivileges(ctx, images, in.Privileges); err != nil {
 		refusal := &nodeapi.Error{Reason: reasonFailed, Message: fmt.Sprintf("container %s is not restored: %v", in.Container, err)}
-		s.Observer.Failed(ctx, in.Sandbox, in.Container, refusal.Message)
+		s.Observer.Failed(ctx, in.Sandbox, in.Container, refusal)
 		return nodeapi.Response{}, refusal
 	}
 	unchecked, err := s.unchecked(ctx, rec, in)
@@ -402,11 +402,11 @@ func (s *Sessions) createContainer(ctx context.Context, in nodeapi.CreateContain
 	made()
 	if err != nil {
 		err = fmt.Errorf("adapt the checkpoint's images to the new sandbox: %w", err)
-		s.Observer.Failed(ctx, in.Sandbox, in.Container, err.Error())
+		s.Observer.Failed(ctx, in.Sandbox, in.Container, refusalOf(err))
 		return nodeapi.Response{}, err
 	}
 	if answer.Lazy, err = s.planMemory(ctx, rec, in.Container, workDir); err != nil {
-		s.Observer.Failed(ctx, in.Sandbox, in.Container, err.Error())
+		s.Observer.Failed(ctx, in.Sandbox, in.Container, refusalOf(err))
 		return nodeapi.Response{}, err
 	}
 	answer.ImageDir, answer.FreezeHook, answer.Path, answer.Unchecked = adapted, s.FreezeHook, s.Path, unchecked
@@ -515,7 +515,7 @@ func (s *Sessions) report(ctx context.Context, in nodeapi.Report) error {
 		s.Wake()
 		return nil
 	case nodeapi.StageFailed:
-		s.Observer.Failed(ctx, in.Sandbox, in.Container, in.Message)
+		s.Observer.Failed(ctx, in.Sandbox, in.Container, &nodeapi.Error{Reason: reasonFailed, Message: in.Message})
 		if in.Container == "" {
 			return nil // a sandbox as a whole
 		}

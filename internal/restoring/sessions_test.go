@@ -73,8 +73,8 @@ func (f *fakes) Refused(_ context.Context, _ nodeapi.Sandbox, e *nodeapi.Error) 
 	f.told = append(f.told, "refused "+e.Reason)
 }
 func (f *fakes) Began(context.Context, nodeapi.Sandbox) { f.told = append(f.told, "began") }
-func (f *fakes) Failed(_ context.Context, _ nodeapi.Sandbox, c, m string) {
-	f.told = append(f.told, "failed "+c+" "+m)
+func (f *fakes) Failed(_ context.Context, _ nodeapi.Sandbox, c string, e *nodeapi.Error) {
+	f.told = append(f.told, "failed "+c+" "+e.Reason+" "+e.Message)
 }
 func (f *fakes) Remember(s nodeapi.Sandbox) error {
 	f.remembered = append(f.remembered, s.ID)
@@ -340,7 +340,7 @@ func TestAContainerWhoseRestoreFailedIsRestoredAgainAndItsVolumeFilledAgain(t *t
 	if r := container(s, "a"); r.Action != nodeapi.ActionRestore || len(r.Container.Volumes) != 1 {
 		t.Errorf("the second try: %+v", r)
 	}
-	if !slices.Contains(f.told, "failed a why") {
+	if !slices.Contains(f.told, "failed a RestoreFailed why") {
 		t.Errorf("the observer was told %v", f.told)
 	}
 }

@@ -115,7 +115,7 @@ func TestTheFailedRestoreOfAWholeSandboxIsTold(t *testing.T) {
 	s := newSessions(t, f, t.TempDir())
 	createBy(s, "whole")
 	report(t, s, "", nodeapi.StageFailed)
-	if !slices.Contains(f.told, "failed  why") {
+	if !slices.Contains(f.told, "failed  RestoreFailed why") {
 		t.Errorf("told %q", f.told)
 	}
 }

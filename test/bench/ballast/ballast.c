@@ -1,4 +1,4 @@
-/* ballast MIB [work]: a program to be checkpointed, that knows for itself how long it
+/* ballast MIB [work [N]]: a program to be checkpointed, that knows for itself how long it
  * stood still. It
  *
  *   - holds MIB of memory that it has filled with noise;
@@ -11,8 +11,8 @@
  *   - answers on the TCP port that PORT in its environment names, else 7000: eight bytes "touch..." after it has written to four
  *     pages of its memory, chosen at random, with the same bytes; eight bytes "work...."
  *     with the number of pages that it has worked on;
- *   - with "work", works: it takes a page at random, sums it up and writes the sum into
- *     it, and so on without a pause.
+ *   - with "work", works: it takes a page at random and sums it up, writes the sum into
+ *     every Nth, or into all, and so on without a pause.
  *
  * It prints "ready" when its memory is filled. */
 #include <errno.h>
@@ -37,6 +37,8 @@ static const int64_t TICK = 100 * 1000, GAP = 5 * 1000 * 1000; /* ns */
 
 static uint64_t *memory;
 static size_t pages;
+static uint64_t each = 1;
+static volatile uint64_t unused_sum;
 static _Atomic uint64_t worked;
 static volatile sig_atomic_t asked;
 
@@ -143,11 +145,14 @@ _Noreturn static void *work(void *unused)
 {
 	(void)unused;
 	uint64_t random = 1234567890123456789ULL;
-	for (;;) {
+	for (uint64_t n = 1;; n++) {
 		uint64_t *page = memory + noise(&random) % pages * (PAGE / sizeof *page), sum = random;
 		for (size_t i = 0; i < PAGE / sizeof *page; i++)
 			sum = (sum ^ page[i]) * 1099511628211ULL;
-		page[sum % (PAGE / sizeof *page)] = sum;
+		if (n % each == 0)
+			page[sum % (PAGE / sizeof *page)] = sum;
+		else
+			unused_sum = sum;
 		worked++;
 	}
 }
@@ -164,8 +169,10 @@ int main(int argc, char **argv)
 {
 	static int listening;
 	long mib = argc > 1 ? atol(argv[1]) : 0;
-	if (mib <= 0 || argc > 3 || (argc == 3 && strcmp(argv[2], "work"))) {
-		fprintf(stderr, "usage: ballast MIB [work]\n");
+	if (argc > 3)
+		each = strtoull(argv[3], NULL, 10);
+	if (mib <= 0 || argc > 4 || each == 0 || (argc > 2 && strcmp(argv[2], "work"))) {
+		fprintf(stderr, "usage: ballast MIB [work [N]]\n");
 		return 2;
 	}
 	pages = (size_t)mib * (1 << 20) / PAGE;
@@ -189,7 +196,7 @@ int main(int argc, char **argv)
 		fail("sigaction");
 	start(serve, &listening);
 	start(watch_clocks, NULL);
-	if (argc == 3)
+	if (argc > 2)
 		start(work, NULL);
 	puts("ready");
 	fflush(stdout);

@@ -91,7 +91,7 @@ func (r *Report) Figures() []Figure {
 		f.millis("client_p999_"+s.Key+"_ms", s.P999)
 	}
 	for _, t := range r.Throughput {
-		f = append(f, Figure{t.Key + "_throughput_ratio", median(t.Ratio), "x"})
+		f = append(f, Figure{t.Key, median(t.Ratio), "x"})
 	}
 	return append(f, r.compared()...)
 }

@@ -23,11 +23,20 @@ type Seen struct {
 	Longest, P999 []time.Duration
 }
 
-// Throughput is what a program got done between the thaw and a checkpoint that was
-// Ready, as a part of what it got done before.
+// Throughput is what a program got done after the thaw, as a part of what it got done
+// before.
 type Throughput struct {
-	Contender, Key string
-	Ratio          []float64
+	Key   string
+	Ratio []float64
+}
+
+// writes are after how many pages that it sums up a program writes to one.
+var writes = []struct {
+	each int
+	what string // as a part of Throughput's key
+}{
+	{1, ""},          // more than this nobody can
+	{20, "_1_in_20"}, // as many as YCSB's workload B (Cooper et al., 2010)
 }
 
 // paysShape is what a client talks to and what works.
@@ -44,8 +53,10 @@ func (h *hold) pays(ctx context.Context, report *Report) error {
 	if err := h.clients(ctx, report); err != nil {
 		return fmt.Errorf("what clients see: %w", err)
 	}
-	if err := h.throughput(ctx, report); err != nil {
-		return fmt.Errorf("what a program gets done: %w", err)
+	for _, w := range writes {
+		if err := h.throughput(ctx, report, w.each, w.what); err != nil {
+			return fmt.Errorf("what a program gets done: %w", err)
+		}
 	}
 	return nil
 }
@@ -175,11 +186,11 @@ func (h *hold) seesRestore(ctx context.Context, report *Report, r restoration, f
 }
 
 // throughput has a program work on its memory, and counts.
-func (h *hold) throughput(ctx context.Context, report *Report) (err error) {
+func (h *hold) throughput(ctx context.Context, report *Report, each int, what string) (err error) {
 	last := context.WithoutCancel(ctx)
 	workers := *h.pods
-	workers.args, workers.cgroup = []string{"work"}, "" // its class is another
-	workers.cpu = "1"                                   // it works all the time: without it, it would get what nobody else wants
+	workers.args, workers.cgroup = []string{"work", strconv.Itoa(each)}, "" // its class is another
+	workers.cpu = "1"                                                       // it works all the time: without it, it would get what nobody else wants
 	defer func() { h.pods.count = workers.count }()
 	from, err := workers.pod(ctx, paysShape, nil)
 	if err != nil {
@@ -201,19 +212,26 @@ func (h *hold) throughput(ctx context.Context, report *Report) (err error) {
 		if err := warm(Shape{2 * paysShape.Containers, paysShape.MiB}); err != nil {
 			return err
 		}
-		ratio, err := throughputOf(ctx, c, from, address)
+		done, err := throughputOf(ctx, c, from, address)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
-		h.say("%s: the program gets %.0f%% done after the thaw, until Ready", c.name, 100*ratio)
-		i := slices.IndexFunc(report.Throughput, func(t *Throughput) bool { return t.Key == c.key })
-		if i < 0 {
-			i = len(report.Throughput)
-			report.Throughput = append(report.Throughput, &Throughput{Contender: c.name, Key: c.key})
+		for _, d := range done {
+			key := c.key + "_throughput" + what + d.until
+			h.say("%s: %.0f%%", key, 100*d.ratio)
+			report.throughput(key, d.ratio)
 		}
-		report.Throughput[i].Ratio = append(report.Throughput[i].Ratio, ratio)
 	}
 	return nil
+}
+
+func (r *Report) throughput(key string, ratio float64) {
+	i := slices.IndexFunc(r.Throughput, func(t *Throughput) bool { return t.Key == key })
+	if i < 0 {
+		i = len(r.Throughput)
+		r.Throughput = append(r.Throughput, &Throughput{Key: key})
+	}
+	r.Throughput[i].Ratio = append(r.Throughput[i].Ratio, ratio)
 }
 
 // sample is how much a program had got done at a moment.
@@ -222,10 +240,18 @@ type sample struct {
 	done uint64
 }
 
-func throughputOf(ctx context.Context, c contender, from *podSubject, address string) (float64, error) {
+// got is what was got done from the thaw until a moment, as a part of the usual.
+type got struct {
+	until string // as a part of Throughput's key: nothing, until the checkpoint was Ready
+	ratio float64
+}
+
+// throughputOf returns what was got done until the checkpoint was Ready and, where memory
+// is read while the program runs, until that had been read.
+func throughputOf(ctx context.Context, c contender, from *podSubject, address string) (all []got, err error) {
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer conn.Close()
 	stop, stopped := make(chan struct{}), make(chan error, 1)
@@ -257,24 +283,29 @@ func throughputOf(ctx context.Context, c contender, from *podSubject, address st
 	time.Sleep(200 * time.Millisecond)
 	close(stop)
 	if err := errors.Join(err, <-stopped); err != nil {
-		return 0, err
+		return nil, err
 	}
-	if err := t.remove(ctx); err != nil {
-		return 0, err
-	}
-	if err := from.found[0].Flush(ctx); err != nil {
-		return 0, err
+	reading := t.(*podTaken).reading()
+	if err := errors.Join(t.remove(ctx), from.found[0].Flush(ctx)); err != nil {
+		return nil, err
 	}
 	gap, err := from.found[0].Longest(begun, ready)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	usual, err := rate(samples, begun.Add(-before), begun)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	paying, err := rate(samples, gap.To, ready)
-	return paying / usual, err
+	add := func(until string, to time.Time) error {
+		paying, err := rate(samples, gap.To, to)
+		all = append(all, got{until, paying / usual})
+		return err
+	}
+	if reading > 0 {
+		err = add("_while_read", gap.To.Add(reading))
+	}
+	return all, errors.Join(err, add("", ready))
 }
 
 // rate is what got done in a second, between the first and the last sample within a

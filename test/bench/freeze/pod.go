@@ -201,6 +201,16 @@ type podTaken struct {
 func (t *podTaken) bytes() int64            { return t.checkpoint.Status.Size.LogicalBytes }
 func (t *podTaken) reported() time.Duration { return t.checkpoint.Status.FreezeDuration.Duration }
 
+// reading is how long memory was read while the program ran.
+func (t *podTaken) reading() time.Duration {
+	for _, p := range t.checkpoint.Status.Phases {
+		if p.Name == "memory" {
+			return p.Duration.Duration
+		}
+	}
+	return 0
+}
+
 // dir is where the node has it; empty for a checkpoint that is kept elsewhere.
 func (t *podTaken) dir() string {
 	location := t.checkpoint.Status.CheckpointLocation
