@@ -18,7 +18,9 @@ import (
 )
 
 func TestARestoreThatKeepsFailingIsGivenUpAndOneThatWaitsIsNot(t *testing.T) {
-	failed := func(o *observer) { o.Failed(t.Context(), restoringSandbox(), "a", deny(v1alpha1.EventRestoreFailed, "criu: no such pid")) }
+	failed := func(o *observer) {
+		o.Failed(t.Context(), restoringSandbox(), "a", deny(v1alpha1.EventRestoreFailed, "criu: no such pid"))
+	}
 	refused := func(reason string) func(*observer) {
 		return func(o *observer) { o.Refused(t.Context(), restoringSandbox(), deny(reason, "why")) }
 	}

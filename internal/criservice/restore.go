@@ -124,12 +124,16 @@ func (s *Service) checkRestoreRequest(ctx context.Context, in *runtimeapi.Restor
 		return nil, "", invalid("container_configs is empty")
 	}
 	var m *checkpoint.Manifest
-	err = s.host.Do(func() error { // what this leaves is checked when the sandbox is made
+	err = s.host.Do(func() error {
 		verified, err := s.memory.Verify(ctx, in.CheckpointPath, "", mode)
-		if err == nil {
-			m = verified.Manifest
+		if err != nil {
+			return err
 		}
-		return err
+		m = verified.Manifest
+		if verified.Beside { // whoever asks is told now
+			return pages.VerifyBeside(ctx, in.CheckpointPath, "", nil)
+		}
+		return nil
 	})
 	if errors.Is(err, pages.ErrNotLazy) {
 		return nil, "", status.Errorf(codes.FailedPrecondition, "option %s: %v", optionMemory, err)

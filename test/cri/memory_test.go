@@ -238,9 +238,10 @@ func TestACheckpointWaitsUntilAllMemoryIsThere(t *testing.T) {
 	second.says(t, "a", "end good")
 }
 
-// P23. Of so much memory the check goes on while CRIU brings it.
-func TestMemoryThatIsNotWhatWasWrittenIsFoundBesideItsRestoreAndNothingIsLeftOfThat(t *testing.T) {
-	a, tell := weaver(t, 384)
+// P23. Of so much memory a check goes on while CRIU brings it; RestorePod says before what
+// is wrong.
+func TestMuchMemoryThatIsNotWhatWasWrittenIsRefusedUntilItIsWholeAgain(t *testing.T) {
+	a, tell := weaver(t, 160)
 	dir := checkpointOf(t, a)
 	flip := func() {
 		t.Helper()

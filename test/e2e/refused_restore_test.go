@@ -106,17 +106,20 @@ func TestARestoreFromDamagedDataIsRefusedUntilTheyAreWholeAgain(t *testing.T) {
 func TestARestoreFromDamagedMemoryThatIsCheckedBesideItIsRefusedUntilItIsWholeAgain(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
-	const mib = 160
+	const mib = 768
 	s.create(s.holding("source", mib, ""))
 	sum := s.held("source")
-	checkpoint := s.checkpoint("one", "source")
-	turned := fmt.Sprintf(flip("$(find %s -name '"+engine.data+"' -size +80M)"), data(checkpoint))
-	s.onNode(checkpoint.Status.NodeName, turned)
-	pod := s.create(s.holding("restored", mib, "one"))
+	checkpoint := s.taken("one", "source")
+	// What is looked at last.
+	damage := fmt.Sprintf(flipAt("$(find %s -name '"+engine.data+"' -size +400M)", "$(($(stat -c %%s $f) - 1))"), data(checkpoint))
+	s.onNode(checkpoint.Status.NodeName, damage)
+	restored := s.holding("restored", mib, "one")
+	restored.Annotations[checkpointv1alpha1.AnnotationRestoreMemory] = "eager"
+	pod := s.create(restored)
 	s.waitEvent(pod, checkpointv1alpha1.EventCheckpointDataCorrupt)
 	s.staysPending("restored")
 
-	s.onNode(checkpoint.Status.NodeName, turned)
+	s.onNode(checkpoint.Status.NodeName, damage) // once more: it is as it was
 	s.waitReady("restored")
 	if got := s.held("restored"); got != sum {
 		t.Errorf("it holds %s, captured was %s", got, sum)
@@ -125,8 +128,11 @@ func TestARestoreFromDamagedMemoryThatIsCheckedBesideItIsRefusedUntilItIsWholeAg
 
 // flip is a shell command that turns the lowest bit of a file's byte 100; twice,
 // it does nothing.
-func flip(file string) string {
-	return `f=` + file + `; b=$(od -An -tu1 -j100 -N1 "$f" | tr -d ' '); printf "$(printf '\\%%03o' $((b ^ 1)))" | dd of="$f" bs=1 seek=100 conv=notrunc status=none`
+func flip(file string) string { return flipAt(file, "100") }
+
+// flipAt turns that of another byte of the file $f.
+func flipAt(file, at string) string {
+	return `f=` + file + `; at=` + at + `; b=$(od -An -tu1 -j$at -N1 "$f" | tr -d ' '); printf "$(printf '\\%%03o' $((b ^ 1)))" | dd of="$f" bs=1 seek=$at conv=notrunc status=none`
 }
 
 // P21: Invalid, with the field's path and both values.

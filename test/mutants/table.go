@@ -30,7 +30,7 @@ var mutants = []mutant{
 		unit, "internal/pages", "TestOnlyPagesThatAreGivenLazilyAreNotCheckedBefore"},
 	{"a container that is there before its memory has been checked", "internal/ociruntime/ociruntime.go",
 		`	if response.Container.Unchecked {`, `	if false {`,
-		node, "test/cri", "TestMemoryThatIsNotWhatWasWrittenIsFoundBesideItsRestoreAndNothingIsLeftOfThat"},
+		cluster, "test/e2e", "TestARestoreFromDamagedMemoryThatIsCheckedBesideItIsRefusedUntilItIsWholeAgain"},
 	{"one that cannot wait for the check and is not made to", "internal/restoring/checks.go",
 		`	if in.AsksChecked {`, `	if in.Container != "" {`,
 		unit, "internal/restoring", "TestMemoryThatIsCheckedBesideItsRestoreLeavesNothingWhereItIsNotWhatWasWritten"},
