@@ -110,8 +110,9 @@ func TestARestoreFromDamagedMemoryThatIsCheckedBesideItIsRefusedUntilItIsWholeAg
 	s.create(s.holding("source", mib, ""))
 	sum := s.held("source")
 	checkpoint := s.taken("one", "source")
-	// What is looked at last.
-	damage := fmt.Sprintf(flipAt("$(find %s -name '"+engine.data+"' -size +400M)", "$(($(stat -c %%s $f) - 1))"), data(checkpoint))
+	// What is looked at last, and from the disk: CRIU is at work by then.
+	damage := fmt.Sprintf(flipAt("$(find %s -name '"+engine.data+"' -size +400M)", "$(($(stat -c %%s $f) - 1))"), data(checkpoint)) +
+		`; sync "$f"; dd if="$f" iflag=nocache count=0 status=none`
 	s.onNode(checkpoint.Status.NodeName, damage)
 	restored := s.holding("restored", mib, "one")
 	restored.Annotations[checkpointv1alpha1.AnnotationRestoreMemory] = "eager"
