@@ -11,10 +11,15 @@ import (
 )
 
 // BenchmarkCapture captures a process of a thread that sums up pages of 1 GiB at random and
-// writes to each. "undisturbed" is what it gets done from the thaw until its memory has been
-// read, as a part of what it got done before; MB/s, how fast that is.
+// writes to each, or to one of twenty. "undisturbed" is what it gets done from the thaw until
+// its memory has been read, as a part of what it got done before; MB/s, how fast that is.
 func BenchmarkCapture(b *testing.B) {
-	s := begin(b, "worker", nil)
+	b.Run("that writes to all", func(b *testing.B) { captureOf(b, "worker") })
+	b.Run("that writes to 1 of 20", func(b *testing.B) { captureOf(b, "reader") })
+}
+
+func captureOf(b *testing.B, subject string) {
+	s := begin(b, subject, nil)
 	at := numbers(b, s.line(b))
 	var ratio float64
 	b.SetBytes(workerPages * pageSize)

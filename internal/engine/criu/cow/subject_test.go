@@ -44,6 +44,8 @@ func subject(kind string) {
 		kept()
 	case "worker":
 		worker(&stop)
+	case "reader":
+		reader(&stop)
 	case "strict":
 		hammer(&stop)
 		forbid()
@@ -110,7 +112,12 @@ const workerPages = 1 << 30 / pageSize
 
 // worker has a thread sum up pages at random and write to each. It prints the address of
 // the number of those that it has done.
-func worker(stop *atomic.Bool) {
+func worker(stop *atomic.Bool) { works(stop, 1) }
+
+// reader writes to one of twenty.
+func reader(stop *atomic.Bool) { works(stop, 20) }
+
+func works(stop *atomic.Bool, each uint64) {
 	memory, err := unix.Mmap(-1, 0, (1+workerPages)*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		panic(err)
@@ -129,8 +136,9 @@ func worker(stop *atomic.Bool) {
 			for _, word := range page {
 				sum = (sum ^ word) * 1099511628211
 			}
-			page[sum%uint64(len(page))] = sum
-			count.Add(1)
+			if count.Add(1)%each == 0 {
+				page[sum%uint64(len(page))] = sum
+			}
 		}
 	}()
 }
