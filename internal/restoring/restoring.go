@@ -59,7 +59,7 @@ type Blocks interface {
 type Observer interface {
 	// Refused: the sandbox's creation was refused for this reason.
 	Refused(ctx context.Context, sandbox nodeapi.Sandbox, reason *nodeapi.Error)
-	// Began: data were found whole and restoring begins.
+	// Began: data were found whole, as far as they are checked before, and restoring begins.
 	Began(ctx context.Context, sandbox nodeapi.Sandbox)
 	// Failed: one container could not be restored, for this reason.
 	Failed(ctx context.Context, sandbox nodeapi.Sandbox, container string, reason *nodeapi.Error)

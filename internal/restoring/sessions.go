@@ -261,7 +261,8 @@ func (s *Sessions) endTurn(sandboxID string) {
 	maps.DeleteFunc(s.turns, func(_ podName, holder nodeapi.Sandbox) bool { return holder.ID == sandboxID })
 }
 
-// admit finds the checkpoint and checks all of it before anything is started.
+// admit finds the checkpoint and checks all of it before anything is started, but memory
+// that can be checked later.
 func (s *Sessions) admit(ctx context.Context, in nodeapi.CreateSandbox) (record, error) {
 	sandbox := in.Sandbox
 	source, err := s.source(ctx, sandbox)
