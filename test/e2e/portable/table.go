@@ -58,6 +58,7 @@ var tests = []test{
 	{name: "TestAPodWhoseCheckpointDoesNotExistStaysPending"},
 	{name: "TestAPodCreatedBeforeItsCheckpointIsReadyIsRestoredOnceItIs"},
 	{name: "TestARestoreFromDamagedDataIsRefusedUntilTheyAreWholeAgain"},
+	{name: "TestARestoreFromDamagedMemoryThatIsCheckedBesideItIsRefusedUntilItIsWholeAgain", only: "memory that gVisor brings has been checked before it begins"},
 	{name: "TestAPodThatIsNotTheOneThatWasCheckpointedIsInvalid"},
 	{name: "TestAUserWithoutTheVerbRestoreIsForbiddenToRestore"},
 	{name: "TestTheRestoreAnnotationCannotBeAddedOrChangedLater"},
