@@ -136,28 +136,43 @@ func memoryProcesses(t *testing.T, id string) (pids []int) {
 	return pids
 }
 
+// eachPages opens the files of pages of container a of a checkpoint.
+func eachPages(t *testing.T, dir string, do func(f *os.File, size int64)) {
+	t.Helper()
+	names, err := filepath.Glob(theNode.host.Path(dir) + "/containers/a/criu/pages-*.img")
+	must(t, err)
+	for _, name := range names {
+		f, err := os.OpenFile(name, os.O_RDWR, 0)
+		must(t, err)
+		info, err := f.Stat()
+		must(t, err)
+		do(f, info.Size())
+		must(t, f.Close())
+	}
+}
+
+// flipAt turns the lowest bit of a byte.
+func flipAt(t *testing.T, f *os.File, at int64) {
+	t.Helper()
+	var b [1]byte
+	_, err := f.ReadAt(b[:], at)
+	must(t, err)
+	b[0] ^= 1
+	_, err = f.WriteAt(b[:], at)
+	must(t, err)
+}
+
 func TestAContainerWhoseMemoryCannotBeGivenIsKilledAndNeverRunsOnAnythingElse(t *testing.T) {
 	for name, c := range map[string]struct {
 		lose    func(t *testing.T, dir string, p *pod)
 		message string
 	}{
 		"a bit of it flipped": {func(t *testing.T, dir string, p *pod) {
-			file := theNode.host.Path(dir) + "/containers/a/criu/"
-			names, err := filepath.Glob(file + "pages-*.img")
-			must(t, err)
-			for _, name := range names {
-				f, err := os.OpenFile(name, os.O_RDWR, 0)
-				must(t, err)
-				info, err := f.Stat()
-				must(t, err)
-				var b [1]byte
-				for at := int64(0); at < info.Size(); at += checkpoint.BlockSize {
-					f.ReadAt(b[:], at)
-					b[0] ^= 1
-					f.WriteAt(b[:], at)
+			eachPages(t, dir, func(f *os.File, size int64) {
+				for at := int64(0); at < size; at += checkpoint.BlockSize {
+					flipAt(t, f, at)
 				}
-				f.Close()
-			}
+			})
 		}, "are not what was written"},
 		"its server killed": {func(t *testing.T, _ string, p *pod) {
 			pids := memoryProcesses(t, p.containers["a"])
@@ -245,21 +260,11 @@ func TestMuchMemoryThatIsNotWhatWasWrittenIsRefusedUntilItIsWholeAgain(t *testin
 	dir := checkpointOf(t, a)
 	flip := func() {
 		t.Helper()
-		names, err := filepath.Glob(theNode.host.Path(dir) + "/containers/a/criu/pages-*.img")
-		must(t, err)
-		for _, name := range names {
-			f, err := os.OpenFile(name, os.O_RDWR, 0)
-			must(t, err)
-			info, err := f.Stat()
-			must(t, err)
-			if info.Size() > 64<<20 {
-				var one [1]byte
-				f.ReadAt(one[:], info.Size()-1)
-				one[0] ^= 1
-				f.WriteAt(one[:], info.Size()-1)
+		eachPages(t, dir, func(f *os.File, size int64) {
+			if size > 64<<20 {
+				flipAt(t, f, size-1)
 			}
-			must(t, f.Close())
-		}
+		})
 	}
 	flip()
 	before := theNode.sandboxes(t)
