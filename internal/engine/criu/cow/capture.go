@@ -9,8 +9,10 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -426,54 +428,10 @@ const watchInterval = 4 * time.Millisecond
 
 // readAll reads the memory of all processes, and ends each child as soon as it can.
 func (c *capture) readAll(ctx context.Context) (total int64, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	type outcome struct {
-		bytes int64
-		err   error
-	}
-	tick := time.NewTicker(watchInterval)
-	defer tick.Stop()
 	for _, p := range c.processes {
-		done, spent := make(chan outcome, 1), make(chan span, 1)
-		go func() {
-			n, err := p.read(ctx, func(s span) {
-				select {
-				case spent <- s:
-				case <-ctx.Done():
-				}
-			})
-			done <- outcome{n, err}
-		}()
-		forgets := true
-		for reading := true; reading; {
-			select {
-			case s := <-spent:
-				if !forgets {
-					continue
-				}
-				if err := p.forget(s); err != nil {
-					forgets = false // it has it until it ends
-					c.log.Warn("a child keeps memory that has been read", "process", p.pid, "child", p.child.pid, "err", err)
-				}
-			case o := <-done:
-				if total += o.bytes; o.err != nil {
-					return total, o.err
-				}
-				reading = false
-			case <-ctx.Done():
-				cancel(context.Cause(ctx))
-				c.endChildren()
-				<-done
-				return total, context.Cause(ctx)
-			case <-tick.C:
-				if why := exceeded(c.request.Limits); why != nil {
-					c.endChildren() // first: each moment counts
-					cancel(why)
-					<-done
-					return total, why
-				}
-			}
+		n, err := c.readBeside(ctx, p)
+		if total += n; err != nil {
+			return total, err
 		}
 		if c.done != nil {
 			c.done(p)
@@ -483,6 +441,74 @@ func (c *capture) readAll(ctx context.Context) (total int64, err error) {
 		}
 	}
 	return total, nil
+}
+
+// readBeside reads the memory of a process while all run, as long as there is memory for
+// what they write.
+func (c *capture) readBeside(ctx context.Context, p *process) (int64, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	type outcome struct {
+		bytes int64
+		err   error
+	}
+	reading, done, spent := make(chan readingThread, 1), make(chan outcome, 1), make(chan span, 1)
+	go func() {
+		runtime.LockOSThread() // and ends with it: its priority is nobody else's
+		r, err := newReadingThread()
+		if err != nil {
+			c.log.Warn("memory is read with the priority of everybody", "err", err)
+		}
+		reading <- r
+		n, err := p.read(ctx, func(s span) {
+			select {
+			case spent <- s:
+			case <-ctx.Done():
+			}
+		})
+		done <- outcome{n, err}
+	}()
+	hurry := sync.OnceFunc(func() {
+		if err := (<-reading).hurry(); err != nil {
+			c.log.Warn("memory is read, and children are collected, with a low priority", "err", err)
+		}
+	})
+	defer hurry() // a parent stands still while it collects its child
+	giveUp := func(why error) (int64, error) {
+		c.endChildren() // first: each moment counts
+		hurry()
+		cancel(why)
+		return (<-done).bytes, why
+	}
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	began, given := time.Now(), uint64(0)
+	forgets := true
+	for {
+		select {
+		case s := <-spent:
+			given += s.end - s.start
+			if !forgets {
+				continue
+			}
+			if err := p.forget(s); err != nil {
+				forgets = false // it has it until it ends
+				c.log.Warn("a child keeps memory that has been read", "process", p.pid, "child", p.child.pid, "err", err)
+			}
+		case o := <-done:
+			return o.bytes, o.err
+		case <-ctx.Done():
+			return giveUp(context.Cause(ctx))
+		case <-tick.C:
+			if exceeded(c.request.Limits, hurryReserves) == nil && getsOn(given, time.Since(began)) {
+				continue
+			}
+			hurry()
+			if why := exceeded(c.request.Limits, 1); why != nil {
+				return giveUp(why)
+			}
+		}
+	}
 }
 
 // endChildren kills all children at once, but those whose end their parent would see (see

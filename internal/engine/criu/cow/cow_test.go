@@ -34,6 +34,10 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	case "watched":
+		runtime.LockOSThread()
+		watched()
+		os.Exit(0)
 	default:
 		runtime.LockOSThread()
 		subject(os.Getenv("COW_TEST"))

@@ -50,20 +50,25 @@ func (l Limit) Free() (int64, error) {
 	return free, nil
 }
 
-// exceeded says whether children have to go for others to have memory.
-func exceeded(limits []Limit) error {
+// hurryReserves is how many times what has to stay free is free when reading does not give
+// way to others any more: sooner done, it costs them less than to be given up.
+const hurryReserves = 2
+
+// exceeded says whether children have to go for others to have memory: when less is free
+// than so many times what has to be.
+func exceeded(limits []Limit, reserves int64) error {
 	for _, l := range limits {
 		free, err := l.Free()
 		if err != nil {
 			continue // the cgroup has gone, and its processes with it
 		}
-		if free < l.Reserve {
+		if free < reserves*l.Reserve {
 			return fmt.Errorf("%w: the processes wrote so much while their memory was being read that %d MiB of their limit of %d MiB were left",
 				ErrMemory, max(0, free)>>20, l.Bytes>>20)
 		}
 	}
 	free, err := Available()
-	if err == nil && free < NodeReserve {
+	if err == nil && free < reserves*NodeReserve {
 		return fmt.Errorf("%w: %d MiB were left on the node while the memory of processes was being read", ErrMemory, free>>20)
 	}
 	return nil
