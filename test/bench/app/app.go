@@ -213,6 +213,21 @@ func (p Process) Longest(after, before time.Time) (Gap, error) {
 	return longest, err
 }
 
+// First returns the first of the process's gaps, of a length or longer, that a time has a
+// part of.
+func (p Process) First(length time.Duration, after, before time.Time) (Gap, error) {
+	gaps, err := p.Gaps()
+	for _, g := range gaps {
+		if g.Length >= length && g.To.After(after) && g.From.Before(before) {
+			return g, err
+		}
+	}
+	if err == nil {
+		err = fmt.Errorf("process %d did not stand still for %s between %s and %s", p.PID, length, after.Format(time.TimeOnly), before.Format(time.TimeOnly))
+	}
+	return Gap{}, err
+}
+
 // Over returns the gap in which a moment lies: a restored process has one that began
 // when it was captured and ended with its first instruction.
 func (p Process) Over(moment time.Time) (Gap, bool, error) {

@@ -123,6 +123,16 @@ func TestABallastNoticesHowLongItStoodStill(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	first, err := p.First(stood, before, within)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.First(time.Hour, before, within); err == nil {
+		t.Error("it says that it stood still for an hour")
+	}
+	if first.Length < stood || first.To.Before(within) {
+		t.Errorf("the first of its gaps of %s is %+v", stood, first)
+	}
 	if gap.Length < stood || longest != gap && longest.Length < gap.Length || gap.To.Before(within) || gap.From.After(within.Add(-stood/2)) {
 		t.Errorf("stopped from %s to %s, it says %+v; the longest of its gaps is %+v", before, within, gap, longest)
 	}

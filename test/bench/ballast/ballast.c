@@ -2,8 +2,9 @@
  * stood still. It
  *
  *   - holds MIB of memory that it has filled with noise;
- *   - looks at the clocks every 100 µs and writes a line into /gaps when it has not run
- *     for 5 ms or more: how long in nanoseconds of CLOCK_MONOTONIC, then the last moment
+ *   - looks at the clocks every 100 µs, or every millisecond if it works: that takes time,
+ *     and a processor of the one that works, and writes a line into /gaps when it has not
+ *     run for 5 ms or more: how long in nanoseconds of CLOCK_MONOTONIC, then the last moment
  *     before and the first one after, in nanoseconds of CLOCK_REALTIME, which is the
  *     machine's also in a time namespace. After a restore that line tells when the
  *     first instruction was run;
@@ -33,7 +34,7 @@
 #include <unistd.h>
 
 enum { PAGE = 4096, MESSAGE = 8, CLIENTS = 16, TOUCHED = 4 };
-static const int64_t TICK = 100 * 1000, GAP = 5 * 1000 * 1000; /* ns */
+static const int64_t TICK = 100 * 1000, WORKING_TICK = 1000 * 1000, GAP = 5 * 1000 * 1000; /* ns */
 
 static uint64_t *memory;
 static size_t pages;
@@ -72,12 +73,11 @@ static int64_t now(clockid_t clock)
 
 /* watch_clocks opens the file for each line: one that is open has to have, at a restore,
  * the size that it had. */
-_Noreturn static void *watch_clocks(void *unused)
+_Noreturn static void *watch_clocks(void *interval)
 {
-	(void)unused;
 	int64_t mono = now(CLOCK_MONOTONIC), real = now(CLOCK_REALTIME);
 	for (;;) {
-		struct timespec tick = {0, TICK};
+		struct timespec tick = {0, *(const int64_t *)interval};
 		nanosleep(&tick, NULL);
 		int64_t m = now(CLOCK_MONOTONIC), r = now(CLOCK_REALTIME);
 		if (m - mono >= GAP || r - real >= GAP || asked) {
@@ -157,10 +157,10 @@ _Noreturn static void *work(void *unused)
 	}
 }
 
-static void start(void *(*run)(void *), void *with)
+static void start(void *(*run)(void *), const void *with)
 {
 	pthread_t thread;
-	errno = pthread_create(&thread, NULL, run, with);
+	errno = pthread_create(&thread, NULL, run, (void *)with);
 	if (errno)
 		fail("pthread_create");
 }
@@ -195,7 +195,7 @@ int main(int argc, char **argv)
 	if (sigaction(SIGUSR1, &action, NULL))
 		fail("sigaction");
 	start(serve, &listening);
-	start(watch_clocks, NULL);
+	start(watch_clocks, argc > 2 ? &WORKING_TICK : &TICK);
 	if (argc > 2)
 		start(work, NULL);
 	puts("ready");

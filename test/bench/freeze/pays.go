@@ -285,11 +285,12 @@ func throughputOf(ctx context.Context, c contender, from *podSubject, address st
 	if err := errors.Join(err, <-stopped); err != nil {
 		return nil, err
 	}
-	reading := t.(*podTaken).reading()
+	reading, frozen := t.(*podTaken).reading(), t.(*podTaken).reported()
 	if err := errors.Join(t.remove(ctx), from.found[0].Flush(ctx)); err != nil {
 		return nil, err
 	}
-	gap, err := from.found[0].Longest(begun, ready)
+	// Not the longest: a busy machine can have it stand still for longer, later.
+	gap, err := from.found[0].First(frozen/2, begun, ready)
 	if err != nil {
 		return nil, err
 	}
