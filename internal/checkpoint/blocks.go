@@ -2,7 +2,6 @@ package checkpoint
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -10,15 +9,21 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/zeebo/blake3"
 )
 
 // BlocksName is the name of a checkpoint's list of block digests, in its directory.
 // With it a part of a large file can be checked without the rest: by whoever reads only
-// that part, or reads several at a time.
-const BlocksName = "digests.sha256"
+// that part, or reads several at a time. They are BLAKE3's, which takes half as long as
+// SHA-256 on processors that have instructions for that: a restore waits for them.
+const BlocksName = "digests.blake3"
 
 // BlockSize is how large the blocks are, in bytes, that files are cut into for that list.
 const BlockSize = 64 << 10
+
+// sumSize is how large a digest is, in bytes.
+const sumSize = 32
 
 // maxBlocksBytes bounds the list: of 2 TiB of files.
 const maxBlocksBytes = 1 << 30
@@ -73,7 +78,7 @@ func readBlocks(root *os.Root, m *Manifest) (*Blocks, error) {
 		if f.Path == BlocksName {
 			list = &m.Files[i]
 		} else if f.listed() {
-			expected += blocksOf(f.Size) * sha256.Size
+			expected += blocksOf(f.Size) * sumSize
 		}
 		if expected > maxBlocksBytes {
 			return nil, fmt.Errorf("%w: its files are too large for one", ErrNoBlocks)
@@ -118,11 +123,11 @@ func DecodeBlocks(m *Manifest, sums []byte) (*Blocks, error) {
 			continue
 		}
 		n := blocksOf(f.Size)
-		if n > int64(len(rest))/sha256.Size {
+		if n > int64(len(rest))/sumSize {
 			return nil, fmt.Errorf("%w: %s ends before %s", ErrCorrupt, BlocksName, f.Path)
 		}
-		b.of[f.Path] = FileBlocks{f.Path, f.Size, rest[: n*sha256.Size : n*sha256.Size]}
-		rest = rest[n*sha256.Size:]
+		b.of[f.Path] = FileBlocks{f.Path, f.Size, rest[: n*sumSize : n*sumSize]}
+		rest = rest[n*sumSize:]
 	}
 	if len(rest) > 0 {
 		return nil, fmt.Errorf("%w: %s goes on behind its end", ErrCorrupt, BlocksName)
@@ -137,7 +142,7 @@ func (b *Blocks) Of(path string) (FileBlocks, bool) {
 }
 
 // Count is how many blocks the file has. All are of BlockSize but the last.
-func (f FileBlocks) Count() int { return len(f.sums) / sha256.Size }
+func (f FileBlocks) Count() int { return len(f.sums) / sumSize }
 
 // Range is where a block lies in the file.
 func (f FileBlocks) Range(block int) (offset int64, size int) {
@@ -151,8 +156,8 @@ func (f FileBlocks) Check(block int, data []byte) error {
 		return fmt.Errorf("%w: %s has no block %d", ErrCorrupt, f.Path, block)
 	}
 	offset, size := f.Range(block)
-	sum := sha256.Sum256(data)
-	if len(data) != size || !bytes.Equal(sum[:], f.sums[block*sha256.Size:][:sha256.Size]) {
+	sum := blake3.Sum256(data)
+	if len(data) != size || !bytes.Equal(sum[:], f.sums[block*sumSize:][:sumSize]) {
 		return fmt.Errorf("%w: %s, %d bytes from %d on, are not what was written", ErrCorrupt, f.Path, size, offset)
 	}
 	return nil
@@ -171,7 +176,7 @@ func newBlockHasher() *blockHasher {
 	go func() {
 		for chunk := range h.chunks {
 			for ; len(chunk) > 0; chunk = chunk[min(len(chunk), BlockSize):] {
-				sum := sha256.Sum256(chunk[:min(len(chunk), BlockSize)])
+				sum := blake3.Sum256(chunk[:min(len(chunk), BlockSize)])
 				h.sums = append(h.sums, sum[:]...)
 			}
 			h.done <- struct{}{}
