@@ -357,6 +357,61 @@ func TestSmallFileSystemsAreArchivedWithoutTarAsTarDoesIt(t *testing.T) {
 	}
 }
 
+func TestCRIUReadsTheListOfMappingsThatIsWrittenForIt(t *testing.T) {
+	a := newAsIf(t)
+	self, other := strconv.Itoa(os.Getpid()), strconv.Itoa(os.Getppid())
+	const list = "400000-401000 r-xp 00000000 00:00 0\nVmFlags: rd ex\n"
+	if err := os.WriteFile(filepath.Join(a.dir, listPrefix+self), []byte(list), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := a.run(t, true, "freezer", a.dir+"/freezer.state", "mappings", self); err != nil || out != list {
+		t.Errorf("it reads %q, %v", out, err)
+	}
+	for what, words := range map[string][]string{
+		"of another process": {"freezer", a.dir + "/freezer.state", "mappings", other},
+		"who was not held":   {"mappings", self},
+	} {
+		if out, err := a.run(t, true, words...); err != nil || !strings.Contains(out, "\nPss:") {
+			t.Errorf("%s reads %.100q, %v", what, out, err)
+		}
+	}
+}
+
+func TestListsOfMappingsAreWrittenWhereCRIUReadsThem(t *testing.T) {
+	a := newAsIf(t, "freezer", "@/freezer.state")
+	a.start(t)
+	a.engine.log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	child := exec.Command("sleep", "60")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		child.Process.Kill()
+		child.Wait()
+	})
+	pid := child.Process.Pid
+	for comm := ""; comm != "sleep\n"; { // it executes its program
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		comm = string(data)
+	}
+	w := window{sandbox: engine.Sandbox{ID: a.window.sandbox.ID, Containers: []engine.Container{{PID: pid}}}}
+	if !a.engine.learnMappings(t.Context(), w) {
+		if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err == nil {
+			t.Fatal("lists cannot be written on this kernel, which tells of its types")
+		}
+		return
+	}
+	t.Cleanup(func() { a.engine.lister.kernel.Close() })
+	a.engine.listMappings(t.Context(), w, []int{pid})
+	list, err := os.ReadFile(filepath.Join(a.engine.workDir, a.window.sandbox.ID, listPrefix+strconv.Itoa(pid)))
+	if err != nil || !strings.Contains(string(list), "[stack]\nVmFlags: rd wr ") || strings.Contains(string(list), "Pss:") {
+		t.Errorf("the list is %q, %v", list, err)
+	}
+}
+
 func TestAMountIsSeenWithoutWhatIsMountedInItAndNoDirectoryIsMadeForThat(t *testing.T) {
 	a := newAsIf(t)
 	outer := filepath.Join(a.dir, "outer")

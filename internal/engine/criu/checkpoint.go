@@ -166,6 +166,7 @@ func (e *Engine) captureOnce(ctx context.Context, w window, m *checkpoint.Manife
 		return err
 	}
 	defer leaveAhead(w.ahead)
+	w.lists = len(w.ahead) > 0 && e.learnMappings(ctx, w)
 	if err := awaitStrays(ctx, w.sandbox.Containers); err != nil {
 		return err
 	}
@@ -226,6 +227,7 @@ type window struct {
 	helper  *helper // with CaptureCOW
 	ahead   []*waiting
 	late    bool // CRIU is started when the Pod stands still
+	lists   bool // it is given lists of mappings
 }
 
 // prepare does everything that can be done while the Pod runs.
@@ -386,15 +388,21 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 	m.CutTime = time.Now().UTC()
 	clock.end("freeze")
 	e.tell(w, engine.Stage{Name: engine.StageCapturing})
-	if err := e.lookAtStanding(entry, w.sandbox.Containers); err != nil {
+	standing, err := e.lookAtStanding(entry, w.sandbox.Containers)
+	if err != nil {
 		return err
+	}
+	if w.lists {
+		e.listMappings(ctx, w, slices.Concat(standing...))
 	}
 	if capturing, err = e.captureFrozen(ctx, w); err != nil {
 		// An exec that was under way when its container froze can get there during
 		// the capture: then that is what CRIU stumbled on.
 		var late *lateStrays
-		if ctx.Err() == nil && errors.As(e.lookAtStanding(entry, w.sandbox.Containers), &late) {
-			return late
+		if ctx.Err() == nil {
+			if _, strays := e.lookAtStanding(entry, w.sandbox.Containers); errors.As(strays, &late) {
+				return late
+			}
 		}
 		return err
 	}
@@ -409,15 +417,16 @@ func (e *Engine) capture(ctx context.Context, w window, m *checkpoint.Manifest, 
 }
 
 // lookAtStanding looks for processes that came to stand still where they cannot be captured.
-func (e *Engine) lookAtStanding(entry frozen, containers []engine.Container) error {
+// It returns all of each container.
+func (e *Engine) lookAtStanding(entry frozen, containers []engine.Container) ([][]int, error) {
 	pids, err := e.standing(entry, containers)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := lookForLate(containers, pids); err != nil {
-		return err
+		return nil, err
 	}
-	return lookForSpawning(containers, pids)
+	return pids, lookForSpawning(containers, pids)
 }
 
 // tell says how far a freeze window is, to whoever wants to know.

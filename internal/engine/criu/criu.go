@@ -68,6 +68,7 @@ type Engine struct {
 	// wroteMemory says that CRIU has written memory although it was not to.
 	wroteMemory atomic.Bool
 	staging     staging
+	lister      lister
 	log         *slog.Logger
 	stage       func(sandboxID string, stage engine.Stage)
 

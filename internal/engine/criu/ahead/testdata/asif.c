@@ -10,6 +10,7 @@
  *   answer           says over a socket, as to an OCI runtime, that the capture has succeeded
  *   connections      asks for tracked connections by a descriptor that is no socket any more
  *   alone MOUNT      lists what is in it without what is mounted there
+ *   mappings PID     writes what it reads of the list of a process's mappings
  *   tar DIRECTORY    becomes the tar that archives it
  *   exit CODE
  */
@@ -77,6 +78,19 @@ static int alone(const char *what)
 	return 0;
 }
 
+static int mappings(const char *pid)
+{
+	char text[4096];
+	snprintf(text, sizeof(text), "/proc/%s", pid);
+	int directory = open(text, O_RDONLY | O_DIRECTORY), fd = directory < 0 ? -1 : openat(directory, "smaps", O_RDONLY);
+	if (fd < 0)
+		return fail(text);
+	for (ssize_t n; (n = read(fd, text, sizeof(text))) != 0;)
+		if (n < 0 || fwrite(text, 1, n, stdout) != (size_t)n)
+			return fail("smaps");
+	return 0;
+}
+
 int main(int count, char **words)
 {
 	setvbuf(stdout, NULL, _IONBF, 0);
@@ -116,6 +130,10 @@ int main(int count, char **words)
 				usleep(1000);
 		} else if (strcmp(word, "alone") == 0) {
 			int code = alone(of);
+			if (code != 0)
+				return code;
+		} else if (strcmp(word, "mappings") == 0) {
+			int code = mappings(of);
 			if (code != 0)
 				return code;
 		} else if (strcmp(word, "exit") == 0) {

@@ -1,0 +1,222 @@
+package mappings
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// open opens the kernel. Where that does not describe its types it must say so.
+func open(t testing.TB) *Kernel {
+	t.Helper()
+	k, err := Open()
+	if _, statErr := os.Stat("/sys/kernel/btf/vmlinux"); errors.Is(statErr, fs.ErrNotExist) && err != nil {
+		t.Skipf("as it should on this kernel: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { k.Close() })
+	return k
+}
+
+// real is what the kernel's own smaps has of what Of writes.
+func real(t testing.TB, pid int) string {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := parse(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	for _, e := range entries {
+		out.WriteString(e.line + "\n" + flagsPrefix + e.flags + "\n")
+	}
+	return out.String()
+}
+
+// still is a process with mappings of many kinds that stands still. It is a child: memory of
+// this one changes while it is looked at.
+func still(t testing.TB, advice ...string) int {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "MAPPINGS_TEST="+strings.Join(advice, ","))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var status unix.Siginfo
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, &status, unix.WSTOPPED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	return cmd.Process.Pid
+}
+
+var advices = map[string]int{
+	"dontfork": unix.MADV_DONTFORK, "wipeonfork": unix.MADV_WIPEONFORK, "dontdump": unix.MADV_DONTDUMP,
+	"random": unix.MADV_RANDOM, "sequential": unix.MADV_SEQUENTIAL, "huge": unix.MADV_HUGEPAGE, "nohuge": unix.MADV_NOHUGEPAGE,
+}
+
+func TestMain(m *testing.M) {
+	kinds, subject := os.LookupEnv("MAPPINGS_TEST")
+	if !subject {
+		os.Exit(m.Run())
+	}
+	for kind := range strings.SplitSeq(kinds, ",") {
+		flags := unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
+		switch kind {
+		case "shared":
+			flags = unix.MAP_SHARED | unix.MAP_ANONYMOUS
+		case "down":
+			flags |= unix.MAP_GROWSDOWN
+		case "locked":
+			flags |= unix.MAP_LOCKED
+		case "noreserve":
+			flags |= unix.MAP_NORESERVE
+		}
+		mapped, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, flags)
+		if err != nil {
+			panic(err)
+		}
+		if advice, ok := advices[kind]; ok {
+			if err := unix.Madvise(mapped, advice); err != nil {
+				panic(err)
+			}
+		}
+	}
+	fmt.Println()
+	select {}
+}
+
+var all = append([]string{"shared", "down", "locked", "noreserve", "plain"}, "dontfork", "wipeonfork", "dontdump", "random", "sequential", "huge", "nohuge")
+
+func TestWhatIsWrittenIsWhatTheKernelSays(t *testing.T) {
+	k, n := open(t), NewNames()
+	pid := still(t, all...)
+	if err := n.Learn(k, pid); err != nil {
+		t.Fatal(err)
+	}
+	want := real(t, pid)
+	for _, kind := range []string{"dc", "wf", "dd", "rr", "sr", "hg", "nh", "lo", "gd", "nr", "sh"} {
+		if !strings.Contains(want, " "+kind+" ") {
+			t.Errorf("no mapping has the flag %s", kind)
+		}
+	}
+	got, err := n.Of(k, pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want {
+		t.Errorf("it writes\n%s, the kernel says\n%s", got, want)
+	}
+}
+
+func TestAProcessThatWasNotLearnedFromIsWrittenOrNotAtAll(t *testing.T) {
+	k, n := open(t), NewNames()
+	if err := n.Learn(k, still(t, "plain", "dontfork")); err != nil {
+		t.Fatal(err)
+	}
+	known, other := still(t, "dontfork", "plain"), still(t, "plain", "dontdump")
+	if got, err := n.Of(k, known); err != nil || string(got) != real(t, known) {
+		t.Errorf("flags that are known: %v", err)
+	}
+	if got, err := n.Of(k, other); !errors.Is(err, ErrUnknown) {
+		t.Errorf("flags that are not known: %s, %v", got, err)
+	}
+	if err := n.Learn(k, other); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := n.Of(k, other); err != nil || string(got) != real(t, other) {
+		t.Errorf("flags that have been learned: %v", err)
+	}
+}
+
+func TestTwoNamesOfTheSameFlagsAreNotBelieved(t *testing.T) {
+	k, n := open(t), NewNames()
+	pid := still(t, "plain")
+	if err := n.Learn(k, pid); err != nil {
+		t.Fatal(err)
+	}
+	areas, err := k.areas(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.flags[areas[0].Flags] += "xx "
+	other := still(t, all...) // has flags that make it read smaps
+	if err := n.Learn(k, other); err == nil {
+		t.Error("it is believed")
+	}
+	if list, err := n.Of(k, pid); err == nil {
+		t.Errorf("later it is believed: %s", list)
+	}
+	if err := n.Learn(k, pid); err == nil {
+		t.Error("later it is learned from")
+	}
+}
+
+func TestProcessesWithManyMappingsAndNoneAreTold(t *testing.T) {
+	k := open(t)
+	many := still(t, slices.Repeat([]string{"plain", "dontfork"}, 3000)...)
+	areas, err := k.areas(many)
+	if err != nil || len(areas) < 6000 {
+		t.Errorf("of more than 6000 mappings it tells of %d: %v", len(areas), err)
+	}
+	if areas, err := k.areas(2); err != nil || len(areas) > 0 { // a kernel thread
+		t.Errorf("a thread of the kernel has %d mappings: %v", len(areas), err)
+	}
+	if list, err := NewNames().Of(k, 2); err != nil || len(list) > 0 {
+		t.Errorf("of a thread of the kernel is written %q, %v", list, err)
+	}
+	if areas, err := k.areas(1 << 22); err == nil && len(areas) > 0 {
+		t.Errorf("a process that is not there has %d mappings", len(areas))
+	}
+}
+
+// BenchmarkList compares what Of takes with what the kernel's own smaps does, for a process
+// with 256 MiB.
+func BenchmarkList(b *testing.B) {
+	memory, err := unix.Mmap(-1, 0, 256<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer unix.Munmap(memory)
+	b.Run("smaps", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := os.ReadFile("/proc/self/smaps"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("here", func(b *testing.B) {
+		k, n := open(b), NewNames()
+		for b.Loop() {
+			n.Learn(k, os.Getpid())
+			if _, err := n.Of(k, os.Getpid()); err != nil {
+				b.Log(err) // its memory changes
+			}
+		}
+	})
+}
