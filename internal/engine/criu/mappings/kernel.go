@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"unsafe"
 
@@ -133,11 +134,11 @@ func (k *Kernel) areas(pid int) (areas []area, err error) {
 	}
 	defer f.Close()
 	in := bufio.NewReaderSize(f, 64<<10) // the kernel's is of 32 KiB
-	for {
-		var a area
-		if err := binary.Read(in, binary.NativeEndian, &a); err != nil {
+	for words := make([]byte, areaSize); ; {
+		if _, err := io.ReadFull(in, words); err != nil {
 			return nil, err
 		}
+		a := area{binary.NativeEndian.Uint64(words), binary.NativeEndian.Uint64(words[8:]), binary.NativeEndian.Uint64(words[16:])}
 		if a == (area{}) {
 			return areas, nil
 		}

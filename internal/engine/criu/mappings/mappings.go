@@ -68,45 +68,77 @@ func parse(data []byte) (entries []entry, err error) {
 }
 
 // Learn sees to it that the names of all flags of a process's mappings are known. The process
-// may run: what changes meanwhile is not learned from.
+// may run: what changes meanwhile is not learned from, nor is what is not seen twice.
 func (n *Names) Learn(k *Kernel, pid int) error {
-	before, err := k.areas(pid)
+	areas, err := k.areas(pid)
 	if err != nil {
 		return err
 	}
-	if known, err := n.know(before); known || err != nil {
+	if known, err := n.know(areas); known || err != nil {
 		return err
 	}
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	first, err := observe(k, pid)
 	if err != nil {
 		return err
 	}
-	after, err := k.areas(pid)
-	if err != nil {
-		return err
-	}
-	entries, err := parse(data)
+	second, err := observe(k, pid)
 	if err != nil {
 		return err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	for line, flags := range second.gates {
+		if first.gates[line] == flags {
+			n.gates[line] = flags
+		}
+	}
+	for word, flags := range second.flags {
+		switch {
+		case flags == "" || first.flags[word] != flags:
+		case n.flags[word] == "":
+			n.flags[word] = flags
+		case n.flags[word] != flags:
+			n.wrong = fmt.Errorf("the kernel calls the flags %x of a mapping %q and %q", word, n.flags[word], flags)
+		}
+	}
+	return n.wrong
+}
+
+// observe reads a process's smaps, and its mappings before and after.
+func observe(k *Kernel, pid int) (seen *Names, err error) {
+	seen = NewNames()
+	before, err := k.areas(pid)
+	if err != nil {
+		return seen, err
+	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		return seen, err
+	}
+	after, err := k.areas(pid)
+	if err != nil {
+		return seen, err
+	}
+	entries, err := parse(data)
+	if err != nil {
+		return seen, err
+	}
 	for _, e := range entries {
 		then, was := covering(before, e)
 		now, is := covering(after, e)
 		switch {
 		case e.flags == "":
-			return fmt.Errorf("process %d: smaps has no flags of %s", pid, e.line)
+			return seen, fmt.Errorf("process %d: smaps has no flags of %s", pid, e.line)
 		case !was && !is && !inside(before, e) && !inside(after, e):
-			n.gates[e.line] = e.flags
-		case !was || !is || then != now:
-		case n.flags[now.Flags] == "":
-			n.flags[now.Flags] = e.flags
-		case n.flags[now.Flags] != e.flags:
-			n.wrong = fmt.Errorf("the kernel calls the flags %x of a mapping %q and %q", now.Flags, n.flags[now.Flags], e.flags)
+			seen.gates[e.line] = e.flags
+		case was && is && then == now:
+			if name, met := seen.flags[now.Flags]; met && name != e.flags {
+				e.flags = "" // one of them has changed meanwhile: not learned from
+			}
+			seen.flags[now.Flags] = e.flags
 		}
 	}
-	return n.wrong
+	return seen, nil
 }
 
 // know says whether all names are known. Those of the gates are learned with the first.
