@@ -397,15 +397,14 @@ func TestListsOfMappingsAreWrittenWhereCRIUReadsThem(t *testing.T) {
 		}
 		comm = string(data)
 	}
-	w := window{sandbox: engine.Sandbox{ID: a.window.sandbox.ID, Containers: []engine.Container{{PID: pid}}}}
-	if !a.engine.learnMappings(t.Context(), w) {
+	if !a.engine.listsMappings(t.Context()) {
 		if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err == nil {
 			t.Fatal("lists cannot be written on this kernel, which tells of its types")
 		}
 		return
 	}
 	t.Cleanup(func() { a.engine.lister.kernel.Close() })
-	a.engine.listMappings(t.Context(), w, []int{pid})
+	a.engine.listMappings(t.Context(), a.window, []int{pid})
 	list, err := os.ReadFile(filepath.Join(a.engine.workDir, a.window.sandbox.ID, listPrefix+strconv.Itoa(pid)))
 	if err != nil || !strings.Contains(string(list), "[stack]\nVmFlags: rd wr ") || strings.Contains(string(list), "Pss:") {
 		t.Errorf("the list is %q, %v", list, err)

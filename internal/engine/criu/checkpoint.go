@@ -166,7 +166,7 @@ func (e *Engine) captureOnce(ctx context.Context, w window, m *checkpoint.Manife
 		return err
 	}
 	defer leaveAhead(w.ahead)
-	w.lists = len(w.ahead) > 0 && e.learnMappings(ctx, w)
+	w.lists = len(w.ahead) > 0 && e.listsMappings(ctx)
 	if err := awaitStrays(ctx, w.sandbox.Containers); err != nil {
 		return err
 	}

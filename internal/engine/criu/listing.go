@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 
@@ -29,46 +28,54 @@ type lister struct {
 	names  *mappings.Names
 }
 
-// learnMappings prepares, while the processes run, for their lists to be written. It says
-// whether any can be.
-func (e *Engine) learnMappings(ctx context.Context, w window) bool {
+// listsMappings says whether lists can be written.
+func (e *Engine) listsMappings(ctx context.Context) bool {
 	e.lister.once.Do(func() {
 		kernel, err := mappings.Open()
+		if err == nil {
+			if e.lister.names, err = mappings.Learn(kernel); err != nil {
+				err = errors.Join(err, kernel.Close())
+			}
+		}
 		if err != nil {
 			e.log.InfoContext(ctx, "CRIU lists mappings itself, which takes longer", "because", err)
 			return
 		}
-		e.lister.kernel, e.lister.names = kernel, mappings.NewNames()
+		e.lister.kernel = kernel
 	})
-	if e.lister.kernel == nil {
-		return false
-	}
-	pids, err := processesOf(w.sandbox.Containers)
-	for _, pid := range slices.Concat(pids...) {
-		err = errors.Join(err, unlessEnded(e.lister.names.Learn(e.lister.kernel, pid)))
-	}
-	if err != nil { // lists that cannot be written will not be
-		e.log.InfoContext(ctx, "not all mappings are known before the freeze", "sandbox", w.sandbox.ID, "because", err)
-	}
-	return true
+	return e.lister.kernel != nil
 }
 
-// listMappings writes the lists of processes that stand still.
+// listMappings writes the lists of processes that stand still. It returns when ctx ends.
 func (e *Engine) listMappings(ctx context.Context, w window, pids []int) {
-	for _, pid := range pids {
-		list, err := e.lister.names.Of(e.lister.kernel, pid)
-		if err == nil && len(list) > 0 {
-			err = e.host.Do(func() error {
-				name := filepath.Join(e.workDir, w.sandbox.ID, listPrefix+strconv.Itoa(pid))
-				err := os.WriteFile(name+".new", list, 0o600)
-				if err == nil {
-					err = os.Rename(name+".new", name)
-				}
-				return err
-			})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for _, pid := range pids {
+			if ctx.Err() != nil {
+				return
+			}
+			if err := e.listMappingsOf(w, pid); err != nil {
+				e.log.InfoContext(ctx, "CRIU lists a process's mappings itself, which takes longer", "sandbox", w.sandbox.ID, "process", pid, "because", err)
+			}
 		}
-		if err != nil {
-			e.log.InfoContext(ctx, "CRIU lists a process's mappings itself, which takes longer", "sandbox", w.sandbox.ID, "process", pid, "because", err)
-		}
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
 	}
+}
+
+func (e *Engine) listMappingsOf(w window, pid int) error {
+	list, err := e.lister.names.Of(e.lister.kernel, pid)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	return e.host.Do(func() error {
+		name := filepath.Join(e.workDir, w.sandbox.ID, listPrefix+strconv.Itoa(pid))
+		if err := os.WriteFile(name+".new", list, 0o600); err != nil {
+			return err
+		}
+		return os.Rename(name+".new", name)
+	})
 }

@@ -213,19 +213,20 @@ func (p Process) Longest(after, before time.Time) (Gap, error) {
 	return longest, err
 }
 
-// First returns the first of the process's gaps, of a length or longer, that a time has a
-// part of.
-func (p Process) First(length time.Duration, after, before time.Time) (Gap, error) {
+// Nearest returns the one of the process's gaps that a time has a part of whose length is
+// nearest to what is known of it.
+func (p Process) Nearest(length time.Duration, after, before time.Time) (nearest Gap, err error) {
 	gaps, err := p.Gaps()
+	found := false
 	for _, g := range gaps {
-		if g.Length >= length && g.To.After(after) && g.From.Before(before) {
-			return g, err
+		if g.To.After(after) && g.From.Before(before) && (!found || (g.Length-length).Abs() < (nearest.Length-length).Abs()) {
+			nearest, found = g, true
 		}
 	}
-	if err == nil {
-		err = fmt.Errorf("process %d did not stand still for %s between %s and %s", p.PID, length, after.Format(time.TimeOnly), before.Format(time.TimeOnly))
+	if err == nil && !found {
+		err = fmt.Errorf("process %d did not stand still between %s and %s", p.PID, after.Format(time.TimeOnly), before.Format(time.TimeOnly))
 	}
-	return Gap{}, err
+	return nearest, err
 }
 
 // Over returns the gap in which a moment lies: a restored process has one that began

@@ -290,7 +290,7 @@ func throughputOf(ctx context.Context, c contender, from *podSubject, address st
 		return nil, err
 	}
 	// Not the longest: a busy machine can have it stand still for longer, later.
-	gap, err := from.found[0].First(frozen/2, begun, ready)
+	gap, err := from.found[0].Nearest(frozen, begun, ready)
 	if err != nil {
 		return nil, err
 	}

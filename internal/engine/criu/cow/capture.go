@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -394,8 +395,8 @@ func (c *capture) settle() error {
 }
 
 // read writes the memory of a process into its images. It may be called by any thread.
-func (p *process) read(ctx context.Context, spent func(span)) (int64, error) {
-	n, err := writePages(ctx, p.dir, p.inner, p.old, p.mappings, p.held, p.stacks, p.child.pid, spent)
+func (p *process) read(ctx context.Context, progress *atomic.Int64, spent func(span)) (int64, error) {
+	n, err := writePages(ctx, p.dir, p.inner, p.old, p.mappings, p.held, p.stacks, p.child.pid, progress, spent)
 	if err != nil {
 		return n, fmt.Errorf("%s: %w", p, err)
 	}
@@ -452,6 +453,7 @@ func (c *capture) readBeside(ctx context.Context, p *process) (int64, error) {
 		bytes int64
 		err   error
 	}
+	var progress atomic.Int64
 	reading, done, spent := make(chan readingThread, 1), make(chan outcome, 1), make(chan span, 1)
 	go func() {
 		runtime.LockOSThread() // and ends with it: its priority is nobody else's
@@ -460,7 +462,7 @@ func (c *capture) readBeside(ctx context.Context, p *process) (int64, error) {
 			c.log.Warn("memory is read with the priority of everybody", "err", err)
 		}
 		reading <- r
-		n, err := p.read(ctx, func(s span) {
+		n, err := p.read(ctx, &progress, func(s span) {
 			select {
 			case spent <- s:
 			case <-ctx.Done():
@@ -482,12 +484,11 @@ func (c *capture) readBeside(ctx context.Context, p *process) (int64, error) {
 	}
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
-	began, given := time.Now(), uint64(0)
+	var began time.Time // of what has a pace: not of listing the pages
 	forgets := true
 	for {
 		select {
 		case s := <-spent:
-			given += s.end - s.start
 			if !forgets {
 				continue
 			}
@@ -500,7 +501,11 @@ func (c *capture) readBeside(ctx context.Context, p *process) (int64, error) {
 		case <-ctx.Done():
 			return giveUp(context.Cause(ctx))
 		case <-tick.C:
-			if exceeded(c.request.Limits, hurryReserves) == nil && getsOn(given, time.Since(began)) {
+			read := progress.Load()
+			if read == 0 {
+				began = time.Now()
+			}
+			if exceeded(c.request.Limits, hurryReserves) == nil && getsOn(read, time.Since(began)) {
 				continue
 			}
 			hurry()

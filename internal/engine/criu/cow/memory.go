@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -277,8 +278,9 @@ func (s *spending) flush() {
 
 // writePages writes the pages of a process, read from its child, into the images of a
 // directory, in place of the few that CRIU has written of it. It returns how many bytes
-// were read. What the child has been read of is told to spent.
-func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings []mapping, held []piece, stacks []uint64, child int, spent func(span)) (read int64, err error) {
+// were written, and counts them in progress meanwhile. What the child has been read of is
+// told to spent.
+func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings []mapping, held []piece, stacks []uint64, child int, progress *atomic.Int64, spent func(span)) (read int64, err error) {
 	pieces, spending := slices.Clone(held), spending{tell: spent}
 	s, err := newScanner(child)
 	if err != nil {
@@ -348,6 +350,7 @@ func writePages(ctx context.Context, dir string, pid int, old pagemap, mappings 
 				return read, fmt.Errorf("%w: %w", errWrite, err)
 			}
 			at += uint64(len(b))
+			progress.Add(int64(len(b)))
 			if p.file == nil {
 				read += int64(len(b))
 			}

@@ -21,14 +21,14 @@ const readingNice = 10
 
 // slowest is how many bytes have to be read in a second for it to get on: a quarter of what
 // one processor reads. (A variable for tests.)
-var slowest uint64 = 256 << 20
+var slowest int64 = 256 << 20
 
 // getsGoing is after how long that is first asked for.
 const getsGoing = 300 * time.Millisecond
 
 // getsOn says whether so many bytes are enough for the time that they took.
-func getsOn(read uint64, took time.Duration) bool {
-	return took < getsGoing || float64(read+spendingSize) >= float64(slowest)*took.Seconds()
+func getsOn(read int64, took time.Duration) bool {
+	return took < getsGoing || float64(read) >= float64(slowest)*took.Seconds()
 }
 
 // readingThread is one that reads memory.

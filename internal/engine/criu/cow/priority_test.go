@@ -28,7 +28,7 @@ func watched() {
 	if err := json.NewDecoder(os.Stdin).Decode(&c.request); err != nil {
 		panic(err)
 	}
-	if n, err := strconv.ParseUint(os.Getenv("COW_SLOWEST"), 10, 64); err == nil {
+	if n, err := strconv.ParseInt(os.Getenv("COW_SLOWEST"), 10, 64); err == nil {
 		slowest = n
 	}
 	c.settled = func() { fmt.Println("reads") }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -15,9 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kernel asks the kernel for the mappings of processes and their flags, by a BPF iterator
-// (since Linux 5.12, for one process since 6.1): it goes through the list of mappings, and
-// not through their pages.
+// Kernel asks the kernel for the mappings of processes and their flags, by a BPF iterator:
+// it goes through the list of mappings, and not through their pages.
 type Kernel struct{ program *ebpf.Program }
 
 // area is a mapping, and its flags as the kernel has them.
@@ -25,9 +25,22 @@ type area struct{ Start, End, Flags uint64 }
 
 const areaSize = int(unsafe.Sizeof(area{}))
 
-// Open loads the program. It fails where the kernel has no such iterators, does not describe
-// its types (/sys/kernel/btf/vmlinux), or does not let BPF read what is its own (lockdown).
+// oldest is the oldest Linux that is asked. Iterators over one process are of 6.1, which
+// may fall over a process that ends meanwhile; nor does copy-on-write capture work before.
+var oldest = [2]int{6, 7}
+
+// Open loads the program. It fails where the kernel is older, does not describe its types
+// (/sys/kernel/btf/vmlinux), or does not let BPF read what is its own (lockdown).
 func Open() (*Kernel, error) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return nil, err
+	}
+	release := unix.ByteSliceToString(name.Release[:])
+	var version [2]int
+	if n, err := fmt.Sscanf(release, "%d.%d", &version[0], &version[1]); n != 2 || slices.Compare(version[:], oldest[:]) < 0 {
+		return nil, errors.Join(fmt.Errorf("list mappings by BPF: Linux %s is older than %d.%d", release, oldest[0], oldest[1]), err)
+	}
 	program, err := load()
 	if err != nil {
 		return nil, fmt.Errorf("list mappings by BPF: %w", err)

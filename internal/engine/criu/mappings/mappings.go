@@ -3,35 +3,30 @@
 // takes some 30 ms for each GiB of memory. CRIU reads that file of processes that stand still
 // (proc_pid_smaps(5)).
 //
-// The flags themselves a BPF program reads. What the kernel calls them is learned from
-// what it says, at leisure, of processes that run: nothing here knows a flag.
+// The flags themselves a BPF program reads. What the kernel calls them is learned from what
+// it says of this process, which makes mappings of many kinds for that: nothing here knows a
+// flag, and nothing is learned from processes that others run.
 package mappings
 
 import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 )
 
-// ErrUnknown says that a process has a mapping with flags that have not been met yet.
-var ErrUnknown = errors.New("flags that are not known yet")
+// ErrUnknown says that a process has a mapping with flags of a kind that was not learned.
+var ErrUnknown = errors.New("flags that are not known")
 
 // Names are those that the kernel has for flags. They are the same until it is booted again.
-// Its methods may be called at one time.
 type Names struct {
-	mu    sync.Mutex
 	flags map[uint64]string // all flags of a mapping, as smaps has them
 	gates map[string]string // likewise, by their line: mappings that are every process's
-	wrong error             // why they are not to be relied on
 }
-
-// NewNames returns none.
-func NewNames() *Names { return &Names{flags: map[uint64]string{}, gates: map[string]string{}} }
 
 // entry is what smaps says of a mapping.
 type entry struct {
@@ -67,85 +62,61 @@ func parse(data []byte) (entries []entry, err error) {
 	return entries, nil
 }
 
-// Learn sees to it that the names of all flags of a process's mappings are known. The process
-// may run: what changes meanwhile is not learned from, nor is what is not seen twice.
-func (n *Names) Learn(k *Kernel, pid int) error {
-	areas, err := k.areas(pid)
+// Learn returns the names of the flags that mappings have which this process has or makes.
+// What changes meanwhile is not learned from, nor what is not seen twice.
+func Learn(k *Kernel) (*Names, error) {
+	defer makeMany()()
+	first, err := observe(k, os.Getpid())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if known, err := n.know(areas); known || err != nil {
-		return err
-	}
-	first, err := observe(k, pid)
+	second, err := observe(k, os.Getpid())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	second, err := observe(k, pid)
-	if err != nil {
-		return err
+	differ := func(of map[string]string) func(line, flags string) bool {
+		return func(line, flags string) bool { return of[line] != flags }
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for line, flags := range second.gates {
-		if first.gates[line] == flags {
-			n.gates[line] = flags
-		}
-	}
-	for word, flags := range second.flags {
-		switch {
-		case flags == "" || first.flags[word] != flags:
-		case n.flags[word] == "":
-			n.flags[word] = flags
-		case n.flags[word] != flags:
-			n.wrong = fmt.Errorf("the kernel calls the flags %x of a mapping %q and %q", word, n.flags[word], flags)
-		}
-	}
-	return n.wrong
+	maps.DeleteFunc(second.gates, differ(first.gates))
+	maps.DeleteFunc(second.flags, func(word uint64, flags string) bool { return flags == "" || first.flags[word] != flags })
+	return second, nil
 }
 
 // observe reads a process's smaps, and its mappings before and after.
-func observe(k *Kernel, pid int) (seen *Names, err error) {
-	seen = NewNames()
+func observe(k *Kernel, pid int) (*Names, error) {
 	before, err := k.areas(pid)
 	if err != nil {
-		return seen, err
+		return nil, err
 	}
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {
-		return seen, err
+		return nil, err
 	}
 	after, err := k.areas(pid)
 	if err != nil {
-		return seen, err
+		return nil, err
 	}
 	entries, err := parse(data)
 	if err != nil {
-		return seen, err
+		return nil, err
 	}
+	seen := &Names{flags: map[uint64]string{}, gates: map[string]string{}}
 	for _, e := range entries {
 		then, was := covering(before, e)
 		now, is := covering(after, e)
 		switch {
 		case e.flags == "":
-			return seen, fmt.Errorf("process %d: smaps has no flags of %s", pid, e.line)
+			return nil, fmt.Errorf("process %d: smaps has no flags of %s", pid, e.line)
 		case !was && !is && !inside(before, e) && !inside(after, e):
 			seen.gates[e.line] = e.flags
 		case was && is && then == now:
 			if name, met := seen.flags[now.Flags]; met && name != e.flags {
-				e.flags = "" // one of them has changed meanwhile: not learned from
+				e.flags = "" // not the names alone: not to be relied on
 			}
 			seen.flags[now.Flags] = e.flags
 		}
 	}
 	return seen, nil
-}
-
-// know says whether all names are known. Those of the gates are learned with the first.
-func (n *Names) know(areas []area) (bool, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return len(n.flags) > 0 && !slices.ContainsFunc(areas, func(a area) bool { return n.flags[a.Flags] == "" }), n.wrong
 }
 
 // covering returns the area that an entry is of.
@@ -185,11 +156,6 @@ func (n *Names) Of(k *Kernel, pid int) ([]byte, error) {
 	entries, err := parse(data)
 	if err != nil {
 		return nil, err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.wrong != nil {
-		return nil, n.wrong
 	}
 	var out bytes.Buffer
 	left := len(areas)

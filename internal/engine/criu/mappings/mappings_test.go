@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,17 +66,23 @@ func still(t testing.TB, advice ...string) int {
 	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Process.Signal(unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	var status unix.Siginfo
-	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, &status, unix.WSTOPPED|unix.WNOWAIT, nil); err != nil {
-		t.Fatal(err)
-	}
+	stop(t, cmd.Process.Pid)
 	return cmd.Process.Pid
 }
 
-var advices = map[string]int{
+// stop returns when a child stands still.
+func stop(t testing.TB, pid int) {
+	t.Helper()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var status unix.Siginfo
+	if err := unix.Waitid(unix.P_PID, pid, &status, unix.WSTOPPED|unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var advised = map[string]int{
 	"dontfork": unix.MADV_DONTFORK, "wipeonfork": unix.MADV_WIPEONFORK, "dontdump": unix.MADV_DONTDUMP,
 	"random": unix.MADV_RANDOM, "sequential": unix.MADV_SEQUENTIAL, "huge": unix.MADV_HUGEPAGE, "nohuge": unix.MADV_NOHUGEPAGE,
 }
@@ -101,24 +108,31 @@ func TestMain(m *testing.M) {
 		if err != nil {
 			panic(err)
 		}
-		if advice, ok := advices[kind]; ok {
+		if advice, ok := advised[kind]; ok {
 			if err := unix.Madvise(mapped, advice); err != nil {
 				panic(err)
 			}
 		}
 	}
 	fmt.Println()
-	select {}
+	time.Sleep(time.Hour)
 }
 
 var all = append([]string{"shared", "down", "locked", "noreserve", "plain"}, "dontfork", "wipeonfork", "dontdump", "random", "sequential", "huge", "nohuge")
 
-func TestWhatIsWrittenIsWhatTheKernelSays(t *testing.T) {
-	k, n := open(t), NewNames()
-	pid := still(t, all...)
-	if err := n.Learn(k, pid); err != nil {
+func learned(t testing.TB, k *Kernel) *Names {
+	t.Helper()
+	n, err := Learn(k)
+	if err != nil {
 		t.Fatal(err)
 	}
+	return n
+}
+
+func TestWhatIsWrittenIsWhatTheKernelSays(t *testing.T) {
+	k := open(t)
+	n := learned(t, k)
+	pid := still(t, all...)
 	want := real(t, pid)
 	for _, kind := range []string{"dc", "wf", "dd", "rr", "sr", "hg", "nh", "lo", "gd", "nr", "sh"} {
 		if !strings.Contains(want, " "+kind+" ") {
@@ -134,46 +148,48 @@ func TestWhatIsWrittenIsWhatTheKernelSays(t *testing.T) {
 	}
 }
 
-func TestAProcessThatWasNotLearnedFromIsWrittenOrNotAtAll(t *testing.T) {
-	k, n := open(t), NewNames()
-	if err := n.Learn(k, still(t, "plain", "dontfork")); err != nil {
-		t.Fatal(err)
-	}
-	known, other := still(t, "dontfork", "plain"), still(t, "plain", "dontdump")
-	if got, err := n.Of(k, known); err != nil || string(got) != real(t, known) {
-		t.Errorf("flags that are known: %v", err)
-	}
-	if got, err := n.Of(k, other); !errors.Is(err, ErrUnknown) {
-		t.Errorf("flags that are not known: %s, %v", got, err)
-	}
-	if err := n.Learn(k, other); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := n.Of(k, other); err != nil || string(got) != real(t, other) {
-		t.Errorf("flags that have been learned: %v", err)
+// TestProgramsOfManyKindsAreKnown has programs of other makes stand still: what they do
+// with their memory is what was thought of.
+func TestProgramsOfManyKindsAreKnown(t *testing.T) {
+	k := open(t)
+	n := learned(t, k)
+	for _, program := range [][]string{
+		{"sh", "-c", "read x"}, {"python3", "-c", "import threading,time,mmap; threading.Thread(target=time.sleep,args=(60,)).start(); m=mmap.mmap(-1,4096); time.sleep(60)"},
+		{"perl", "-e", "sleep 60"}, {"bash", "-c", "read x < <(sleep 60)"}, {"java", "-version"},
+	} {
+		name, err := exec.LookPath(program[0])
+		if err != nil {
+			t.Logf("no %s here", program[0])
+			continue
+		}
+		cmd := exec.Command(name, program[1:]...)
+		if _, err := cmd.StdinPipe(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(150 * time.Millisecond) // it begins; whatever it does then is right
+		stop(t, cmd.Process.Pid)
+		if got, err := n.Of(k, cmd.Process.Pid); err != nil || string(got) != real(t, cmd.Process.Pid) {
+			t.Errorf("%s: %v", program[0], err)
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
 	}
 }
 
-func TestTwoNamesOfTheSameFlagsAreNotBelieved(t *testing.T) {
-	k, n := open(t), NewNames()
+func TestAProcessWithFlagsThatWereNotLearnedIsNotWritten(t *testing.T) {
+	k := open(t)
+	n := learned(t, k)
 	pid := still(t, "plain")
-	if err := n.Learn(k, pid); err != nil {
-		t.Fatal(err)
-	}
 	areas, err := k.areas(pid)
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || len(areas) == 0 {
+		t.Fatalf("%v, %v", areas, err)
 	}
-	n.flags[areas[0].Flags] += "xx "
-	other := still(t, all...) // has flags that make it read smaps
-	if err := n.Learn(k, other); err == nil {
-		t.Error("it is believed")
-	}
-	if list, err := n.Of(k, pid); err == nil {
-		t.Errorf("later it is believed: %s", list)
-	}
-	if err := n.Learn(k, pid); err == nil {
-		t.Error("later it is learned from")
+	delete(n.flags, areas[len(areas)/2].Flags)
+	if got, err := n.Of(k, pid); !errors.Is(err, ErrUnknown) {
+		t.Errorf("it writes %s, %v", got, err)
 	}
 }
 
@@ -187,7 +203,7 @@ func TestProcessesWithManyMappingsAndNoneAreTold(t *testing.T) {
 	if areas, err := k.areas(2); err != nil || len(areas) > 0 { // a kernel thread
 		t.Errorf("a thread of the kernel has %d mappings: %v", len(areas), err)
 	}
-	if list, err := NewNames().Of(k, 2); err != nil || len(list) > 0 {
+	if list, err := learned(t, k).Of(k, 2); err != nil || len(list) > 0 {
 		t.Errorf("of a thread of the kernel is written %q, %v", list, err)
 	}
 	if areas, err := k.areas(1 << 22); err == nil && len(areas) > 0 {
@@ -210,10 +226,16 @@ func BenchmarkList(b *testing.B) {
 			}
 		}
 	})
-	b.Run("here", func(b *testing.B) {
-		k, n := open(b), NewNames()
+	b.Run("learn", func(b *testing.B) {
+		k := open(b)
 		for b.Loop() {
-			n.Learn(k, os.Getpid())
+			learned(b, k)
+		}
+	})
+	b.Run("here", func(b *testing.B) {
+		k := open(b)
+		n := learned(b, k)
+		for b.Loop() {
 			if _, err := n.Of(k, os.Getpid()); err != nil {
 				b.Log(err) // its memory changes
 			}
