@@ -54,7 +54,7 @@ func checkPath(path string, containers map[string]bool) error {
 		}
 	}
 	switch {
-	case path == checkpoint.BlocksName:
+	case path == checkpoint.BlocksName, path == checkpoint.FormerBlocksName:
 		return nil
 	case len(parts) == 2 && parts[0] == volumesDir && strings.HasSuffix(parts[1], ".tar"):
 		return nil

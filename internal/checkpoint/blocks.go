@@ -19,6 +19,10 @@ import (
 // SHA-256 on processors that have instructions for that: a restore waits for them.
 const BlocksName = "digests.blake3"
 
+// FormerBlocksName is the name of such a list of SHA-256 digests, which earlier versions
+// wrote. It is a file like any other.
+const FormerBlocksName = "digests.sha256"
+
 // BlockSize is how large the blocks are, in bytes, that files are cut into for that list.
 const BlockSize = 64 << 10
 

@@ -35,6 +35,7 @@ func makeMany() (unmake func()) {
 		for _, kind := range []int{
 			unix.MAP_PRIVATE, unix.MAP_SHARED, unix.MAP_PRIVATE | unix.MAP_NORESERVE, unix.MAP_SHARED | unix.MAP_NORESERVE,
 			unix.MAP_PRIVATE | unix.MAP_GROWSDOWN, unix.MAP_PRIVATE | unix.MAP_LOCKED, unix.MAP_SHARED | unix.MAP_LOCKED,
+			unix.MAP_DROPPABLE, // what getrandom(3) keeps in the process
 		} {
 			if fd < 0 {
 				kind |= unix.MAP_ANONYMOUS
