@@ -146,7 +146,7 @@ var mutants = []mutant{
 		`			if exceeded(c.request.Limits, hurryReserves) == nil &&`, `			if exceeded(c.request.Limits, 1) == nil &&`,
 		unit, "internal/engine/criu/cow", "TestReadingGivesWayNoMoreWhenMemoryRunsShort"},
 	{"memory kept that has been read", "internal/engine/criu/cow/capture.go",
-		`		forgets := true`, `		forgets := false`,
+		`	forgets := true`, `	forgets := false`,
 		unit, "internal/engine/criu/cow", "TestMemoryThatHasBeenReadIsGivenUp"},
 	{"a child's share of descriptors kept", "internal/engine/criu/cow/capture.go",
 		`[5]uint64{0, math.MaxUint32, closeRangeUnshare}`, `[5]uint64{math.MaxUint32, math.MaxUint32, closeRangeUnshare}`,
