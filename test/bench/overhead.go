@@ -49,7 +49,7 @@ func overhead(ctx context.Context, _ *bench, dir string) error {
 		}
 		return took.Seconds() * 1000, command(ctx, dir, runc, "--root", root, "delete", "--force", "stasis-bench")
 	}
-	without, with, err := byTurns(60, func() (float64, error) { return create(runc) }, func() (float64, error) { return create(wrapper) })
+	without, with, err := byTurns(240, func() (float64, error) { return create(runc) }, func() (float64, error) { return create(wrapper) })
 	if err != nil {
 		return err
 	}
@@ -77,17 +77,21 @@ func overhead(ctx context.Context, _ *bench, dir string) error {
 	return nil
 }
 
-// byTurns returns the medians of what two ways take, after rounds that do not count.
+// byTurns returns the medians of what two ways take, after rounds that do not count. Each
+// begins every other round: what was done before can show.
 func byTurns(rounds int, one, other func() (float64, error)) (a, b float64, err error) {
 	var ones, others []float64
 	for i := range rounds + rounds/10 {
-		x, err := one()
-		if err != nil {
-			return 0, 0, err
-		}
-		y, err := other()
-		if err != nil {
-			return 0, 0, err
+		x, y := 0.0, 0.0
+		for turn := range 2 {
+			if (i+turn)%2 == 0 {
+				x, err = one()
+			} else {
+				y, err = other()
+			}
+			if err != nil {
+				return 0, 0, err
+			}
 		}
 		if i >= rounds/10 {
 			ones, others = append(ones, x), append(others, y)
