@@ -19,7 +19,7 @@ var rules = []struct {
 }{
 	{"api/...", []string{"k8s.io/client-go", "sigs.k8s.io/controller-runtime", module + "internal"},
 		"whoever imports the API types gets apimachinery and core/v1 and nothing else"},
-	{"internal/checkpoint", []string{"k8s.io", "sigs.k8s.io", "google.golang.org", "golang.org", module},
+	{"internal/checkpoint", []string{".", module},
 		"the vocabulary is the standard library's, and a hash"},
 	{"internal/archive", []string{"k8s.io", "sigs.k8s.io", module + "internal/engine", module + "internal/agent", module + "internal/layer"},
 		"users read archives on any machine"},
@@ -52,6 +52,11 @@ var rules = []struct {
 	{"internal/kubectl", nodeSide, "a user's program has no business on a node"},
 }
 
+// besides are what a room may reach although its rule says never.
+var besides = map[string][]string{
+	"internal/checkpoint": {"github.com/zeebo/blake3", "github.com/klauspost/cpuid/v2"},
+}
+
 var nodeSide = []string{
 	module + "internal/agent", module + "internal/engine", module + "internal/criservice",
 	module + "internal/restoring", module + "internal/ociruntime", module + "internal/hostns",
@@ -62,6 +67,9 @@ func TestNoRoomImportsWhatItMustNotKnow(t *testing.T) {
 	for _, rule := range rules {
 		for _, pkg := range list(t, "{{.ImportPath}}", "./../../"+rule.room) {
 			for _, dep := range list(t, `{{range .Deps}}{{println .}}{{end}}`, pkg) {
+				if slices.ContainsFunc(besides[rule.room], func(module string) bool { return dep == module || strings.HasPrefix(dep, module+"/") }) {
+					continue
+				}
 				if slices.ContainsFunc(rule.never, func(prefix string) bool { return forbidden(dep, prefix) }) {
 					t.Errorf("%s imports %s, directly or not: %s", strings.TrimPrefix(pkg, module), dep, rule.why)
 				}

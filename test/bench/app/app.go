@@ -5,6 +5,7 @@ package app
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -200,13 +202,18 @@ func (p Process) Flush(ctx context.Context) error {
 	}
 }
 
+// within returns the process's gaps that a time has a part of.
+func (p Process) within(after, before time.Time) ([]Gap, error) {
+	gaps, err := p.Gaps()
+	return slices.DeleteFunc(gaps, func(g Gap) bool { return !g.To.After(after) || !g.From.Before(before) }), err
+}
+
 // Longest returns the longest of the process's gaps that a time has a part of: on a busy
 // machine one may have begun a little before.
-func (p Process) Longest(after, before time.Time) (Gap, error) {
-	gaps, err := p.Gaps()
-	var longest Gap
+func (p Process) Longest(after, before time.Time) (longest Gap, err error) {
+	gaps, err := p.within(after, before)
 	for _, g := range gaps {
-		if g.To.After(after) && g.From.Before(before) && g.Length > longest.Length {
+		if g.Length > longest.Length {
 			longest = g
 		}
 	}
@@ -215,18 +222,15 @@ func (p Process) Longest(after, before time.Time) (Gap, error) {
 
 // Nearest returns the one of the process's gaps that a time has a part of whose length is
 // nearest to what is known of it.
-func (p Process) Nearest(length time.Duration, after, before time.Time) (nearest Gap, err error) {
-	gaps, err := p.Gaps()
-	found := false
-	for _, g := range gaps {
-		if g.To.After(after) && g.From.Before(before) && (!found || (g.Length-length).Abs() < (nearest.Length-length).Abs()) {
-			nearest, found = g, true
-		}
-	}
-	if err == nil && !found {
+func (p Process) Nearest(length time.Duration, after, before time.Time) (Gap, error) {
+	gaps, err := p.within(after, before)
+	if err == nil && len(gaps) == 0 {
 		err = fmt.Errorf("process %d did not stand still between %s and %s", p.PID, after.Format(time.TimeOnly), before.Format(time.TimeOnly))
 	}
-	return nearest, err
+	if err != nil {
+		return Gap{}, err
+	}
+	return slices.MinFunc(gaps, func(a, b Gap) int { return cmp.Compare((a.Length - length).Abs(), (b.Length - length).Abs()) }), nil
 }
 
 // Over returns the gap in which a moment lies: a restored process has one that began

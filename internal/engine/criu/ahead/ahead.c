@@ -123,15 +123,18 @@ int rmdir(const char *path)
 	return syscall(SYS_rmdir, path);
 }
 
+/* mode_of is the argument that open(2) has when it may make a file. */
+static mode_t mode_of(int flags, va_list list)
+{
+	return (flags & O_CREAT) || (flags & O_TMPFILE) == O_TMPFILE ? va_arg(list, mode_t) : 0;
+}
+
 int open64(const char *path, int flags, ...)
 {
-	mode_t mode = 0;
-	if ((flags & O_CREAT) || (flags & O_TMPFILE) == O_TMPFILE) {
-		va_list list;
-		va_start(list, flags);
-		mode = va_arg(list, mode_t);
-		va_end(list);
-	}
+	va_list list;
+	va_start(list, flags);
+	mode_t mode = mode_of(flags, list);
+	va_end(list);
 	if (held && is_place(path) && mounted >= 0)
 		return syscall(SYS_openat, mounted, ".", flags | O_LARGEFILE);
 	const char *socket = getenv("STASIS_AHEAD");
@@ -170,13 +173,10 @@ static int list_of(int directory)
 
 int openat64(int directory, const char *path, int flags, ...)
 {
-	mode_t mode = 0;
-	if ((flags & O_CREAT) || (flags & O_TMPFILE) == O_TMPFILE) {
-		va_list list;
-		va_start(list, flags);
-		mode = va_arg(list, mode_t);
-		va_end(list);
-	}
+	va_list list;
+	va_start(list, flags);
+	mode_t mode = mode_of(flags, list);
+	va_end(list);
 	if (held && strcmp(path, "smaps") == 0 && (flags & O_ACCMODE) == O_RDONLY) {
 		int fd = list_of(directory);
 		if (fd >= 0)

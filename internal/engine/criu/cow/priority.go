@@ -54,7 +54,7 @@ func newReadingThread() (readingThread, error) {
 func (r readingThread) hurry() error { return r.set(0, unix.SCHED_NORMAL) }
 
 func (r readingThread) set(nice int, policy uint32) error {
-	attributes := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: int32(nice)}
+	attributes := unix.SchedAttr{Policy: unix.SCHED_NORMAL, Nice: int32(nice)}
 	var err error
 	if r.group {
 		attributes.Policy, attributes.Nice = policy, 0
@@ -76,9 +76,5 @@ func autogrouped() bool {
 		return false
 	}
 	enabled, err := os.ReadFile("/proc/sys/kernel/sched_autogroup_enabled")
-	if err != nil || string(enabled) != "1\n" {
-		return false
-	}
-	_, err = os.Stat(autogroupFile)
-	return err == nil
+	return err == nil && string(enabled) == "1\n"
 }

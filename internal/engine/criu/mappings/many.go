@@ -16,13 +16,15 @@ var advices = [][]int{
 	{unix.MADV_HUGEPAGE, unix.MADV_DONTFORK}, {unix.MADV_NOHUGEPAGE, unix.MADV_DONTFORK},
 }
 
+// mappedSize is how large each is, in bytes.
+const mappedSize = 1 << 12
+
 // makeMany makes mappings of all kinds that programs mostly have, and returns what takes them
 // away. Whatever this kernel does not have is left out.
 func makeMany() (unmake func()) {
-	const size = 1 << 12
 	var made [][]byte
 	descriptors := []int{-1}
-	if fd, err := unix.MemfdCreate("stasis-mappings", unix.MFD_CLOEXEC); err == nil && unix.Ftruncate(fd, size) == nil {
+	if fd, err := unix.MemfdCreate("stasis-mappings", unix.MFD_CLOEXEC); err == nil && unix.Ftruncate(fd, mappedSize) == nil {
 		defer unix.Close(fd)
 		descriptors = append(descriptors, fd)
 	}
@@ -41,23 +43,14 @@ func makeMany() (unmake func()) {
 				kind |= unix.MAP_ANONYMOUS
 			}
 			// A mapping keeps something of how it could once be accessed.
-			for before := range all + 1 {
-				for after := range all + 1 {
-					for _, advice := range advices {
-						if advice != nil && (before&unix.PROT_WRITE == 0 || (before|after)&unix.PROT_EXEC != 0) {
-							continue // text and constants, which hardly anybody advises on
-						}
-						m, err := unix.Mmap(fd, 0, size, before, kind)
-						if err != nil {
-							continue
-						}
+			for access := range (all + 1) * (all + 1) {
+				before, after := access/(all+1), access%(all+1)
+				for _, advice := range advices {
+					if advice != nil && (before&unix.PROT_WRITE == 0 || (before|after)&unix.PROT_EXEC != 0) {
+						continue // text and constants, which hardly anybody advises on
+					}
+					if m, err := makeOne(fd, kind, before, after, advice); err == nil {
 						made = append(made, m)
-						if after != before {
-							_ = unix.Mprotect(m, after)
-						}
-						for _, a := range advice {
-							_ = unix.Madvise(m, a)
-						}
 					}
 				}
 			}
@@ -68,4 +61,19 @@ func makeMany() (unmake func()) {
 			_ = unix.Munmap(m)
 		}
 	}
+}
+
+// makeOne maps a page with one access, gives it another and advises on it.
+func makeOne(fd, kind, before, after int, advice []int) ([]byte, error) {
+	m, err := unix.Mmap(fd, 0, mappedSize, before, kind)
+	if err != nil {
+		return nil, err
+	}
+	if after != before {
+		_ = unix.Mprotect(m, after) // it stays as it was, which is a kind, too
+	}
+	for _, a := range advice {
+		_ = unix.Madvise(m, a) // likewise
+	}
+	return m, nil
 }
