@@ -19,10 +19,14 @@ test-images: ## Test the image builder
 .PHONY: FORCE
 FORCE:
 
-dist/bin/stasis-agent dist/bin/stasis-runtime dist/bin/stasis-restore dist/bin/stasis-controller: dist/bin/%: FORCE
+dist/bin/stasis-agent dist/bin/stasis-restore dist/bin/stasis-controller: dist/bin/%: FORCE
 	@mkdir -p $(@D)
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(IMAGE_LDFLAGS)' -o $@.new ./cmd/$*
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+dist/bin/stasis-runtime: cmd/stasis-runtime/stasis-runtime.c
+	@mkdir -p $(@D)
+	$(or $(CC),cc) -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -static -s -o $@ $<
 
 dist/bin/counter-a: FORCE
 	@mkdir -p $(@D)

@@ -11,8 +11,11 @@ import (
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/nodeapi"
-	"podstasis.dev/stasis/internal/ociruntime/aside"
 )
+
+// MarkerName is the marker's, in the real runtime's state directory of a container. What
+// has one stasis-runtime leaves to stasis-restore.
+const MarkerName = "stasis.json"
 
 // marker is kept in the real runtime's state directory of a container that
 // belongs to a restored Pod.
@@ -38,7 +41,7 @@ func (c call) mark(id string, m marker) error {
 	if err != nil {
 		return err
 	}
-	if err := checkpoint.WriteFile(filepath.Join(c.Root, id, aside.MarkerName), data, 0o600); err != nil {
+	if err := checkpoint.WriteFile(filepath.Join(c.Root, id, MarkerName), data, 0o600); err != nil {
 		return fmt.Errorf("mark the restored container: %w", err)
 	}
 	return nil
@@ -46,7 +49,7 @@ func (c call) mark(id string, m marker) error {
 
 // marked reads the marker of id; nil when it was created by the real runtime.
 func (c call) marked(id string) (*marker, error) {
-	data, err := os.ReadFile(filepath.Join(c.Root, id, aside.MarkerName))
+	data, err := os.ReadFile(filepath.Join(c.Root, id, MarkerName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {

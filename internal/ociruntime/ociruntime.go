@@ -2,7 +2,7 @@
 // handler "stasis": it hands every command to the real OCI runtime, except that
 // it restores a container instead of creating it when its Pod restores.
 //
-// Package aside comes before it: what is for the real runtime as it is gets there
+// cmd/stasis-runtime comes before it: what is for the real runtime as it is gets there
 // without this package. It imports nothing of Kubernetes.
 package ociruntime
 
@@ -24,16 +24,15 @@ import (
 	"podstasis.dev/stasis/internal/engine/criu/cow"
 	"podstasis.dev/stasis/internal/layer"
 	"podstasis.dev/stasis/internal/nodeapi"
-	"podstasis.dev/stasis/internal/ociruntime/aside"
 	"podstasis.dev/stasis/internal/published"
 )
 
 // Names under which the one program plays its other parts, chosen by argv[0].
 const (
 	// FreezeHookName is what CRIU calls at each stage of a restore.
-	FreezeHookName = aside.FreezeHook
+	FreezeHookName = "stasis-freeze-hook"
 	// CompletedName is what a completed init container runs: it exits 0.
-	CompletedName = aside.Completed
+	CompletedName = "stasis-completed"
 )
 
 // Config is read from etc/runtime.json beside the program's bin directory.
@@ -96,7 +95,7 @@ func Main(ctx context.Context, executable string, args []string) error {
 	case len(args) == 6 && args[1] == criu.MemoryServer:
 		return criu.ServeMemory(args[2], args[3], args[4], args[5], slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	}
-	in := aside.Parse(args[1:])
+	in := parse(args[1:])
 	run := run
 	if filepath.Base(args[0]) == nodeapi.RunscName {
 		run = runRunsc
@@ -108,7 +107,7 @@ func Main(ctx context.Context, executable string, args []string) error {
 	return err
 }
 
-func run(ctx context.Context, executable string, in aside.Invocation, args []string) error {
+func run(ctx context.Context, executable string, in invocation, args []string) error {
 	config, err := ReadConfig(executable)
 	if err != nil {
 		return err
@@ -116,7 +115,7 @@ func run(ctx context.Context, executable string, in aside.Invocation, args []str
 	if config.Runtime, err = exec.LookPath(config.Runtime); err != nil {
 		return fmt.Errorf("find the real OCI runtime: %w", err)
 	}
-	c := call{Config: config, executable: executable, Invocation: in, args: args}
+	c := call{Config: config, executable: executable, invocation: in, args: args}
 	switch in.Command {
 	case "create":
 		return c.create(ctx)
@@ -135,7 +134,7 @@ func run(ctx context.Context, executable string, in aside.Invocation, args []str
 // call is one invocation with what it takes to carry it out.
 type call struct {
 	Config
-	aside.Invocation
+	invocation
 	executable string
 	args       []string
 }

@@ -22,7 +22,6 @@ import (
 	"podstasis.dev/stasis/internal/hostns"
 	"podstasis.dev/stasis/internal/layer"
 	"podstasis.dev/stasis/internal/nodeapi"
-	"podstasis.dev/stasis/internal/ociruntime/aside"
 	"podstasis.dev/stasis/internal/published"
 )
 
@@ -75,7 +74,7 @@ func (m *marker) restoring() bool {
 // runscCall is one invocation in runsc's place. The call's root is where markers are.
 type runscCall struct{ call }
 
-func runRunsc(ctx context.Context, executable string, in aside.Invocation, args []string) error {
+func runRunsc(ctx context.Context, executable string, in invocation, args []string) error {
 	config, err := readConfig(executable, "runsc.json", "")
 	if err != nil {
 		return err
@@ -83,7 +82,7 @@ func runRunsc(ctx context.Context, executable string, in aside.Invocation, args 
 	if config.Runtime, err = exec.LookPath(config.Runtime); err != nil {
 		return fmt.Errorf("find the real OCI runtime: %w", err)
 	}
-	c := runscCall{call{Config: config, executable: executable, Invocation: in, args: args}}
+	c := runscCall{call{Config: config, executable: executable, invocation: in, args: args}}
 	c.Root = filepath.Join(in.Root, markersDir)
 	switch in.Command {
 	case "create":

@@ -2,17 +2,22 @@ package cri_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstasis.dev/stasis/internal/engine/criu/mappings"
 )
 
 // spiedOn puts scripts in place of programs of the node that write down that they were
@@ -62,6 +67,72 @@ func TestNoProgramIsStartedWhileAPodStandsStill(t *testing.T) {
 	const look = "cat /dev/deep/er/file; readlink /dev/link; ls -l /dev | grep -Ev 'shm|pts|mqueue'" // but for what is mounted there
 	if got, want := restored.exec(t, "a", look), p.exec(t, "a", look); got != want || !strings.HasPrefix(got, "kept\n/nowhere\n") {
 		t.Errorf("restored it has\n%s\nand the source\n%s", got, want)
+	}
+}
+
+// opened says afterwards which files below a directory of the node, that were opened by
+// others than the agent, have a name that begins so; of each the rest of its name.
+func (n *node) opened(t *testing.T, dir, prefix string) (rests func() []string) {
+	t.Helper()
+	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|unix.FAN_UNLIMITED_QUEUE, unix.O_RDONLY|unix.O_CLOEXEC)
+	must(t, err)
+	t.Cleanup(func() { unix.Close(fd) })
+	must(t, unix.FanotifyMark(fd, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, unix.FAN_OPEN, unix.AT_FDCWD, n.host.Path(dir)))
+	agent, err := n.agentPID()
+	must(t, err)
+	return func() (rests []string) {
+		buffer := make([]byte, 64<<10)
+		for {
+			got, err := unix.Read(fd, buffer)
+			if errors.Is(err, unix.EAGAIN) {
+				return rests
+			}
+			must(t, err)
+			for events := bytes.NewReader(buffer[:got]); events.Len() > 0; {
+				var event unix.FanotifyEventMetadata
+				must(t, binary.Read(events, binary.NativeEndian, &event))
+				name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", event.Fd))
+				must(t, errors.Join(err, unix.Close(int(event.Fd))))
+				name = filepath.Base(strings.TrimSuffix(name, " (deleted)"))
+				if rest, ok := strings.CutPrefix(name, prefix); ok && int(event.Pid) != agent {
+					rests = append(rests, rest)
+				}
+			}
+		}
+	}
+}
+
+// Else the kernel walks through their page tables while the Pod stands still.
+func TestCRIUIsGivenTheMappingsOfTheProcessesThatItCaptures(t *testing.T) {
+	kernel, err := mappings.Open()
+	if err != nil {
+		if _, known := os.Stat("/sys/kernel/btf/vmlinux"); known == nil {
+			t.Fatalf("this kernel tells of its types, and cannot be asked for mappings: %v", err)
+		}
+		t.Skipf("of this kernel CRIU asks for mappings itself: %v", err)
+	}
+	must(t, kernel.Close())
+	p := theNode.run(t, "", container("a", counting), container("b", "sleep 1000000 & "+counting))
+	p.numbers(t, "a", 5)
+	p.numbers(t, "b", 5)
+	for _, mode := range []string{"plain", "cow"} {
+		before := p.processes(t)
+		opened := theNode.opened(t, "/run/stasis", "smaps-")
+		p.checkpointWith(t, map[string]string{"capture": mode})
+		given := opened()
+		stayed := 0
+		for _, pid := range p.processes(t) {
+			if !slices.Contains(before, pid) { // it began meanwhile
+				continue
+			}
+			stayed++
+			if !slices.Contains(given, pid) {
+				t.Errorf("%s: CRIU had no list of process %s, only of %v", mode, pid, given)
+			}
+		}
+		if stayed < 3 {
+			t.Fatalf("only %d processes were there before and after", stayed)
+		}
 	}
 }
 

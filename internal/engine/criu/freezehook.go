@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstasis.dev/stasis/internal/hostns"
-	"podstasis.dev/stasis/internal/ociruntime/aside"
 )
 
 // A restored container must not run before it is started. CRIU calls an action
@@ -32,6 +31,11 @@ import (
 // hookSocketEnv names the socket; CRIU's scripts inherit it through the OCI
 // runtime and CRIU.
 const hookSocketEnv = "STASIS_FREEZE_SOCKET"
+
+// RestorePrefix begins the names of what is in the run directory from before a
+// container's restore begins until it has ended in good order. As long as there is such,
+// stasis-runtime leaves every delete to stasis-restore.
+const RestorePrefix = "freeze-"
 
 // hookTimeout bounds each side's wait for the other.
 const hookTimeout = 30 * time.Second
@@ -92,7 +96,7 @@ type hookCall struct {
 // listenForHook makes a socket below runDir. Its path is short: a Unix socket's
 // may have 107 bytes (unix(7)), and the bundle's is longer than that.
 func listenForHook(runDir string, giveUp func() error) (*hookListener, error) {
-	dir, err := os.MkdirTemp(runDir, aside.RestorePrefix)
+	dir, err := os.MkdirTemp(runDir, RestorePrefix)
 	if err != nil {
 		return nil, fmt.Errorf("wait for the freeze hook: %w", err)
 	}
@@ -134,7 +138,7 @@ func removeDeafHooks(runDir string, now time.Time) error {
 // removeUnlockedHooks removes those sockets: the lock on them went with the process. One
 // that is being made is left alone.
 func removeUnlockedHooks(runDir string, now time.Time) error {
-	dirs, err := filepath.Glob(filepath.Join(runDir, aside.RestorePrefix+"*"))
+	dirs, err := filepath.Glob(filepath.Join(runDir, RestorePrefix+"*"))
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package aside
+package ociruntime
 
 import (
 	"reflect"
@@ -7,7 +7,7 @@ import (
 )
 
 func TestCommandLinesOfShimsAreUnderstood(t *testing.T) {
-	for line, want := range map[string]Invocation{
+	for line, want := range map[string]invocation{
 		"--root /r --log /l --log-format json create --bundle /b --pid-file /p --console-socket /c id": {
 			Root: "/r", Log: "/l", Command: "create", Bundle: "/b", PIDFile: "/p", Console: "/c", ID: "id"},
 		"--root=/r --systemd-cgroup --debug create --bundle=/b --no-pivot id": {
@@ -20,7 +20,7 @@ func TestCommandLinesOfShimsAreUnderstood(t *testing.T) {
 		"--root":                        {Root: ""},
 		"":                              {Root: "/run/runc"},
 	} {
-		got := Parse(strings.Fields(line))
+		got := parse(strings.Fields(line))
 		got.Global = nil
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: got %+v, want %+v", line, got, want)
@@ -28,7 +28,7 @@ func TestCommandLinesOfShimsAreUnderstood(t *testing.T) {
 	}
 }
 
-func FuzzParse(f *testing.F) {
+func FuzzCommandLines(f *testing.F) {
 	f.Add("--root /r create --bundle /b id")
-	f.Fuzz(func(t *testing.T, line string) { Parse(strings.Fields(line)) })
+	f.Fuzz(func(t *testing.T, line string) { parse(strings.Fields(line)) })
 }

@@ -1,10 +1,10 @@
-package aside
+package ociruntime
 
 import "strings"
 
-// Invocation is an OCI runtime's command line, as far as Stasis reads it. What
+// invocation is an OCI runtime's command line, as far as Stasis reads it. What
 // it does not know it leaves as it is: the real runtime judges that.
-type Invocation struct {
+type invocation struct {
 	Global  []string // arguments before the command
 	Root    string   // --root
 	Log     string   // --log
@@ -22,9 +22,9 @@ var (
 	commandValues = map[string]bool{"bundle": true, "b": true, "pid-file": true, "console-socket": true, "preserve-fds": true, "process": true, "p": true, "user-log": true}
 )
 
-// Parse reads a command line.
-func Parse(args []string) Invocation {
-	var in Invocation
+// parse reads a command line.
+func parse(args []string) invocation {
+	var in invocation
 	in.Root = "/run/runc"
 	i := eachOption(args, globalValues, func(name, value string) {
 		switch name {

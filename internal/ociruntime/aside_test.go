@@ -1,0 +1,298 @@
+package ociruntime_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"podstasis.dev/stasis/internal/engine/criu"
+	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/internal/ociruntime"
+)
+
+const asideSource = "../../cmd/stasis-runtime/stasis-runtime.c"
+
+// aside is stasis-runtime, built.
+var aside = sync.OnceValues(func() ([]byte, error) {
+	// Read here, so that the go command sees that the test depends on it.
+	source, err := os.ReadFile(asideSource)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "aside")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.Command("cc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-static", "-x", "c", "-o", dir+"/built", "-")
+	cmd.Stdin = strings.NewReader(string(source))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%v: %w: %s", cmd, err, out)
+	}
+	return os.ReadFile(dir + "/built")
+})
+
+// installed is an installation whose real runtime and whose stasis-restore only tell
+// who they are and what their arguments were.
+type installed struct{ dir, program string }
+
+func installAside(t *testing.T) installed {
+	t.Helper()
+	i := installed{dir: t.TempDir()}
+	i.program = i.dir + "/bin/stasis-runtime"
+	for _, dir := range []string{"bin", "etc", "bundle", "root/ours", "root/ordinary", "run"} {
+		if err := os.MkdirAll(filepath.Join(i.dir, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	built, err := aside()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.write(t, "bin/stasis-runtime", string(built))
+	i.write(t, "bin/stasis-restore", "#!/bin/sh\necho full $@\n")
+	i.write(t, "runc", "#!/bin/sh\necho runc $@\n")
+	i.write(t, "etc/runtime.json", fmt.Sprintf(`{"runtime": %q, "socket": %q}`, i.dir+"/runc", i.dir+"/run/agent.sock"))
+	i.write(t, "root/ours/"+ociruntime.MarkerName, "{}")
+	return i
+}
+
+func (i installed) write(t *testing.T, name, content string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(i.dir, name), []byte(content), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// run returns what came of a command line: who answered, and with which arguments.
+func (i installed) run(t *testing.T, name string, env []string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(i.program, args...)
+	cmd.Args[0] = name
+	cmd.Dir = i.dir + "/bundle"
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v: %s", args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// goesTo says who answered.
+func (i installed) goesTo(t *testing.T, args ...string) string {
+	t.Helper()
+	who, _, _ := strings.Cut(i.run(t, "stasis-runtime", nil, args...), " ")
+	return who
+}
+
+func TestWhatIsOrdinaryGoesToTheRealRuntimeAsItIsAndAllElseDoesNot(t *testing.T) {
+	i := installAside(t)
+	i.write(t, "bundle/config.json", `{"ociVersion": "1.2.0", "annotations": {"io.kubernetes.cri.container-type": "container", "checkpoint.podstasis.dev/hooks": "x"}}`)
+	root := "--root " + i.dir + "/root "
+	for _, c := range []struct{ line, who string }{
+		{root + "create --bundle " + i.dir + "/bundle x", "runc"},
+		{root + "create x", "runc"},
+		{root + "start ordinary", "runc"},
+		{root + "start ours", "full"},
+		{root + "kill ordinary 9", "runc"},
+		{root + "kill ours 9", "full"},
+		{root + "delete ordinary", "runc"},
+		{root + "delete --force ours", "full"},
+		{root + "state ours", "runc"},
+		{root + "exec --process p ours", "runc"},
+		{root + nodeapi.LookCommand + " ordinary", "full"},
+		{"--version", "runc"},
+		{"", "runc"},
+	} {
+		if got, want := i.run(t, "stasis-runtime", nil, strings.Fields(c.line)...), strings.TrimSpace(c.who+" "+c.line); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	// A restore that was interrupted, of whichever container.
+	if err := os.Mkdir(i.dir+"/run/"+criu.RestorePrefix+"1", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if got := i.goesTo(t, strings.Fields(root+"delete ordinary")...); got != "full" {
+		t.Errorf("a delete while a restore may be under way went to %q", got)
+	}
+}
+
+// A container that is looked for in the wrong place passes for ordinary.
+func TestTheContainerAndItsBundleAreFoundHoweverTheCommandLineNamesThem(t *testing.T) {
+	i := installAside(t)
+	i.write(t, "bundle/config.json", `{"annotations": {"org.criu.config": "/x"}}`)
+	root, bundle := i.dir+"/root", i.dir+"/bundle"
+	for _, line := range []string{
+		"--root " + root + " --log /l --log-format json start ours",
+		"--root=" + root + " --log=/l start ours",
+		"-root " + root + " start ours",
+		"--systemd-cgroup --debug --rootless auto --cgroup-manager systemd --criu /c --root " + root + " start ours",
+		"--root /elsewhere --root " + root + " start ours",
+		"--log --root --root " + root + " start ours", // the log's name is --root
+		"--root " + root + " kill --all ours 9",
+		"--root " + root + " kill -a ours 9",
+		"--root " + root + " delete --force -- ours",
+		"--root " + root + " -- delete ours",
+		"--root " + root + " start --user-log l ours",
+		"create --bundle " + bundle + " --pid-file /p --console-socket /c id",
+		"create --pid-file /p --bundle=" + bundle + " id",
+		"create -b " + bundle + " id",
+		"create id --no-pivot -b " + bundle,
+		"create --bundle= id",
+		"create --bundle . id",
+		"create id",
+	} {
+		if got := i.goesTo(t, strings.Fields(line)...); got != "full" {
+			t.Errorf("%s went to %q", line, got)
+		}
+	}
+}
+
+func TestABundleThatConcernsStasisIsLeftToTheOtherProgram(t *testing.T) {
+	i := installAside(t)
+	for _, c := range []struct{ spec, who string }{
+		{`{}`, "runc"},
+		{`{"annotations": {"a": "org.criu", "checkpoint.podstasis.dev/hook-1": "restore-from"}}`, "runc"},
+		// As encoding/json writes a command of a shell.
+		{`{"process": {"args": ["sh", "-c", "a \u0026\u0026 b \u003c\"c\\d\" \u003e e\n\tf\r\b\f\u2028\u2029"]}}`, "runc"},
+		{`{"process": {"args": ["C:\\u0075"]}}`, "runc"},
+		{`{"annotations": {"checkpoint.podstasis.dev/restore-from": "c"}}`, "full"},
+		{`{"annotations": {"checkpoint.podstasis.dev/restore-ticket": "c"}}`, "full"},
+		{`{"annotations": {"a": "b", "org.criu.config": "/x"}}`, "full"},
+		{`{"annotations": {}, "Annotations": {"org.criu.config": "/x"}}`, "full"},
+		{`{"annotations": {"org.cri\u0075.config": "/x"}}`, "full"},
+		{`{"annotations": {"org.cri\\\u0075.config": "/x"}}`, "full"},
+		{`{"annotations": {"checkpoint.podstasis.dev\/restore-from": "c"}}`, "full"},
+		{`{"annotation\u0073": {}}`, "full"},
+		{`{"annotations": {"a": "\`, "full"},
+		{`{"annotations": {"a": "\u`, "full"},
+		{"{\"a\": \"\x00\", \"annotations\": {\"org.criu.config\": \"/x\"}}", "full"},
+		{"{\"a\": \"\x00\", \"annotations\": {\"org.cri\\u0075.config\": \"/x\"}}", "full"},
+		{`{"a": "` + strings.Repeat("x", 1<<20) + `"}`, "runc"},
+		{`{"a": "` + strings.Repeat("x", 4<<20) + `"}`, "full"}, // longer than is read
+	} {
+		i.write(t, "bundle/config.json", c.spec)
+		if got := i.goesTo(t, "create", "--bundle", i.dir+"/bundle", "x"); got != c.who {
+			t.Errorf("%.100s: got %q, want %s", c.spec, got, c.who)
+		}
+	}
+	if got := i.goesTo(t, "create", "--bundle", i.dir+"/nowhere", "x"); got != "full" {
+		t.Errorf("a bundle that cannot be read went to %q", got)
+	}
+}
+
+// However JSON may spell an annotation's name, it is seen.
+func TestNoSpellingOfAnAnnotationHidesIt(t *testing.T) {
+	i := installAside(t)
+	random := rand.New(rand.NewPCG(1, 2))
+	names := []string{"org.criu.config", "checkpoint.podstasis.dev/restore-from", "checkpoint.podstasis.dev/restore-ticket"}
+	for range 300 {
+		name := names[random.IntN(len(names))]
+		var spelled strings.Builder
+		often := random.IntN(20) + 1 // an escape in so many characters
+		for _, c := range name {
+			switch {
+			case random.IntN(often) > 0:
+				spelled.WriteRune(c)
+			case c == '/' && random.IntN(2) == 0:
+				spelled.WriteString(`\/`)
+			case random.IntN(2) == 0:
+				fmt.Fprintf(&spelled, `\u%04x`, c)
+			default:
+				fmt.Fprintf(&spelled, `\u%04X`, c)
+			}
+		}
+		spec := fmt.Sprintf(`{"process": {"args": ["\\", "\u003c\""]}, "annotations": {"a": "\\\"}", "%s": "x"}}`, &spelled)
+		var read struct{ Annotations map[string]string }
+		if err := json.Unmarshal([]byte(spec), &read); err != nil || read.Annotations[name] != "x" {
+			t.Fatalf("the test spelled no JSON: %s (%v)", spec, err)
+		}
+		i.write(t, "bundle/config.json", spec)
+		if got := i.goesTo(t, "create", "x"); got != "full" {
+			t.Fatalf("%s: went to %q", spec, got)
+		}
+	}
+}
+
+func TestWithoutAConfigurationThatIsUnderstoodTheOtherProgramDecides(t *testing.T) {
+	i := installAside(t)
+	runc := fmt.Sprintf("%q", i.dir+"/runc")
+	for _, c := range []struct{ config, who string }{
+		{" {\n\t\"socket\" : \"/s/agent.sock\" , \"runtime\" : " + runc + " } \n", "runc"},
+		{`{"runtime": ` + runc + `, "runtime": "/nowhere/runc"}`, "full"},
+		{`{"runtime": ` + runc + `, "more": "1"}`, "full"},
+		{`{"runtime": ` + runc + `, "more": 1}`, "full"},
+		{`{"runtime": ` + runc + `, "socket": "agent.sock"}`, "full"},
+		{`{"runtime": ` + runc + `,}`, "full"},
+		{`{"runtime": ` + runc + `}}`, "full"},
+		{`{"runtime": ` + runc, "full"},
+		{`{"runtime": "`, "full"},
+		{`{"runtime": ""}`, "full"},
+		{`{"runtime": "\/bin\/true"}`, "full"},
+		{`{"runtime": "/nowhere/runc"}`, "full"},
+		{`{"runtime": ` + runc + "}\x00", "full"},
+		{`{"runtime": ` + runc + "}" + strings.Repeat(" ", 64<<10), "full"}, // longer than is read
+		{`[]`, "full"},
+		{``, "full"},
+	} {
+		i.write(t, "etc/runtime.json", c.config)
+		if got, want := i.run(t, "stasis-runtime", nil, "--version"), c.who+" --version"; got != want {
+			t.Errorf("%.100s: got %q, want %q", c.config, got, want)
+		}
+	}
+	if err := os.Remove(i.dir + "/etc/runtime.json"); err != nil {
+		t.Fatal(err)
+	}
+	if got := i.run(t, "stasis-runtime", []string{"PATH=.:/nowhere:" + i.dir + ":/bin:/usr/bin"}, "--version"); got != "runc --version" {
+		t.Errorf("without a configuration: %q", got)
+	}
+	// What is in the directory that it is called from is not what the node has.
+	i.write(t, "bundle/runc", "#!/bin/sh\necho another $@\n")
+	if got := i.run(t, "stasis-runtime", []string{"PATH=.::bundle"}, "--version"); got != "full --version" {
+		t.Errorf("with no runtime in an absolute directory of PATH: %q", got)
+	}
+}
+
+func TestUnderItsOtherNamesItIsTheFreezeHookAndWhatHasCompleted(t *testing.T) {
+	i := installAside(t)
+	// stasis-restore knows by its name which part is its own: this one tells it.
+	full := i.dir + "/bin/stasis-restore"
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/bin/sh", full); err != nil {
+		t.Fatal(err)
+	}
+	i.write(t, "etc/runtime.json", "nothing that is understood")
+	for _, c := range []struct {
+		name, stage, want string
+	}{
+		{"/dev/" + ociruntime.CompletedName, "", ""},
+		{"/x/" + ociruntime.FreezeHookName, "post-restore", ""},
+		{"/x/" + ociruntime.FreezeHookName, "", ""},
+		{"/x/" + ociruntime.FreezeHookName, "pre-resume", "/x/" + ociruntime.FreezeHookName},
+		{"/x/stasis-runtime", "pre-resume", full},
+	} {
+		if got := i.run(t, c.name, []string{"CRTOOLS_SCRIPT_ACTION=" + c.stage}, "-c", "echo $0"); got != c.want {
+			t.Errorf("as %s at %q: %q, want %q", c.name, c.stage, got, c.want)
+		}
+	}
+}
+
+func TestWhatIsNotInstalledIsSaid(t *testing.T) {
+	i := installAside(t)
+	i.write(t, "etc/runtime.json", `{"runtime": "/nowhere/runc"}`)
+	if err := os.Remove(i.dir + "/bin/stasis-restore"); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(i.program, "state", "x").CombinedOutput()
+	if want := "stasis-runtime: run " + i.dir + "/bin/stasis-restore: No such file or directory: run stasis-agent install on this node\n"; err == nil || string(out) != want {
+		t.Errorf("got %q (%v), want %q", out, err, want)
+	}
+}
