@@ -24,7 +24,7 @@ dist/bin/stasis-agent dist/bin/stasis-restore dist/bin/stasis-controller: dist/b
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(IMAGE_LDFLAGS)' -o $@.new ./cmd/$*
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
-dist/bin/stasis-runtime: cmd/stasis-runtime/stasis-runtime.c
+dist/bin/stasis-runtime: internal/ociruntime/aside/stasis-runtime.c
 	@mkdir -p $(@D)
 	$(or $(CC),cc) -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -static -s -o $@ $<
 

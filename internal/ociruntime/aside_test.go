@@ -1,6 +1,8 @@
 package ociruntime_test
 
 import (
+	"bytes"
+	_ "embed"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -16,22 +18,18 @@ import (
 	"podstasis.dev/stasis/internal/ociruntime"
 )
 
-const asideSource = "../../cmd/stasis-runtime/stasis-runtime.c"
+//go:embed aside/stasis-runtime.c
+var asideSource []byte
 
 // aside is stasis-runtime, built.
 var aside = sync.OnceValues(func() ([]byte, error) {
-	// Read here, so that the go command sees that the test depends on it.
-	source, err := os.ReadFile(asideSource)
-	if err != nil {
-		return nil, err
-	}
 	dir, err := os.MkdirTemp("", "aside")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
 	cmd := exec.Command("cc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-static", "-x", "c", "-o", dir+"/built", "-")
-	cmd.Stdin = strings.NewReader(string(source))
+	cmd.Stdin = bytes.NewReader(asideSource)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("%v: %w: %s", cmd, err, out)
 	}

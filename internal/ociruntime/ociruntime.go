@@ -2,8 +2,8 @@
 // handler "stasis": it hands every command to the real OCI runtime, except that
 // it restores a container instead of creating it when its Pod restores.
 //
-// cmd/stasis-runtime comes before it: what is for the real runtime as it is gets there
-// without this package. It imports nothing of Kubernetes.
+// Before it comes stasis-runtime (aside): what is for the real runtime as it is gets
+// there without this package. It imports nothing of Kubernetes.
 package ociruntime
 
 import (

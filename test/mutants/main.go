@@ -10,6 +10,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -190,7 +191,7 @@ func buildImages(root, dir string) error {
 // buildDist makes what test/cri installs and the images hold, from the mutated
 // source.
 func buildDist(root, dir string, overlay []string) error {
-	for _, name := range []string{"stasis-agent", "stasis-runtime", "stasis-restore", "stasis-controller"} {
+	for _, name := range []string{"stasis-agent", "stasis-restore", "stasis-controller"} {
 		args := append([]string{"build", "-trimpath", "-o", dir + "/bin/" + name}, overlay...)
 		cmd := exec.Command("go", append(args, "./cmd/"+name)...)
 		cmd.Dir = root
@@ -199,7 +200,8 @@ func buildDist(root, dir string, overlay []string) error {
 			return fmt.Errorf("it does not compile: %w\n%s", err, tail(out, 10))
 		}
 	}
-	return os.Symlink(root+"/dist/criu", dir+"/criu")
+	// Of what is in C the mutants are of kind unit.
+	return errors.Join(os.Link(root+"/dist/bin/stasis-runtime", dir+"/bin/stasis-runtime"), os.Symlink(root+"/dist/criu", dir+"/criu"))
 }
 
 func tail(out []byte, lines int) string {
