@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/hostns"
 	"podstasis.dev/stasis/internal/nodeinstall"
+	"podstasis.dev/stasis/internal/platform"
 )
 
 // finding is what one check found.
@@ -37,7 +37,7 @@ func (f finding) String() string {
 }
 
 // oldestKernel has CAP_CHECKPOINT_RESTORE, which CRIU's restore of PIDs needs.
-var oldestKernel = [2]int{5, 9}
+var oldestKernel = platform.Version{5, 9}
 
 // hostRunner runs programs where the container runtime's are.
 type hostRunner interface {
@@ -81,27 +81,11 @@ func checkKernel() finding {
 	}
 	release := unix.ByteSliceToString(uts.Release[:])
 	f.says = release
-	if kernelOlder(release, oldestKernel) {
+	if v, err := platform.ParseVersion(release); err == nil && v.Older(oldestKernel) { // one that is none is taken for new enough
 		f.err, f.fatal = true, true
-		f.says = fmt.Sprintf("%s is too old: Linux %d.%d or later is needed", release, oldestKernel[0], oldestKernel[1])
+		f.says = fmt.Sprintf("%s is too old: Linux %v or later is needed", release, oldestKernel)
 	}
 	return f
-}
-
-// kernelOlder compares a release such as "6.1.0-18-amd64"; one that it cannot
-// read is taken for new enough.
-func kernelOlder(release string, than [2]int) bool {
-	parts := strings.SplitN(release, ".", 3)
-	if len(parts) < 2 {
-		return false
-	}
-	major, errMajor := strconv.Atoi(parts[0])
-	digits := strings.IndexFunc(parts[1]+"-", func(r rune) bool { return r < '0' || r > '9' })
-	minor, errMinor := strconv.Atoi(parts[1][:digits])
-	if errMajor != nil || errMinor != nil {
-		return false
-	}
-	return major < than[0] || major == than[0] && minor < than[1]
 }
 
 func onHost(h hostRunner, name string, check func() (string, error)) finding {

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -23,6 +22,7 @@ import (
 
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/hostns"
+	"podstasis.dev/stasis/internal/platform"
 )
 
 // Ways to restart containerd.
@@ -34,7 +34,7 @@ const (
 )
 
 // Oldest containerd that has what is needed of the CRI.
-var oldestContainerd = [2]int{1, 7}
+var oldestContainerd = platform.Version{1, 7}
 
 // Config says what to install where.
 type Config struct {
@@ -159,14 +159,14 @@ func checkVersion(v *runtimeapi.VersionResponse) (major int, err error) {
 	if v.GetRuntimeName() != "containerd" {
 		return 0, fmt.Errorf("the container runtime is %s %s: only containerd can be configured by this program", v.GetRuntimeName(), v.GetRuntimeVersion())
 	}
-	major, minor, err := parseVersion(v.GetRuntimeVersion())
+	version, err := platform.ParseVersion(v.GetRuntimeVersion())
 	if err != nil {
 		return 0, fmt.Errorf("containerd's version: %w", err)
 	}
-	if major < oldestContainerd[0] || major == oldestContainerd[0] && minor < oldestContainerd[1] {
-		return 0, fmt.Errorf("containerd %s is too old: %d.%d or later is needed", v.GetRuntimeVersion(), oldestContainerd[0], oldestContainerd[1])
+	if version.Older(oldestContainerd) {
+		return 0, fmt.Errorf("containerd %s is too old: %v or later is needed", v.GetRuntimeVersion(), oldestContainerd)
 	}
-	return major, nil
+	return version[0], nil
 }
 
 func (i *Installer) effective(ctx context.Context) (effective, error) {
@@ -175,21 +175,6 @@ func (i *Installer) effective(ctx context.Context) (effective, error) {
 		return effective{}, fmt.Errorf("ask containerd for its configuration: %w", err)
 	}
 	return parseEffective(status.Info["config"])
-}
-
-func parseVersion(s string) (major, minor int, err error) {
-	parts := strings.SplitN(strings.TrimPrefix(s, "v"), ".", 3)
-	if len(parts) < 2 {
-		return 0, 0, fmt.Errorf("%q is not a version", s)
-	}
-	if major, err = strconv.Atoi(parts[0]); err != nil {
-		return 0, 0, fmt.Errorf("%q is not a version", s)
-	}
-	digits := strings.IndexFunc(parts[1]+"x", func(r rune) bool { return r < '0' || r > '9' })
-	if minor, err = strconv.Atoi(parts[1][:digits]); err != nil {
-		return 0, 0, fmt.Errorf("%q is not a version", s)
-	}
-	return major, minor, nil
 }
 
 // writeRuntimeConfig tells stasis-runtime which OCI runtime ordinary Pods have.

@@ -1,4 +1,4 @@
-package ociruntime_test
+package ociruntime
 
 import (
 	"bytes"
@@ -15,20 +15,20 @@ import (
 
 	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/nodeapi"
-	"podstasis.dev/stasis/internal/ociruntime"
 )
 
 //go:embed aside/stasis-runtime.c
 var asideSource []byte
 
-// aside is stasis-runtime, built.
+// aside is stasis-runtime, built so that it ends with an error at any access that is not
+// its own.
 var aside = sync.OnceValues(func() ([]byte, error) {
 	dir, err := os.MkdirTemp("", "aside")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	cmd := exec.Command("cc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-static", "-x", "c", "-o", dir+"/built", "-")
+	cmd := exec.Command("cc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-x", "c", "-o", dir+"/built", "-")
 	cmd.Stdin = bytes.NewReader(asideSource)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("%v: %w: %s", cmd, err, out)
@@ -57,7 +57,7 @@ func installAside(t *testing.T) installed {
 	i.write(t, "bin/stasis-restore", "#!/bin/sh\necho full $@\n")
 	i.write(t, "runc", "#!/bin/sh\necho runc $@\n")
 	i.write(t, "etc/runtime.json", fmt.Sprintf(`{"runtime": %q, "socket": %q}`, i.dir+"/runc", i.dir+"/run/agent.sock"))
-	i.write(t, "root/ours/"+ociruntime.MarkerName, "{}")
+	i.write(t, "root/ours/"+MarkerName, "{}")
 	return i
 }
 
@@ -74,7 +74,7 @@ func (i installed) run(t *testing.T, name string, env []string, args ...string) 
 	cmd := exec.Command(i.program, args...)
 	cmd.Args[0] = name
 	cmd.Dir = i.dir + "/bundle"
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = append(append(os.Environ(), "ASAN_OPTIONS=detect_leaks=0"), env...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %v: %s", args, err, out)
@@ -150,6 +150,17 @@ func TestTheContainerAndItsBundleAreFoundHoweverTheCommandLineNamesThem(t *testi
 			t.Errorf("%s went to %q", line, got)
 		}
 	}
+	// Which options have a value stasis-restore knows as well.
+	for option := range globalValues {
+		if got := i.goesTo(t, "--"+option, "value", "--root", root, "start", "ours"); got != "full" {
+			t.Errorf("the value of --%s passes for the command: it went to %q", option, got)
+		}
+	}
+	for option := range commandValues {
+		if got := i.goesTo(t, "--root", root, "start", "--"+option, "value", "ours"); got != "full" {
+			t.Errorf("the value of --%s passes for the ID: it went to %q", option, got)
+		}
+	}
 }
 
 func TestABundleThatConcernsStasisIsLeftToTheOtherProgram(t *testing.T) {
@@ -218,6 +229,40 @@ func TestNoSpellingOfAnAnnotationHidesIt(t *testing.T) {
 	}
 }
 
+func TestNothingThatIsWrittenInItsFilesMakesItFail(t *testing.T) {
+	i := installAside(t)
+	random := rand.New(rand.NewPCG(3, 4))
+	parts := []string{`{`, `}`, `"`, `\`, `\u`, `\u0`, `\u003c`, `:`, `,`, ` `, "\x00", "\xff", `"runtime"`, `"socket"`, `"/`, `"annotations"`, `"org.criu`, "x"}
+	hostile := func() string {
+		var text strings.Builder
+		for range random.IntN(30) {
+			text.WriteString(parts[random.IntN(len(parts))])
+		}
+		return text.String()
+	}
+	for range 150 {
+		spec := hostile()
+		i.write(t, "bundle/config.json", spec)
+		if got := i.goesTo(t, "create", "x"); got != "runc" && got != "full" {
+			t.Errorf("with the spec %q: %q", spec, got)
+		}
+	}
+	for range 150 {
+		config := hostile()
+		i.write(t, "etc/runtime.json", config)
+		if got := i.goesTo(t, "state", "x"); got != "full" {
+			t.Errorf("with the configuration %q: %q", config, got)
+		}
+	}
+	// Names that are longer than any file's.
+	long := strings.Repeat("x", 5000)
+	for _, args := range [][]string{{"create", "--bundle", long, "x"}, {"--root", long, "start", "x"}, {"delete", long}} {
+		if got := i.goesTo(t, args...); got != "full" {
+			t.Errorf("%.20q went to %q", args, got)
+		}
+	}
+}
+
 func TestWithoutAConfigurationThatIsUnderstoodTheOtherProgramDecides(t *testing.T) {
 	i := installAside(t)
 	runc := fmt.Sprintf("%q", i.dir+"/runc")
@@ -271,10 +316,10 @@ func TestUnderItsOtherNamesItIsTheFreezeHookAndWhatHasCompleted(t *testing.T) {
 	for _, c := range []struct {
 		name, stage, want string
 	}{
-		{"/dev/" + ociruntime.CompletedName, "", ""},
-		{"/x/" + ociruntime.FreezeHookName, "post-restore", ""},
-		{"/x/" + ociruntime.FreezeHookName, "", ""},
-		{"/x/" + ociruntime.FreezeHookName, "pre-resume", "/x/" + ociruntime.FreezeHookName},
+		{"/dev/" + CompletedName, "", ""},
+		{"/x/" + FreezeHookName, "post-restore", ""},
+		{"/x/" + FreezeHookName, "", ""},
+		{"/x/" + FreezeHookName, "pre-resume", "/x/" + FreezeHookName},
 		{"/x/stasis-runtime", "pre-resume", full},
 	} {
 		if got := i.run(t, c.name, []string{"CRTOOLS_SCRIPT_ACTION=" + c.stage}, "-c", "echo $0"); got != c.want {

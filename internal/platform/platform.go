@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"podstasis.dev/stasis/internal/checkpoint"
@@ -237,40 +236,21 @@ func plural(n int, one, many string) string {
 	return many
 }
 
-// older compares major and minor version: what comes after them is a distribution's
-// affair. Of versions that are none, only equal ones are not older.
+// older says whether a version comes before another. Of versions that are none, only
+// equal ones are not older.
 func older(version, than string) bool {
-	v, ok := majorMinor(version)
-	t, okToo := majorMinor(than)
-	if !ok || !okToo {
+	v, err := ParseVersion(version)
+	t, errThan := ParseVersion(than)
+	if err != nil || errThan != nil {
 		return version != than
 	}
-	return v[0] < t[0] || v[0] == t[0] && v[1] < t[1]
+	return v.Older(t)
 }
 
 // shortVersion is the part of a version that counts.
 func shortVersion(version string) string {
-	if v, ok := majorMinor(version); ok {
-		return fmt.Sprintf("%d.%d", v[0], v[1])
+	if v, err := ParseVersion(version); err == nil {
+		return v.String()
 	}
 	return version
-}
-
-func majorMinor(version string) (v [2]int, ok bool) {
-	parts := strings.SplitN(version, ".", 3)
-	if len(parts) < 2 {
-		return v, false
-	}
-	for i := range v {
-		digits := parts[i]
-		if end := strings.IndexFunc(digits, func(r rune) bool { return r < '0' || r > '9' }); i == 1 && end > 0 {
-			digits = digits[:end] // 6.1-rc3, 6.12+deb
-		}
-		n, err := strconv.Atoi(digits)
-		if err != nil || n < 0 {
-			return v, false
-		}
-		v[i] = n
-	}
-	return v, true
 }

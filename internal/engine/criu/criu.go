@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -26,7 +25,7 @@ const Name = "criu"
 
 // minimum is the oldest CRIU that is known to work on current kernels: 3.17
 // fails on their vDSO.
-var minimum = [2]int{4, 1}
+var minimum = platform.Version{4, 1}
 
 // Config is what the engine needs to know of its node.
 type Config struct {
@@ -113,8 +112,8 @@ func (e *Engine) Identify(ctx context.Context) (checkpoint.Program, error) {
 	if err != nil {
 		return checkpoint.Program{}, err
 	}
-	if older(version, minimum) {
-		return checkpoint.Program{}, fmt.Errorf("CRIU %s is too old: %d.%d or later is needed; remove it from PATH so that Stasis' own is used", version, minimum[0], minimum[1])
+	if v, err := platform.ParseVersion(version); err != nil || v.Older(minimum) {
+		return checkpoint.Program{}, fmt.Errorf("CRIU %s is too old: %v or later is needed; remove it from PATH so that Stasis' own is used", version, minimum)
 	}
 	return checkpoint.Program{Name: Name, Version: version}, nil
 }
@@ -123,31 +122,13 @@ func (e *Engine) Identify(ctx context.Context) (checkpoint.Program, error) {
 func parseVersion(out string) (string, error) {
 	for line := range strings.Lines(out) {
 		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "Version: "); ok {
-			if _, err := majorMinor(v); err != nil {
+			if _, err := platform.ParseVersion(v); err != nil {
 				return "", fmt.Errorf("criu --version: %w", err)
 			}
 			return v, nil
 		}
 	}
 	return "", fmt.Errorf("criu --version printed no version: %q", out)
-}
-
-func majorMinor(version string) (v [2]int, err error) {
-	parts := strings.SplitN(version, ".", 3)
-	if len(parts) < 2 {
-		return v, fmt.Errorf("%q is no version", version)
-	}
-	for i := range v {
-		if v[i], err = strconv.Atoi(parts[i]); err != nil {
-			return v, fmt.Errorf("%q is no version", version)
-		}
-	}
-	return v, nil
-}
-
-func older(version string, than [2]int) bool {
-	v, err := majorMinor(version)
-	return err != nil || v[0] < than[0] || v[0] == than[0] && v[1] < than[1]
 }
 
 // Options implements engine.Engine.
@@ -184,7 +165,7 @@ func (e *Engine) CheckRestore(ctx context.Context, m *checkpoint.Manifest) error
 	from, complete := platform.Of(m)
 	if !complete {
 		from.CPU, from.Kernel = &checkpoint.CPU{}, here.Kernel
-		if _, err := majorMinor(m.Engine.Version); err != nil {
+		if _, err := platform.ParseVersion(m.Engine.Version); err != nil {
 			return fmt.Errorf("%w: engine version: %w", engine.ErrIncompatible, err)
 		}
 	}

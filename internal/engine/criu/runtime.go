@@ -14,6 +14,7 @@ import (
 	"podstasis.dev/stasis/internal/checkpoint"
 	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/hostns"
+	"podstasis.dev/stasis/internal/platform"
 )
 
 // errNoContainer says that the OCI runtime does not know the container.
@@ -94,11 +95,9 @@ func (e *Engine) identifyRuntime(ctx context.Context, r engine.Runtime) (checkpo
 // nobody has accepted are left out, whatever CRIU's own configuration says: runc does since
 // it has a flag for it, 1.3.
 func tellsOfInFlight(runtime checkpoint.Program) bool {
-	var major, minor int
-	if _, err := fmt.Sscanf(runtime.Version, "%d.%d", &major, &minor); err != nil {
-		return runtime.Name == "runc" // of a day before its release
-	}
-	return runtime.Name == "runc" && (major > 1 || major == 1 && minor >= 3)
+	version, err := platform.ParseVersion(runtime.Version)
+	// One without a version is of a day before its release.
+	return runtime.Name == "runc" && (err != nil || !version.Older(platform.Version{1, 3}))
 }
 
 func writeSpec(file string, spec *specs.Spec) error {
