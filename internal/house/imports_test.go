@@ -28,7 +28,7 @@ var rules = []struct {
 	{"internal/store/...", append([]string{"k8s.io", "sigs.k8s.io", module + "api", module + "internal/checkpoint"}, nodeSide...),
 		"a store knows files and blocks, not what they are of"},
 	{"internal/nodeapi", []string{".", module},
-		"stasis-runtime starts several times for each container"},
+		"stasis-restore starts several times for each container that is restored"},
 	{"cmd/stasis-restore", []string{"k8s.io", "sigs.k8s.io", "google.golang.org"},
 		"it starts several times for each container that is restored"},
 	{"internal/engine/...", []string{"k8s.io", "sigs.k8s.io", module + "api", module + "internal/agent"},

@@ -1,9 +1,10 @@
-// Package nodeapi is what stasis-runtime (the OCI runtime that the container
-// runtime starts) and stasis-agent say to each other: one JSON request and one
-// JSON answer per connection, over a Unix socket that only root may use.
+// Package nodeapi is what stasis-restore (which the OCI runtime that the container
+// runtime starts, stasis-runtime, becomes where a Pod restores) and stasis-agent say to
+// each other: one JSON request and one JSON answer per connection, over a Unix socket that
+// only root may use.
 //
-// It imports the standard library only: stasis-runtime is started several times
-// for each container and must cost milliseconds.
+// It imports the standard library only: stasis-restore is started several times for each
+// container that is restored and must cost milliseconds.
 package nodeapi
 
 import (

@@ -1,7 +1,6 @@
 package ociruntime
 
 import (
-	"bytes"
 	_ "embed"
 	"encoding/json"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 
 	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/nodeapi"
+	"podstasis.dev/stasis/test/cc"
 )
 
 //go:embed aside/stasis-runtime.c
@@ -23,17 +23,7 @@ var asideSource []byte
 // aside is stasis-runtime, built so that it ends with an error at any access that is not
 // its own.
 var aside = sync.OnceValues(func() ([]byte, error) {
-	dir, err := os.MkdirTemp("", "aside")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	cmd := exec.Command("cc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-x", "c", "-o", dir+"/built", "-")
-	cmd.Stdin = bytes.NewReader(asideSource)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%v: %w: %s", cmd, err, out)
-	}
-	return os.ReadFile(dir + "/built")
+	return cc.Compile(asideSource, "-Wshadow", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 })
 
 // installed is an installation whose real runtime and whose stasis-restore only tell

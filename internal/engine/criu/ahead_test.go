@@ -26,6 +26,7 @@ import (
 
 	"podstasis.dev/stasis/internal/engine"
 	"podstasis.dev/stasis/internal/hostns"
+	"podstasis.dev/stasis/test/cc"
 )
 
 //go:embed ahead/ahead.c
@@ -36,28 +37,11 @@ var programSource []byte
 
 // compiled builds the library, and the program that does as CRIU does.
 var compiled = sync.OnceValues(func() (built [2][]byte, err error) {
-	dir, err := os.MkdirTemp("", "ahead")
-	if err != nil {
+	if built[0], err = cc.Compile(librarySource, "-shared", "-fPIC"); err != nil {
 		return built, err
 	}
-	defer os.RemoveAll(dir)
-	for i, of := range []struct {
-		source []byte
-		as     []string
-	}{{librarySource, []string{"-shared", "-fPIC"}}, {programSource, []string{"-D_FILE_OFFSET_BITS=64"}}} {
-		file := filepath.Join(dir, strconv.Itoa(i))
-		if err := os.WriteFile(file+".c", of.source, 0o600); err != nil {
-			return built, err
-		}
-		args := append([]string{"-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-o", file, file + ".c"}, of.as...)
-		if out, err := exec.Command("cc", args...).CombinedOutput(); err != nil {
-			return built, fmt.Errorf("cc %q: %w: %s", args, err, out)
-		}
-		if built[i], err = os.ReadFile(file); err != nil {
-			return built, err
-		}
-	}
-	return built, nil
+	built[1], err = cc.Compile(programSource, "-D_FILE_OFFSET_BITS=64")
+	return built, err
 })
 
 // asIf is a node whose CRIU can be started ahead, and a window for one container. Its OCI

@@ -108,27 +108,27 @@ func (e *Engine) Identify(ctx context.Context) (checkpoint.Program, error) {
 	if err != nil {
 		return checkpoint.Program{}, fmt.Errorf("CRIU does not run on this node (looked in %s); the agent's DaemonSet installs it at /opt/stasis/criu: %w", e.host.SearchPath(), err)
 	}
-	version, err := parseVersion(out.Stdout)
+	version, v, err := parseVersion(out.Stdout)
 	if err != nil {
 		return checkpoint.Program{}, err
 	}
-	if v, err := platform.ParseVersion(version); err != nil || v.Older(minimum) {
+	if v.Older(minimum) {
 		return checkpoint.Program{}, fmt.Errorf("CRIU %s is too old: %v or later is needed; remove it from PATH so that Stasis' own is used", version, minimum)
 	}
 	return checkpoint.Program{Name: Name, Version: version}, nil
 }
 
-// parseVersion reads what "criu --version" prints.
-func parseVersion(out string) (string, error) {
+// parseVersion reads what "criu --version" prints, and what counts of that.
+func parseVersion(out string) (text string, v platform.Version, err error) {
 	for line := range strings.Lines(out) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "Version: "); ok {
-			if _, err := platform.ParseVersion(v); err != nil {
-				return "", fmt.Errorf("criu --version: %w", err)
+		if text, ok := strings.CutPrefix(strings.TrimSpace(line), "Version: "); ok {
+			if v, err = platform.ParseVersion(text); err != nil {
+				return "", v, fmt.Errorf("criu --version: %w", err)
 			}
-			return v, nil
+			return text, v, nil
 		}
 	}
-	return "", fmt.Errorf("criu --version printed no version: %q", out)
+	return "", v, fmt.Errorf("criu --version printed no version: %q", out)
 }
 
 // Options implements engine.Engine.

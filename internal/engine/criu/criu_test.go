@@ -25,7 +25,7 @@ func TestVersionsAreReadFromWhatCRIUPrints(t *testing.T) {
 		"":                              "",
 		"Version: unknown\n":            "",
 	} {
-		got, err := parseVersion(out)
+		got, _, err := parseVersion(out)
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%q: got %q, %v", out, got, err)
 		}

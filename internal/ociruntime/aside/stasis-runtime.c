@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,13 +38,16 @@
 
 static bool same(const char *a, const char *b) { return strcmp(a, b) == 0; }
 
-/* put writes three strings one after the other. A name that is too long becomes one that
- * no file has. */
-static const char *put(char path[PATH_MAX], const char *a, const char *b, const char *c)
+/* put writes a file's name. One that is too long becomes one that no file has. */
+__attribute__((format(printf, 2, 3))) static char *put(char name[PATH_MAX], const char *format, ...)
 {
-	if (snprintf(path, PATH_MAX, "%s%s%s", a, b, c) >= PATH_MAX)
-		strcpy(path, "/dev/null/too-long");
-	return path;
+	va_list args;
+
+	va_start(args, format);
+	if (vsnprintf(name, PATH_MAX, format, args) >= PATH_MAX)
+		strcpy(name, "/dev/null/too-long");
+	va_end(args);
+	return name;
 }
 
 /* read_file reads a whole file into text, of size bytes, and puts a NUL behind it. It
@@ -223,7 +227,7 @@ static bool ordinary_bundle(const char *dir)
 {
 	static char spec[4 << 20];
 	char name[PATH_MAX];
-	ssize_t length = read_file(put(name, *dir ? dir : ".", "/", "config.json"), spec, sizeof spec);
+	ssize_t length = read_file(put(name, "%s/config.json", *dir ? dir : "."), spec, sizeof spec);
 
 	return length >= 0 && !concerns(spec, length);
 }
@@ -241,14 +245,13 @@ static bool restoring(const char *run_dir)
 	while ((entry = readdir(dir)))
 		if (strncmp(entry->d_name, RESTORE_PREFIX, strlen(RESTORE_PREFIX)) == 0)
 			return true;
-	closedir(dir);
-	return errno != 0;
+	return errno != 0; /* the directory is closed by exec, as above */
 }
 
 /* ordinary says whether a command is for the real runtime, for sure. */
 static bool ordinary(struct invocation in, struct config config)
 {
-	char container[PATH_MAX], marker[PATH_MAX];
+	char marker[PATH_MAX];
 
 	if (!in.command)
 		return true;
@@ -258,8 +261,7 @@ static bool ordinary(struct invocation in, struct config config)
 		return ordinary_bundle(in.bundle);
 	if (!same(in.command, "start") && !same(in.command, "kill") && !same(in.command, "delete"))
 		return true;
-	put(container, in.root, "/", in.id ? in.id : "");
-	if (exists(put(marker, container, "/", MARKER)))
+	if (exists(put(marker, "%s/%s/%s", in.root, in.id ? in.id : "", MARKER)))
 		return false;
 	return !same(in.command, "delete") || !restoring(config.run_dir);
 }
@@ -279,7 +281,7 @@ static void become(const char *program, char **argv)
 		return;
 	while ((dir = strsep(&path, ":")))
 		if (dir[0] == '/') {
-			argv[0] = (char *)put(file, dir, "/", program);
+			argv[0] = put(file, "%s/%s", dir, program);
 			execv(file, argv);
 		}
 }
@@ -307,9 +309,9 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	*strrchr(bin, '/') = '\0';
-	put(full, bin, "/", FULL);
+	put(full, "%s/%s", bin, FULL);
 	if (!hook) {
-		put(file, bin, "/../etc/", "runtime.json");
+		put(file, "%s/../etc/runtime.json", bin);
 		/* Of what goes wrong here stasis-restore has more to say. */
 		if (read_config(file, text, sizeof text, &config) && ordinary(parse(argv + 1), config))
 			become(config.runtime, argv);
