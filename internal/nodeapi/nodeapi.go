@@ -204,6 +204,10 @@ type ContainerRestore struct {
 	HoldAfter  []Connection `json:"holdAfter,omitempty"`
 	// SysVIPC says what to make of the sandbox's System V IPC objects.
 	SysVIPC SysVIPC `json:"sysvIPC,omitempty"`
+	// LastPID is the highest process ID in the checkpoint of the Pod: where its containers
+	// share a PID namespace, nobody else may take those up to it. 0 where that has been
+	// seen to: once a container has been restored.
+	LastPID int `json:"lastPID,omitempty"`
 	// Lazy says that the processes are given their memory while they run. Which, is in
 	// WorkDir.
 	Lazy bool `json:"lazy,omitempty"`

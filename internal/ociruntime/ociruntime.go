@@ -92,6 +92,8 @@ func Main(ctx context.Context, executable string, args []string) error {
 	switch {
 	case len(args) == 2 && args[1] == criu.MemoryKeeper:
 		return keepMemory(ctx, executable)
+	case len(args) == 3 && args[1] == criu.PIDReserver:
+		return criu.ReservePIDs(args[2])
 	case len(args) == 6 && args[1] == criu.MemoryServer:
 		return criu.ServeMemory(args[2], args[3], args[4], args[5], slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	}
@@ -378,6 +380,7 @@ func (c call) restore(ctx context.Context, b *bundle, from nodeapi.ContainerRest
 		ImageDir: from.ImageDir, WorkDir: from.WorkDir, RunDir: filepath.Dir(c.Socket),
 		Path:         from.Path,
 		UTSNamespace: namespaces["uts"], NetNamespace: namespaces["network"], IPCNamespace: namespaces["ipc"],
+		PIDNamespace: namespaces["pid"], LastPID: from.LastPID,
 		HoldDuring: from.HoldDuring, HoldAfter: from.HoldAfter, SysVIPC: from.SysVIPC,
 	})
 	if err == nil && (from.Lazy || len(config.Cgroups) > 0) {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os/exec"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -103,13 +105,30 @@ func TestOpenFilesPipesAndChildrenComeBack(t *testing.T) {
 }
 
 func TestContainersThatShareAPIDNamespaceComeBack(t *testing.T) {
-	a, b := container("a", counting), container("b", counting)
+	// With so many processes hardly an ID is free that something of the restore could take
+	// without being in the way.
+	many := `n=0; while [ $n -lt 60 ]; do n=$((n+1)); sleep 100000 & done; ` + counting
+	a, b := container("a", many), container("b", many)
 	for _, c := range []*runtimeapi.ContainerConfig{a, b} {
 		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 	}
-	p := theNode.restore(t, checkpointOf(t, a, b), a, b)
+	const processes = `cd /proc; for p in [0-9]*; do [ "$(tr '\0' ' ' < $p/cmdline)" != "sleep 100000 " ] || echo $p; done | sort -n`
+	source := theNode.run(t, "", a, b)
+	source.numbers(t, "a", 5)
+	source.numbers(t, "b", 5)
+	want := source.exec(t, "a", processes)
+	dir, _ := source.checkpoint(t)
+	p := theNode.restore(t, dir, a, b)
 	p.goesOn(t, "a")
 	p.goesOn(t, "b")
+	if got := p.exec(t, "b", processes); got != want || len(strings.Fields(got)) != 120 {
+		t.Errorf("the processes were %s, and are %s", want, got)
+	}
+	highest, err := strconv.Atoi(want[strings.LastIndexByte(want, '\n')+1:])
+	must(t, err)
+	if next, err := strconv.Atoi(p.exec(t, "a", "echo $$")); err != nil || next <= highest {
+		t.Errorf("a process that started after the restore got ID %d, and %d was the checkpoint's: %v", next, highest, err)
+	}
 }
 
 // established counts the ends of TCP connections of a network namespace.

@@ -47,6 +47,10 @@ type RestoreRequest struct {
 	// container is restored, and once it has been.
 	HoldDuring, HoldAfter []nodeapi.Connection
 	SysVIPC               nodeapi.SysVIPC
+	// PIDNamespace is a path to the sandbox's; empty if the container has its own. IDs up
+	// to LastPID are the checkpoint's there (nodeapi.ContainerRestore).
+	PIDNamespace string
+	LastPID      int
 	// Memory, if set, gives the processes their memory while they run: a plan of it is
 	// in WorkDir.
 	Memory *MemoryOf
@@ -143,6 +147,9 @@ func Restore(ctx context.Context, r RestoreRequest) error {
 		}
 	}
 	if err := prepareSysVIPC(r.IPCNamespace, r.SysVIPC); err != nil {
+		return err
+	}
+	if err := reservePIDs(r.PIDNamespace, r.LastPID); err != nil {
 		return err
 	}
 	if len(r.HoldDuring) > 0 {

@@ -1,7 +1,7 @@
 // Package adapt makes CRIU's images fit the Pod that they are restored into. CRIU
 // recreates a container as if it were alone and where it was; a restored container
-// shares its network and its System V IPC objects with the others of its Pod, and
-// has another address than the source.
+// shares its network, its System V IPC objects and maybe its PID namespace with the others
+// of its Pod, and has another address than the source.
 //
 // The checkpoint itself is never changed (C1): what differs is written beside second
 // names of everything else.
@@ -41,7 +41,7 @@ const maxImages = 256 << 20
 
 // Container writes the images of one container, as they are to be in the Pod's new
 // sandbox, to dir, which it makes anew. It returns what else the restore takes: which
-// connections must be held, what to make of System V IPC objects.
+// connections must be held, what to make of System V IPC objects, which PIDs to reserve.
 func (p Pod) Container(ctx context.Context, name, dir string) (*nodeapi.ContainerRestore, error) {
 	from, ok := p.ImageDirs[name]
 	if !ok {
@@ -61,6 +61,9 @@ func (p Pod) Container(ctx context.Context, name, dir string) (*nodeapi.Containe
 	adapted := &nodeapi.ContainerRestore{
 		HoldDuring: p.awaited(links, p.Created),
 		HoldAfter:  p.awaited(links, append(slices.Clone(p.Created), name)),
+	}
+	if adapted.LastPID, err = p.lastPID(ctx); err != nil {
+		return nil, err
 	}
 	if adapted.SysVIPC, err = p.writeIPC(ctx, w); err != nil {
 		return nil, fmt.Errorf("container %s: %w", name, err)

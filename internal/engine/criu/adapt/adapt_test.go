@@ -15,6 +15,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/eventfd"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fown"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	sk_inet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-inet"
 	sk_opts "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-opts"
 	tcp_stream "github.com/checkpoint-restore/go-criu/v8/crit/images/tcp-stream"
@@ -115,6 +116,7 @@ func pod(t *testing.T, containers map[string][]sock) adapt.Pod {
 			entries = append(entries, s.entry(uint32(i+1)))
 		}
 		write(t, dir, "files.img", image(images.Files, entries...))
+		write(t, dir, "pstree.img", image(images.PSTree))
 		write(t, dir, "pages-1.img", []byte("memory of "+name))
 		p.ImageDirs[name] = dir
 	}
@@ -293,10 +295,35 @@ func TestSystemVObjectsComeBackWithTheFirstContainerAlone(t *testing.T) {
 	}
 }
 
+func TestTheFirstContainerLearnsTheHighestPIDOfThePod(t *testing.T) {
+	p := pod(t, map[string][]sock{"a": nil, "b": nil})
+	process := func(pid, pgid, sid uint32, threads ...uint32) proto.Message {
+		return &pstree.PstreeEntry{Pid: &pid, Ppid: proto.Uint32(0), Pgid: &pgid, Sid: &sid, Threads: append(threads, pid)}
+	}
+	for want, entries := range map[int][]proto.Message{
+		7:  {process(7, 3, 2), process(5, 3, 2, 6)},
+		8:  {process(7, 3, 2), process(5, 3, 2, 8)},
+		9:  {process(7, 9, 2)}, // the leader has ended, its group has not
+		10: {process(7, 9, 10)},
+	} {
+		write(t, p.ImageDirs["a"], "pstree.img", image(images.PSTree, process(3, 3, 3)))
+		write(t, p.ImageDirs["b"], "pstree.img", image(images.PSTree, entries...))
+		p.Created = nil
+		if answer, _, _ := adapted(t, p, "a"); answer.LastPID != want {
+			t.Errorf("the highest of %v: %d", entries, answer.LastPID)
+		}
+		p.Created = []string{"a"}
+		if answer, _, _ := adapted(t, p, "b"); answer.LastPID != 0 {
+			t.Errorf("once a is restored: %d", answer.LastPID)
+		}
+	}
+}
+
 func TestImagesThatAreNotWhatTheySayAreRefused(t *testing.T) {
 	for what, spoil := range map[string]func(dir string){
 		"no table of files":     func(dir string) { os.Remove(filepath.Join(dir, "files.img")) },
 		"a table of another":    func(dir string) { write(t, dir, "files.img", image(images.PSTree)) },
+		"no processes":          func(dir string) { os.Remove(filepath.Join(dir, "pstree.img")) },
 		"a table that ends":     func(dir string) { write(t, dir, "files.img", append(image(images.Files), 9, 0, 0, 0, 1)) },
 		"a table without sense": func(dir string) { write(t, dir, "files.img", append(image(images.Files), 2, 0, 0, 0, 0xff, 0xff)) },
 		"a table that leads out": func(dir string) {
