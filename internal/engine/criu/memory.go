@@ -146,7 +146,11 @@ func ServeMemory(workDir, containerID, socket, sandbox string, log *slog.Logger)
 	if err := json.Unmarshal([]byte(sandbox), &of); err != nil {
 		return fmt.Errorf("read whose memory it is: %w", err)
 	}
-	return lazy.Serve(workDir, findContainer(containerID), askAgent(socket, of), log)
+		started := func() bool {
+		p, err := nodeapi.ReadProgress(workDir)
+		return err != nil || p.ContainerID == containerID && (p.Stage == nodeapi.StageStarting || p.Stage == nodeapi.StageStarted)
+	}
+	return lazy.Serve(workDir, findContainer(containerID), started, askAgent(socket, of), log)
 }
 
 // askAgent asks the agent for what it is still bringing.

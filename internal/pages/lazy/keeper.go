@@ -379,8 +379,9 @@ func cut(s string) string {
 	return s
 }
 
-// Serve is the server's side: conn is file 3, find as the keeper's.
-func Serve(workDir string, find func(criu int) (Container, error), ask Ask, log *slog.Logger) error {
+// Serve is the server's side: conn is file 3, find as the keeper's. started says whether the
+// container has been let go.
+func Serve(workDir string, find func(criu int) (Container, error), started func() bool, ask Ask, log *slog.Logger) error {
 	file := os.NewFile(3, "keeper")
 	conn, err := net.FileConn(file)
 	file.Close()
@@ -389,7 +390,7 @@ func Serve(workDir string, find func(criu int) (Container, error), ask Ask, log 
 	}
 	keeper := conn.(*net.UnixConn)
 	defer keeper.Close()
-	s, container, err := serve(workDir, keeper, find, ask, log)
+	s, container, err := serve(workDir, keeper, find, started, ask, log)
 	if err == nil {
 		err = send(keeper, say{Done: true, Given: s.given.Load() * pageSize}, -1)
 		s.close()
@@ -404,7 +405,7 @@ func Serve(workDir string, find func(criu int) (Container, error), ask Ask, log 
 	return err
 }
 
-func serve(workDir string, keeper *net.UnixConn, find func(criu int) (Container, error), ask Ask, log *slog.Logger) (*server, Container, error) {
+func serve(workDir string, keeper *net.UnixConn, find func(criu int) (Container, error), started func() bool, ask Ask, log *slog.Logger) (*server, Container, error) {
 	plan, err := ReadPlan(filepath.Join(workDir, PlanFile))
 	if err != nil {
 		return nil, nil, err
@@ -466,6 +467,7 @@ func serve(workDir string, keeper *net.UnixConn, find func(criu int) (Container,
 		select {
 		case <-finished:
 			close(begun)
+			s.await(started)
 			streamed <- s.stream()
 		case <-s.ctx.Done():
 		}

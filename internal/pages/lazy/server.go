@@ -361,6 +361,27 @@ func (sp *space) put(address uint64, data []byte) unix.Errno {
 	return 0
 }
 
+// startsSoon bounds how long memory is not streamed because a container has not been let go.
+const startsSoon = time.Second
+
+// await waits for a container that is about to be let go: what comes before that wants the
+// processors, and what is streamed is not missed yet.
+func (s *server) await(started func() bool) {
+	look := time.NewTicker(2 * time.Millisecond)
+	defer look.Stop()
+	late := time.NewTimer(startsSoon)
+	defer late.Stop()
+	for !started() {
+		select {
+		case <-look.C:
+		case <-late.C:
+			return
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
 // stream gives all that is missing, and returns when nothing is. It is called when CRIU
 // has made all mappings.
 func (s *server) stream() error {
