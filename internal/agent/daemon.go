@@ -228,7 +228,7 @@ func (d *daemon) run(ctx context.Context) error {
 	d.sessions, err = restoring.New(restoring.Config{
 		StateDir:      filepath.Join(d.RunDir, "restore"),
 		ImagesDir:     filepath.Join(d.Root, "restoring"),
-		FreezeHook:    filepath.Join(nodeinstall.HostPrefix, "bin", "stasis-freeze-hook"),
+		FreezeHook:    filepath.Join(nodeinstall.HostPrefix, "bin", criu.FreezeHookName),
 		Path:          d.host.SearchPath(),
 		NodeName:      d.NodeName,
 		Resolver:      d,

@@ -1,16 +1,19 @@
 package ociruntime
 
 import (
+	"bufio"
 	_ "embed"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"podstasis.dev/stasis/internal/engine/criu"
 	"podstasis.dev/stasis/internal/nodeapi"
@@ -292,28 +295,92 @@ func TestWithoutAConfigurationThatIsUnderstoodTheOtherProgramDecides(t *testing.
 	}
 }
 
-func TestUnderItsOtherNamesItIsTheFreezeHookAndWhatHasCompleted(t *testing.T) {
+// hook runs it as CRIU's action script, and returns what it wrote and whether it returned.
+func (i installed) hook(t *testing.T, stage, socket string) (out string, returned bool) {
+	t.Helper()
+	cmd := exec.Command(i.program)
+	cmd.Args = []string{"/x/" + criu.FreezeHookName}
+	cmd.Env = []string{"CRTOOLS_SCRIPT_ACTION=" + stage, "CRTOOLS_INIT_PID=4711", criu.HookSocketEnv + "=" + socket}
+	pipe, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// It writes one line before it stays for ever.
+	line, _ := bufio.NewReader(pipe).ReadString('\n')
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Errorf("at %q: %v: %s", stage, err, line)
+		}
+		return line, true
+	case <-time.After(200 * time.Millisecond):
+		cmd.Process.Kill()
+		<-done
+		return line, false
+	}
+}
+
+func TestAsCRIUsActionScriptItReturnsOnlyWhenTheContainerIsFrozen(t *testing.T) {
 	i := installAside(t)
-	// stasis-restore knows by its name which part is its own: this one tells it.
-	full := i.dir + "/bin/stasis-restore"
-	if err := os.Remove(full); err != nil {
+	dir, err := os.MkdirTemp("", "hook") // a short name
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("/bin/sh", full); err != nil {
+	defer os.RemoveAll(dir)
+	socket := dir + "/socket"
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
 		t.Fatal(err)
 	}
-	i.write(t, "etc/runtime.json", "nothing that is understood")
+	defer listener.Close()
+	// The restoring process: it answers what is on the channel.
+	answers, heard := make(chan string), make(chan string, 1)
+	go func() {
+		for answer := range answers {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			said, _ := bufio.NewReader(conn).ReadString('\n')
+			heard <- said
+			conn.Write([]byte(answer))
+			conn.Close()
+		}
+	}()
+	defer close(answers)
 	for _, c := range []struct {
-		name, stage, want string
+		answer, says string
+		returns      bool
 	}{
-		{"/dev/" + CompletedName, "", ""},
-		{"/x/" + FreezeHookName, "post-restore", ""},
-		{"/x/" + FreezeHookName, "", ""},
-		{"/x/" + FreezeHookName, "pre-resume", "/x/" + FreezeHookName},
-		{"/x/stasis-runtime", "pre-resume", full},
+		{"frozen\n", "", true},
+		{"it does not freeze\n", "could not freeze the container: it does not freeze", false},
+		{"frozen\nand more", "could not freeze", false},
+		{"frozen", "could not freeze", false},
+		{"", "could not freeze", false},
+		{strings.Repeat("x", 8192), "could not freeze", false},
 	} {
-		if got := i.run(t, c.name, []string{"CRTOOLS_SCRIPT_ACTION=" + c.stage}, "-c", "echo $0"); got != c.want {
-			t.Errorf("as %s at %q: %q, want %q", c.name, c.stage, got, c.want)
+		answers <- c.answer
+		out, returned := i.hook(t, "pre-resume", socket)
+		if said := <-heard; said != "4711\n" {
+			t.Errorf("it said %q", said)
+		}
+		if returned != c.returns || !strings.Contains(out, c.says) || c.says == "" && out != "" {
+			t.Errorf("answered %.20q, it returned: %v; it wrote %q", c.answer, returned, out)
+		}
+	}
+	for what, place := range map[string]string{"nobody listens": dir + "/nobody", "no socket": "", "a long name": dir + strings.Repeat("/long", 30)} {
+		if out, returned := i.hook(t, "pre-resume", place); returned || out == "" {
+			t.Errorf("%s: it returned: %v; it wrote %q", what, returned, out)
+		}
+	}
+	for _, stage := range []string{"", "post-restore", "pre-resume-not"} {
+		if out, returned := i.hook(t, stage, socket); !returned || out != "" {
+			t.Errorf("at %q it returned: %v; it wrote %q", stage, returned, out)
 		}
 	}
 }

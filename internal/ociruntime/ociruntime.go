@@ -27,13 +27,9 @@ import (
 	"podstasis.dev/stasis/internal/published"
 )
 
-// Names under which the one program plays its other parts, chosen by argv[0].
-const (
-	// FreezeHookName is what CRIU calls at each stage of a restore.
-	FreezeHookName = "stasis-freeze-hook"
-	// CompletedName is what a completed init container runs: it exits 0.
-	CompletedName = "stasis-completed"
-)
+// CompletedName is the name under which this program is what a completed init container
+// runs: it exits 0.
+const CompletedName = "stasis-completed"
 
 // Config is read from etc/runtime.json beside the program's bin directory.
 type Config struct {
@@ -76,9 +72,6 @@ func readConfig(executable, name, runtime string) (Config, error) {
 // real runtime was to be called, it does not return at all.
 func Main(ctx context.Context, executable string, args []string) error {
 	switch filepath.Base(args[0]) {
-	case FreezeHookName:
-		criu.FreezeHook(os.Getenv)
-		return nil
 	case CompletedName:
 		return nil
 	case criu.GuardName:

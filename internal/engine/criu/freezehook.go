@@ -3,7 +3,6 @@ package criu
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -26,56 +25,23 @@ import (
 // The script does none of this itself: where the Pod's containers share a PID
 // namespace CRIU runs it inside that namespace, where it can name no process
 // outside. It only tells the restoring process, which waits at a socket, and
-// holds CRIU until that has done it.
+// holds CRIU until that has done it; for ever, if it has not: EndRestores ends it.
 
-// hookSocketEnv names the socket; CRIU's scripts inherit it through the OCI
+// FreezeHookName is the name under which stasis-runtime is that script, which CRIU starts
+// at each stage (ociruntime/aside).
+const FreezeHookName = "stasis-freeze-hook"
+
+// HookSocketEnv names the socket; CRIU's scripts inherit it through the OCI
 // runtime and CRIU.
-const hookSocketEnv = "STASIS_FREEZE_SOCKET"
+const HookSocketEnv = "STASIS_FREEZE_SOCKET"
 
 // RestorePrefix begins the names of what is in the run directory from before a
 // container's restore begins until it has ended in good order. As long as there is such,
 // stasis-runtime leaves every delete to stasis-restore.
 const RestorePrefix = "freeze-"
 
-// hookTimeout bounds each side's wait for the other.
+// hookTimeout bounds the wait for the script, as that bounds its own for us.
 const hookTimeout = 30 * time.Second
-
-// FreezeHook is what CRIU calls as its action script (criu(8), --action-script). CRIU
-// lets the processes go when it returns, whatever it returns. So it does not as long as
-// nobody has frozen them: EndRestores ends it.
-func FreezeHook(getenv func(string) string) {
-	if getenv("CRTOOLS_SCRIPT_ACTION") != "pre-resume" {
-		return
-	}
-	if err := askForFreeze(getenv); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		for {
-			time.Sleep(time.Hour)
-		}
-	}
-}
-
-func askForFreeze(getenv func(string) string) error {
-	conn, err := net.DialTimeout("unix", getenv(hookSocketEnv), hookTimeout)
-	if err != nil {
-		return fmt.Errorf("tell the restoring process: %w", err)
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(hookTimeout)); err != nil {
-		return err
-	}
-	if _, err := fmt.Fprintln(conn, getenv("CRTOOLS_INIT_PID")); err != nil {
-		return fmt.Errorf("tell the restoring process: %w", err)
-	}
-	answer, err := io.ReadAll(io.LimitReader(conn, 4096))
-	if err != nil {
-		return fmt.Errorf("wait for the restoring process: %w", err)
-	}
-	if string(answer) != "frozen\n" {
-		return fmt.Errorf("the restoring process could not freeze the container: %s", strings.TrimSpace(string(answer)))
-	}
-	return nil
-}
 
 // hookListener waits for the freeze hook and freezes the container when it calls.
 // It may call several times: CRIU lists a script once for each time that it reads

@@ -146,7 +146,7 @@ func ServeMemory(workDir, containerID, socket, sandbox string, log *slog.Logger)
 	if err := json.Unmarshal([]byte(sandbox), &of); err != nil {
 		return fmt.Errorf("read whose memory it is: %w", err)
 	}
-		started := func() bool {
+	started := func() bool {
 		p, err := nodeapi.ReadProgress(workDir)
 		return err != nil || p.ContainerID == containerID && (p.Stage == nodeapi.StageStarting || p.Stage == nodeapi.StageStarted)
 	}

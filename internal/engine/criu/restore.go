@@ -193,7 +193,7 @@ func runRestore(ctx context.Context, r RestoreRequest) (err error) {
 		args = append(args, "--console-socket", r.ConsoleSocket)
 	}
 	cmd := exec.CommandContext(ctx, r.Runtime, append(args, r.ID)...)
-	cmd.Env = append(os.Environ(), "PATH="+r.Path, hookSocketEnv+"="+hook.path, restoreEnv+"="+r.Sandbox+"."+r.ID)
+	cmd.Env = append(os.Environ(), "PATH="+r.Path, HookSocketEnv+"="+hook.path, restoreEnv+"="+r.Sandbox+"."+r.ID)
 	if r.SysVIPC == nodeapi.SysVIPCJoin {
 		cmd.Env = append(cmd.Env, joinSysVEnv+"=1")
 	}

@@ -1,7 +1,7 @@
 /* stasis-runtime is the OCI runtime of the handler "stasis". It becomes the real one,
  * with the command line as it came, where nothing of Stasis is asked for; else it becomes
- * stasis-restore beside it, which knows everything. Under two other names it is CRIU's
- * action script and the process of an init container that had completed.
+ * stasis-restore beside it, which knows everything. Under another name it is CRIU's action
+ * script (internal/engine/criu/freezehook.go).
  *
  * Every container of every Pod waits for it, several times. So it does no more than
  * look, and it is no Go program: the start of one takes longer than all that is done
@@ -16,15 +16,21 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define FULL "stasis-restore"
-/* ociruntime.FreezeHookName and CompletedName, and the variable by which CRIU tells an
- * action script the stage (criu(8)). */
+/* criu.FreezeHookName and criu.HookSocketEnv; the variables by which CRIU tells an action
+ * script the stage and the container's first process (criu(8)). */
 #define FREEZE_HOOK "stasis-freeze-hook"
-#define COMPLETED "stasis-completed"
+#define HOOK_SOCKET "STASIS_FREEZE_SOCKET"
 #define STAGE "CRTOOLS_SCRIPT_ACTION"
+#define FIRST "CRTOOLS_INIT_PID"
+/* How long the restoring process may be silent. */
+#define PATIENCE_SECONDS 30
 /* ociruntime.MarkerName: there is one in the real runtime's state directory of each
  * container of a restored Pod. */
 #define MARKER "stasis.json"
@@ -286,22 +292,74 @@ static void become(const char *program, char **argv)
 		}
 }
 
+/* ask_for_freeze tells the restoring process that the container's processes are complete,
+ * and returns whether it has frozen them. */
+static bool ask_for_freeze(void)
+{
+	const struct timeval patience = {.tv_sec = PATIENCE_SECONDS};
+	const char *path = getenv(HOOK_SOCKET), *first = getenv(FIRST);
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	char answer[4096];
+	size_t length = 0;
+	ssize_t got;
+	int fd;
+
+	if (!path || !first || strlen(path) >= sizeof address.sun_path) {
+		fprintf(stderr, FREEZE_HOOK ": it is CRIU's action script in a restore by Stasis: no " HOOK_SOCKET " or " FIRST "\n");
+		return false;
+	}
+	strcpy(address.sun_path, path);
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) < 0 ||
+	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) < 0 ||
+	    connect(fd, (struct sockaddr *)&address, sizeof address) < 0 || dprintf(fd, "%s\n", first) < 0) {
+		fprintf(stderr, FREEZE_HOOK ": tell the restoring process at %s: %m\n", path);
+		return false;
+	}
+	do {
+		got = read(fd, answer + length, sizeof answer - 1 - length);
+		if (got > 0)
+			length += got;
+	} while (got > 0 || (got < 0 && errno == EINTR));
+	answer[length] = '\0';
+	if (got < 0) {
+		fprintf(stderr, FREEZE_HOOK ": wait for the restoring process at %s: %m\n", path);
+		return false;
+	}
+	if (!same(answer, "frozen\n")) {
+		fprintf(stderr, FREEZE_HOOK ": the restoring process could not freeze the container: %s\n", answer);
+		return false;
+	}
+	return true;
+}
+
+/* freeze_hook is what CRIU calls at each stage of a restore. CRIU lets the processes go when
+ * it returns, whatever it returns. So it does not as long as nobody has frozen them:
+ * criu.EndRestores ends it. */
+static int freeze_hook(void)
+{
+	const char *stage = getenv(STAGE);
+
+	if (!stage || !same(stage, "pre-resume"))
+		return 0;
+	if (!ask_for_freeze())
+		for (;;)
+			pause();
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	static char text[64 << 10], bin[PATH_MAX], file[PATH_MAX], full[PATH_MAX];
 	static char *no_arguments[] = {"stasis-runtime", NULL};
 	struct config config = {.runtime = "runc", .run_dir = "/run/stasis"};
-	const char *called, *stage = getenv(STAGE);
-	bool hook;
+	const char *called;
 
 	if (argc == 0)
 		argv = no_arguments;
 	called = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
-	if (same(called, COMPLETED))
-		return 0;
-	hook = same(called, FREEZE_HOOK);
-	if (hook && !(stage && same(stage, "pre-resume"))) /* CRIU calls it at every stage */
-		return 0;
+	if (same(called, FREEZE_HOOK))
+		return freeze_hook();
 
 	/* Where it is installed: PREFIX/bin, also when it was replaced since it started. */
 	if (readlink("/proc/self/exe", bin, sizeof bin - 1) < 0) {
@@ -310,13 +368,11 @@ int main(int argc, char **argv)
 	}
 	*strrchr(bin, '/') = '\0';
 	put(full, "%s/%s", bin, FULL);
-	if (!hook) {
-		put(file, "%s/../etc/runtime.json", bin);
-		/* Of what goes wrong here stasis-restore has more to say. */
-		if (read_config(file, text, sizeof text, &config) && ordinary(parse(argv + 1), config))
-			become(config.runtime, argv);
-		argv[0] = full;
-	}
+	put(file, "%s/../etc/runtime.json", bin);
+	/* Of what goes wrong here stasis-restore has more to say. */
+	if (read_config(file, text, sizeof text, &config) && ordinary(parse(argv + 1), config))
+		become(config.runtime, argv);
+	argv[0] = full;
 	execv(full, argv);
 	fprintf(stderr, "stasis-runtime: run %s: %m: run stasis-agent install on this node\n", full);
 	return 1;
