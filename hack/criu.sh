@@ -5,7 +5,7 @@
 #   hack/criu.sh OUTDIR    (OUTDIR must not exist, or be one that this script made)
 #
 #   OUTDIR/etc/.criu       options that CRIU reads whoever starts it
-#   OUTDIR/bin/criu        launcher; finds the rest relative to itself, so the tree may be copied anywhere
+#   OUTDIR/bin/criu        launcher (internal/engine/criu/launcher); finds the rest relative to itself, so the tree may be copied anywhere
 #   OUTDIR/lib, libexec    the dynamic linker, shared libraries, the program
 #   OUTDIR/VERSION         the version of CRIU, one line
 #   OUTDIR/PACKAGES        the Debian packages (name, version) that it consists of
@@ -28,11 +28,12 @@ if [ -e "$out" ] && [ ! -f "$out/VERSION" ]; then
 fi
 command -v dpkg >/dev/null || fail "dpkg is missing: this needs a Debian machine (or container)"
 foreign=$(dirname "$0")/foreign.sh
+launcher=$(dirname "$0")/../internal/engine/criu/launcher/launcher.c
 
 # Kept under a key made from all that decides the result, except the mirror's state: delete the
 # directory (or set STASIS_CRIU_REFRESH=1) to take up a newer package.
 arch=$(dpkg --print-architecture)
-key=$( (cat "$0" "$foreign" "$(dirname "$0")/apt.sh"; echo "$arch $suite") | sha256sum | cut -c1-16)
+key=$( (cat "$0" "$foreign" "$launcher" "$(dirname "$0")/apt.sh"; echo "$arch $suite") | sha256sum | cut -c1-16)
 cached=${STASIS_CACHE:-${HOME:?HOME is not set}/.cache/stasis}/criu/$key
 work=
 cleanup() { [ -z "$work" ] || rm -rf "$work"; }
@@ -50,26 +51,7 @@ build() {
 	# The directory must exist, and an empty one gets lost on the way through archives.
 	mkdir -p "$tree/lib/plugins"
 	echo "No plugins are shipped." >"$tree/lib/plugins/README"
-	cat >"$tree/bin/criu" <<-EOF
-		#!/bin/sh
-		# Starts CRIU with the libraries beside it instead of the host's.
-		self=\$(readlink -f "\$0")
-		prefix=\${self%/bin/*}
-		export CRIU_LIBS_DIR="\$prefix/lib/plugins"
-		# Where CRIU looks for .criu/default.conf (criu(8)), whoever starts it. Stasis
-		# adds to that file for one capture.
-		export HOME="\${STASIS_CRIU_HOME:-\$prefix/etc}"
-		# A write past the limit of file sizes then fails instead of ending CRIU: that
-		# is how Stasis has it give up in good order.
-		trap '' XFSZ
-		# Stasis sets this to restore a container whose Pod's System V shared memory is there.
-		preload=\${STASIS_JOIN_SHM:+\$prefix/lib/stasis-joinshm.so}
-		# This to capture processes without their memory.
-		preload=\$preload\${STASIS_NO_PAGES:+:\$prefix/lib/stasis-nopages.so}
-		# And this to have it wait until the Pod stands still.
-		preload=\$preload\${STASIS_AHEAD:+:\$prefix/lib/stasis-ahead.so}
-		exec "\$prefix/lib/$linker" --inhibit-cache --library-path "\$prefix/lib" \${preload:+--preload "\$preload"} --argv0 criu "\$prefix/libexec/criu" "\$@"
-	EOF
+	${CC:-cc} -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -static -s -DLINKER="\"$linker\"" -o "$tree/bin/criu" "$launcher"
 	chmod 0755 "$tree/bin/criu"
 	# CRIU would bar a Pod's network with packet filter rules while it captures, and leave
 	# them there when it is killed. Nothing sends while the Pod stands still: all of its

@@ -51,11 +51,13 @@ dist/bin/images: $(wildcard hack/images/*.go hack/images/internal/*/*.go) hack/i
 	@mkdir -p $(@D)
 	go -C hack/images build -trimpath -o $(CURDIR)/$@ .
 
-dist/criu/VERSION: hack/criu.sh hack/foreign.sh hack/apt.sh internal/engine/criu/joinshm/joinshm.c internal/engine/criu/nopages/nopages.c internal/engine/criu/ahead/ahead.c
+# Libraries that CRIU is started with.
+CRIU_LIBRARIES = joinshm nopages ahead refill
+dist/criu/VERSION: hack/criu.sh hack/foreign.sh hack/apt.sh internal/engine/criu/launcher/launcher.c $(foreach l,$(CRIU_LIBRARIES),internal/engine/criu/$(l)/$(l).c)
 	hack/criu.sh dist/criu
-	$(or $(CC),cc) -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -shared -fPIC -s -o dist/criu/lib/stasis-joinshm.so internal/engine/criu/joinshm/joinshm.c
-	$(or $(CC),cc) -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -shared -fPIC -s -o dist/criu/lib/stasis-nopages.so internal/engine/criu/nopages/nopages.c
-	$(or $(CC),cc) -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -shared -fPIC -s -o dist/criu/lib/stasis-ahead.so internal/engine/criu/ahead/ahead.c
+	set -e; for l in $(CRIU_LIBRARIES); do \
+		$(or $(CC),cc) -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -shared -fPIC -s -o dist/criu/lib/stasis-$$l.so internal/engine/criu/$$l/$$l.c; \
+	done
 	@touch $@
 
 dist/images/stasis-agent.tar: images/Dockerfile.agent dist/bin/images dist/bin/stasis-agent dist/bin/stasis-runtime dist/bin/stasis-restore dist/criu/VERSION $(wildcard images/rootfs/etc/*)

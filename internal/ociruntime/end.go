@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"podstasis.dev/stasis/internal/engine/criu"
@@ -50,7 +51,7 @@ func (c call) delete(ctx context.Context) error {
 	if m == nil {
 		// It may be a container whose restore was interrupted: that must not go on while
 		// the real runtime removes it.
-		if err := criu.EndRestores(c.ID); err != nil {
+		if err := criu.EndRestores(filepath.Dir(c.Socket), c.ID); err != nil {
 			return err
 		}
 		return c.stepAside()

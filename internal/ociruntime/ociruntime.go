@@ -242,7 +242,7 @@ func (c call) createContainer(ctx context.Context, b *bundle, sandbox nodeapi.Sa
 	}
 	defer lock.Close()
 	// Who had the lock before may have been killed over a restore.
-	if err := criu.EndRestores(sandbox.ID); err != nil {
+	if err := criu.EndRestores(filepath.Dir(c.Socket), sandbox.ID); err != nil {
 		return err
 	}
 	privileges, err := b.privileges()

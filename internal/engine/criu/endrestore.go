@@ -16,7 +16,7 @@ import (
 // A restoring process may be killed at any moment: the container runtime does so when
 // whoever asked it is gone. The OCI runtime and CRIU live on then, and nobody is there
 // any more to freeze what they restore. So CRIU's hook does not let go of it
-// (FreezeHook), and whoever works on that container or sandbox next ends them.
+// (FreezeHookName), and whoever works on that container or sandbox next ends them.
 
 // restoreEnv marks every process of a restore with SANDBOX.CONTAINER, by their IDs.
 const restoreEnv = "STASIS_RESTORE"
@@ -26,8 +26,12 @@ const endPatience = 5 * time.Second
 
 // EndRestores ends what is left of restores of a container, or of a sandbox's
 // containers, whose restoring process is gone or gives up. Nothing that they have
-// restored runs, neither before nor meanwhile.
-func EndRestores(id string) error {
+// restored runs, neither before nor meanwhile. There may be some only if there is something
+// of a restore in runDir (RestorePrefix): then all processes of the node are looked at.
+func EndRestores(runDir, id string) error {
+	if restores, err := filepath.Glob(filepath.Join(runDir, RestorePrefix+"*")); err != nil || len(restores) == 0 {
+		return err
+	}
 	for end := time.Now().Add(endPatience); ; time.Sleep(5 * time.Millisecond) {
 		marked, err := markedBy(restoreEnv)
 		if err != nil {

@@ -56,6 +56,10 @@ type RestoreRequest struct {
 	Memory *MemoryOf
 }
 
+// refillEnv makes the launcher of CRIU load a library that fills small file systems without
+// tar (refill/refill.c). CRIU inherits it from the OCI runtime.
+const refillEnv = "STASIS_REFILL"
+
 // ConfigAnnotation names a file of CRIU options that the OCI runtime passes on.
 // It names scripts that run as root: whoever may set it owns the node.
 const ConfigAnnotation = "org.criu.config"
@@ -179,7 +183,7 @@ func Restore(ctx context.Context, r RestoreRequest) error {
 }
 
 func runRestore(ctx context.Context, r RestoreRequest) (err error) {
-	hook, err := listenForHook(r.RunDir, func() error { return EndRestores(r.ID) })
+	hook, err := listenForHook(r.RunDir, func() error { return EndRestores(r.RunDir, r.ID) })
 	if err != nil {
 		return err
 	}
@@ -193,7 +197,7 @@ func runRestore(ctx context.Context, r RestoreRequest) (err error) {
 		args = append(args, "--console-socket", r.ConsoleSocket)
 	}
 	cmd := exec.CommandContext(ctx, r.Runtime, append(args, r.ID)...)
-	cmd.Env = append(os.Environ(), "PATH="+r.Path, HookSocketEnv+"="+hook.path, restoreEnv+"="+r.Sandbox+"."+r.ID)
+	cmd.Env = append(os.Environ(), "PATH="+r.Path, HookSocketEnv+"="+hook.path, refillEnv+"=1", restoreEnv+"="+r.Sandbox+"."+r.ID)
 	if r.SysVIPC == nodeapi.SysVIPCJoin {
 		cmd.Env = append(cmd.Env, joinSysVEnv+"=1")
 	}

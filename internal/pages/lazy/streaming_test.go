@@ -1,7 +1,9 @@
 package lazy
 
 import (
+	"context"
 	"crypto/rand"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -12,6 +14,25 @@ import (
 
 	"podstasis.dev/stasis/internal/checkpoint"
 )
+
+func TestMemoryIsNotStreamedBeforeTheContainerIsLetGoIfThatIsSoon(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	s := &server{ctx: ctx}
+	asked := 0
+	s.await(func() bool { asked++; return asked == 5 })
+	if asked != 5 {
+		t.Errorf("it was asked %d times whether the container was let go, and went on", asked)
+	}
+	began := time.Now()
+	if s.await(func() bool { return false }); time.Since(began) < startsSoon {
+		t.Errorf("it went on after %v", time.Since(began))
+	}
+	cancel(errors.New("the end"))
+	began = time.Now()
+	if s.await(func() bool { return false }); time.Since(began) >= startsSoon {
+		t.Error("it did not end with its server")
+	}
+}
 
 // BenchmarkStreaming gives 256 MiB, in memory by page caches, to this process itself. As
 // in most processes, blocks of the file do not begin where chunks of addresses do.
