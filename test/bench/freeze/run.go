@@ -94,7 +94,7 @@ func Run(ctx context.Context, o Options) (report *Report, err error) {
 	return report, nil
 }
 
-// Cluster makes a cluster with Stasis in it. It is there, to be taken down, also after an
+// Cluster makes a cluster with Stasis in it, which has come to rest. It is there, to be taken down, also after an
 // error.
 func Cluster(ctx context.Context, root string) (*cluster.Cluster, error) {
 	cluster.Images = []string{"stasis-agent", "stasis-controller", "stasis-ballast"}
@@ -116,6 +116,9 @@ func Cluster(ctx context.Context, root string) (*cluster.Cluster, error) {
 			err := c.Get(ctx, client.ObjectKey{Namespace: Namespace, Name: "default"}, &corev1.ServiceAccount{})
 			return err == nil, client.IgnoreNotFound(err)
 		})
+	}
+	if err == nil {
+		err = quiet(ctx)
 	}
 	return c, err
 }
