@@ -51,7 +51,7 @@ build() {
 	# The directory must exist, and an empty one gets lost on the way through archives.
 	mkdir -p "$tree/lib/plugins"
 	echo "No plugins are shipped." >"$tree/lib/plugins/README"
-	${CC:-cc} -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -static -s -DLINKER="\"$linker\"" -o "$tree/bin/criu" "$launcher"
+	${CC:-cc} -std=c11 -D_GNU_SOURCE -D_FORTIFY_SOURCE=2 -O2 -fstack-protector-strong -fPIE -Wall -Wextra -Werror -static-pie -Wl,-z,relro,-z,now -s -DLINKER="\"$linker\"" -o "$tree/bin/criu" "$launcher"
 	chmod 0755 "$tree/bin/criu"
 	# CRIU would bar a Pod's network with packet filter rules while it captures, and leave
 	# them there when it is killed. Nothing sends while the Pod stands still: all of its

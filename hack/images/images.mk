@@ -24,10 +24,12 @@ dist/bin/stasis-agent dist/bin/stasis-restore dist/bin/stasis-controller: dist/b
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(IMAGE_LDFLAGS)' -o $@.new ./cmd/$*
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
-# It runs as root, and reads what users wrote: so hardened.
-dist/bin/stasis-runtime: internal/ociruntime/aside/stasis-runtime.c
+# What runs as root and reads what users wrote. The rules depend on this file: on the
+# compiler's options.
+HARDENED = -std=c11 -D_GNU_SOURCE -D_FORTIFY_SOURCE=2 -O2 -fstack-protector-strong -Wall -Wextra -Werror -Wl,-z,relro,-z,now -s
+dist/bin/stasis-runtime: internal/ociruntime/aside/stasis-runtime.c hack/images/images.mk
 	@mkdir -p $(@D)
-	$(or $(CC),cc) -std=c11 -D_GNU_SOURCE -D_FORTIFY_SOURCE=2 -O2 -fstack-protector-strong -fPIE -Wall -Wextra -Werror -static-pie -Wl,-z,relro,-z,now -s -o $@ $<
+	$(or $(CC),cc) $(HARDENED) -fPIE -static-pie -o $@ $<
 
 dist/bin/counter-a: FORCE
 	@mkdir -p $(@D)
@@ -53,10 +55,10 @@ dist/bin/images: $(wildcard hack/images/*.go hack/images/internal/*/*.go) hack/i
 
 # Libraries that CRIU is started with.
 CRIU_LIBRARIES = joinshm nopages ahead refill
-dist/criu/VERSION: hack/criu.sh hack/foreign.sh hack/apt.sh internal/engine/criu/launcher/launcher.c $(foreach l,$(CRIU_LIBRARIES),internal/engine/criu/$(l)/$(l).c)
+dist/criu/VERSION: hack/criu.sh hack/foreign.sh hack/apt.sh internal/engine/criu/launcher/launcher.c $(foreach l,$(CRIU_LIBRARIES),internal/engine/criu/$(l)/$(l).c) hack/images/images.mk
 	hack/criu.sh dist/criu
 	set -e; for l in $(CRIU_LIBRARIES); do \
-		$(or $(CC),cc) -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -shared -fPIC -s -o dist/criu/lib/stasis-$$l.so internal/engine/criu/$$l/$$l.c; \
+		$(or $(CC),cc) $(HARDENED) -shared -fPIC -o dist/criu/lib/stasis-$$l.so internal/engine/criu/$$l/$$l.c; \
 	done
 	@touch $@
 

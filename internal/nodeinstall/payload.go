@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"podstasis.dev/stasis/internal/checkpoint"
@@ -46,6 +47,9 @@ func installPayload(payload, prefix string) (changed bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("read what is to be installed: %w", err)
 	}
+	// stasis-runtime first: with a stasis-restore of an earlier version it works, but not
+	// each earlier one with a new stasis-restore.
+	slices.SortStableFunc(entries, func(a, b fs.DirEntry) int { return -strings.Compare(a.Name(), b.Name()) })
 	for _, e := range entries {
 		if _, isLink := links[e.Name()]; isLink || !e.Type().IsRegular() {
 			continue

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -12,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -26,7 +29,7 @@ var asideSource []byte
 // aside is stasis-runtime, built so that it ends with an error at any access that is not
 // its own.
 var aside = sync.OnceValues(func() ([]byte, error) {
-	return cc.Compile(asideSource, "-Wshadow", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+	return cc.Compile(asideSource, "-DPATIENCE_SECONDS=1", "-Wshadow", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 })
 
 // installed is an installation whose real runtime and whose stasis-restore only tell
@@ -372,6 +375,24 @@ func TestAsCRIUsActionScriptItReturnsOnlyWhenTheContainerIsFrozen(t *testing.T) 
 		if returned != c.returns || !strings.Contains(out, c.says) || c.says == "" && out != "" {
 			t.Errorf("answered %.20q, it returned: %v; it wrote %q", c.answer, returned, out)
 		}
+	}
+	// When it gives up, whoever would answer later learns that nobody hears it.
+	silent := make(chan error, 1)
+	go func() {
+		conn, err := listener.Accept()
+		if err == nil {
+			defer conn.Close()
+			if _, err = io.Copy(io.Discard, conn); err == nil {
+				_, err = conn.Write([]byte("frozen\n"))
+			}
+		}
+		silent <- err
+	}()
+	if out, returned := i.hook(t, "pre-resume", socket); returned || !strings.Contains(out, "wait for the restoring process") {
+		t.Errorf("nobody answers: it returned: %v; it wrote %q", returned, out)
+	}
+	if err := <-silent; !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("an answer that nobody hears: %v", err)
 	}
 	for what, place := range map[string]string{"nobody listens": dir + "/nobody", "no socket": "", "a long name": dir + strings.Repeat("/long", 30)} {
 		if out, returned := i.hook(t, "pre-resume", place); returned || out == "" {

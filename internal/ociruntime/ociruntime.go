@@ -74,6 +74,8 @@ func Main(ctx context.Context, executable string, args []string) error {
 	switch filepath.Base(args[0]) {
 	case CompletedName:
 		return nil
+	case criu.FreezeHookName:
+		criu.KeepFromResuming(os.Getenv)
 	case criu.GuardName:
 		if len(args) != 2 {
 			return fmt.Errorf("%s is started by the Stasis agent, with its run directory", criu.GuardName)

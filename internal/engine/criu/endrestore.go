@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,9 +30,10 @@ const endPatience = 5 * time.Second
 // restored runs, neither before nor meanwhile. There may be some only if there is something
 // of a restore in runDir (RestorePrefix): then all processes of the node are looked at.
 func EndRestores(runDir, id string) error {
-	if restores, err := filepath.Glob(filepath.Join(runDir, RestorePrefix+"*")); err != nil || len(restores) == 0 {
-		return err
-	}
+	entries, err := os.ReadDir(runDir)
+	if err == nil && !slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return strings.HasPrefix(e.Name(), RestorePrefix) }) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} // and any other error says nothing: all are looked at
 	for end := time.Now().Add(endPatience); ; time.Sleep(5 * time.Millisecond) {
 		marked, err := markedBy(restoreEnv)
 		if err != nil {

@@ -31,6 +31,18 @@ import (
 // at each stage (ociruntime/aside).
 const FreezeHookName = "stasis-freeze-hook"
 
+// KeepFromResuming is what this program does under that name, which a stasis-runtime of an
+// earlier version gives it while it is being replaced: CRIU must not go on, and the restore
+// is given up.
+func KeepFromResuming(getenv func(string) string) {
+	if conn, err := net.Dial("unix", getenv(HookSocketEnv)); err == nil {
+		conn.Close() // having said nothing
+	}
+	for {
+		time.Sleep(time.Hour)
+	}
+}
+
 // HookSocketEnv names the socket; CRIU's scripts inherit it through the OCI
 // runtime and CRIU.
 const HookSocketEnv = "STASIS_FREEZE_SOCKET"

@@ -47,6 +47,35 @@ func TestOnlySocketsOfRestoresThatWereKilledAreRemoved(t *testing.T) {
 	}
 }
 
+func TestAHookOfAnEarlierVersionKeepsCRIUAndHasTheRestoreGivenUp(t *testing.T) {
+	runDir, err := os.MkdirTemp("", "hooks") // a short path
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(runDir)
+	givenUp := make(chan struct{})
+	h, err := listenForHook(runDir, func() error { close(givenUp); return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.close()
+	returned := make(chan struct{})
+	go func() {
+		KeepFromResuming(func(string) string { return h.path })
+		close(returned)
+	}()
+	select {
+	case <-givenUp:
+	case <-time.After(10 * time.Second):
+		t.Error("the restore goes on")
+	}
+	select {
+	case <-returned:
+		t.Error("it has returned: CRIU lets the processes go")
+	case <-time.After(100 * time.Millisecond):
+	}
+}
+
 func TestMountPointsOfCRIUsThatWereKilledAreRemovedWhenTheyAreOld(t *testing.T) {
 	dir := t.TempDir()
 	old, other := filepath.Join(dir, ".criu.mntns.a"), filepath.Join(dir, "other")

@@ -14,7 +14,8 @@ import (
 // CRIU recreates processes under the IDs that they had. Where the containers of a Pod share
 // a PID namespace others may have taken these by then: what CRIU itself starts in there, an
 // exec, the children of a container that runs already. So before the first of them is
-// restored the namespace goes on to count where no captured ID is.
+// restored the namespace goes on to count where no captured ID is. (Near kernel.pid_max, which
+// few nodes have below four million, it begins again at 300 before all are restored.)
 
 // PIDReserver is the command of the program that restores by which it does that from within
 // the namespace, as the kernel wants it. Its argument is the highest captured ID.

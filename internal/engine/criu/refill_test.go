@@ -138,6 +138,7 @@ type member struct {
 	name, target, content string
 	kind                  byte
 	mode                  int
+	spoil                 map[int]string // the header at an offset, before it is summed up
 }
 
 func (m member) bytes() []byte {
@@ -149,13 +150,21 @@ func (m member) bytes() []byte {
 	h[156] = m.kind
 	copy(h[157:257], m.target)
 	copy(h[257:], "ustar\x0000")
+	for at, text := range m.spoil {
+		copy(h[at:], text)
+	}
+	summed(h)
+	return append(append(h, m.content...), make([]byte, (512-len(m.content)%512)%512)...)
+}
+
+// summed gives a header the sum that it is to have.
+func summed(h []byte) {
 	copy(h[148:156], "        ")
 	sum := 0
 	for _, b := range h {
 		sum += int(b)
 	}
 	copy(h[148:], fmt.Sprintf("%06o\x00", sum))
-	return append(append(h, m.content...), make([]byte, (512-len(m.content)%512)%512)...)
 }
 
 // wrapped is what members make, as a gzip file that is not compressed.
@@ -185,6 +194,9 @@ func TestAnArchiveThatIsNotPlainIsLeftToTar(t *testing.T) {
 	file := func(name string) member { return member{name: name, kind: '0', content: "text", mode: 0o644} }
 	dir := func(name string) member { return member{name: name, kind: '5', mode: 0o755} }
 	top := dir("./")
+	spoiled := func(at int, text string) member {
+		return member{name: "./file", kind: '0', content: "text", mode: 0o644, spoil: map[int]string{at: text}}
+	}
 	link := func(name, target string) member { return member{name: name, target: target, kind: '2', mode: 0o777} }
 	if dir, done := refill(t, archiveOf(top, file("./file"), dir("./dir/"), file("./dir/file"))); !done {
 		t.Errorf("a plain one is, too: it holds %s", treeOf(t, dir))
@@ -215,6 +227,16 @@ func TestAnArchiveThatIsNotPlainIsLeftToTar(t *testing.T) {
 		"half an end":             wrapped(append(top.bytes(), make([]byte, 512)...)),
 		"something after it":      append(slices.Clone(whole), 0),
 		"compressed":              append([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 3, 0}, make([]byte, 8)...),
+		"a wrong sum":             wrapped(append(bytes.Replace(append(top.bytes(), file("./file").bytes()...), []byte("./file"), []byte("./fool"), 1), make([]byte, 1024)...)),
+		"a size past the end":     archiveOf(top, spoiled(124, "00000004000")),
+		"one of many digits":      archiveOf(top, spoiled(124, "77777777777")),
+		"one that is no number":   archiveOf(top, spoiled(124, "\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x04")),
+		"one of a block too many": wrapped(append(top.bytes(), spoiled(124, "00000001000").bytes()[:512]...)),
+		"a mode without an end":   archiveOf(top, spoiled(100, "00006440")),
+		"no owner":                archiveOf(top, spoiled(108, "\x00")),
+		"a name in two parts":     archiveOf(top, spoiled(345, "prefix")),
+		"another magic":           archiveOf(top, spoiled(257, "ustar  \x00")),
+		"a device of no number":   archiveOf(top, member{name: "./null", kind: '3', mode: 0o666, spoil: map[int]string{329: "x"}}),
 		"too much":                archiveOf(top, member{name: "./file", kind: '0', mode: 0o644, content: strings.Repeat("x", 300<<10)}),
 	} {
 		dir, done := refill(t, archive)
@@ -237,12 +259,21 @@ func TestAnArchiveThatIsNotPlainIsLeftToTar(t *testing.T) {
 		}
 	}
 	r := rand.New(rand.NewPCG(1, 2))
-	for range 200 { // what of it is extracted is of no matter: only that nothing else is touched
-		spoiled := slices.Clone(whole)
-		for range 1 + r.IntN(3) {
-			spoiled[r.IntN(len(spoiled))] = byte(r.IntN(256))
+	for i := range 300 { // what of it is extracted is of no matter: only that nothing else is touched
+		if i%3 == 0 {
+			bad := slices.Clone(whole)
+			for range 1 + r.IntN(3) {
+				bad[r.IntN(len(bad))] = byte(r.IntN(256))
+			}
+			refill(t, bad)
+			continue
 		}
-		refill(t, spoiled)
+		h := []byte(file("./file").bytes()) // behind its sum
+		for range 1 + r.IntN(3) {
+			h[r.IntN(512)] = []byte("\x00 07/.5\xff")[r.IntN(8)]
+		}
+		summed(h[:512])
+		refill(t, wrapped(slices.Concat(top.bytes(), h, make([]byte, 1024))))
 	}
 }
 

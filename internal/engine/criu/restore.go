@@ -187,7 +187,12 @@ func runRestore(ctx context.Context, r RestoreRequest) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, hook.close()) }()
+	defer func() {
+		if err != nil { // CRIU may outlive an OCI runtime that was killed
+			err = errors.Join(err, EndRestores(r.RunDir, r.ID))
+		}
+		err = errors.Join(err, hook.close())
+	}()
 	log := filepath.Join(r.WorkDir, "runtime.log")
 	args := append(r.global(), "--log", log, "--log-format", "json", "restore", "--detach", "--bundle", r.Bundle, "--image-path", r.ImageDir, "--work-path", r.WorkDir, "--file-locks")
 	if r.PIDFile != "" {

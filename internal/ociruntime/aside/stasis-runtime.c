@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -30,7 +31,9 @@
 #define STAGE "CRTOOLS_SCRIPT_ACTION"
 #define FIRST "CRTOOLS_INIT_PID"
 /* How long the restoring process may be silent. */
+#ifndef PATIENCE_SECONDS
 #define PATIENCE_SECONDS 30
+#endif
 /* ociruntime.MarkerName: there is one in the real runtime's state directory of each
  * container of a restored Pod. */
 #define MARKER "stasis.json"
@@ -292,27 +295,25 @@ static void become(const char *program, char **argv)
 		}
 }
 
-/* ask_for_freeze tells the restoring process that the container's processes are complete,
- * and returns whether it has frozen them. */
-static bool ask_for_freeze(void)
+/* ask_for_freeze tells the restoring process, at a socket, that the container's processes
+ * are complete, and returns whether it has frozen them. */
+static bool ask_for_freeze(int fd, const char *path)
 {
 	const struct timeval patience = {.tv_sec = PATIENCE_SECONDS};
-	const char *path = getenv(HOOK_SOCKET), *first = getenv(FIRST);
+	const char *first = getenv(FIRST);
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	char answer[4096];
 	size_t length = 0;
 	ssize_t got;
-	int fd;
 
-	if (!path || !first || strlen(path) >= sizeof address.sun_path) {
-		fprintf(stderr, FREEZE_HOOK ": it is CRIU's action script in a restore by Stasis: no " HOOK_SOCKET " or " FIRST "\n");
+	if (strlen(path) >= sizeof address.sun_path) {
+		fprintf(stderr, FREEZE_HOOK ": the name of the restoring process' socket is too long: %s\n", path);
 		return false;
 	}
 	strcpy(address.sun_path, path);
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) < 0 ||
 	    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) < 0 ||
-	    connect(fd, (struct sockaddr *)&address, sizeof address) < 0 || dprintf(fd, "%s\n", first) < 0) {
+	    connect(fd, (struct sockaddr *)&address, sizeof address) < 0 || dprintf(fd, "%s\n", first ? first : "") < 0) {
 		fprintf(stderr, FREEZE_HOOK ": tell the restoring process at %s: %m\n", path);
 		return false;
 	}
@@ -338,14 +339,22 @@ static bool ask_for_freeze(void)
  * criu.EndRestores ends it. */
 static int freeze_hook(void)
 {
-	const char *stage = getenv(STAGE);
+	const char *stage = getenv(STAGE), *path = getenv(HOOK_SOCKET);
+	int fd;
 
 	if (!stage || !same(stage, "pre-resume"))
 		return 0;
-	if (!ask_for_freeze())
-		for (;;)
-			pause();
-	return 0;
+	signal(SIGPIPE, SIG_IGN);
+	if (!path || !*path)
+		fprintf(stderr, FREEZE_HOOK ": it is CRIU's action script in a restore by Stasis: no " HOOK_SOCKET "\n");
+	else {
+		fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		if (ask_for_freeze(fd, path))
+			return 0;
+		close(fd); /* so that the other side knows that nobody waits for its answer */
+	}
+	for (;;)
+		pause();
 }
 
 int main(int argc, char **argv)

@@ -65,7 +65,7 @@ int main(int argc, char **argv)
 	const char *wanted;
 
 	if (!args || length < 0) {
-		perror("criu: launcher: read /proc/self/exe");
+		perror(args ? "criu: launcher: read /proc/self/exe" : "criu: launcher");
 		return 1;
 	}
 	for (int i = 0; i < 2; i++) { /* PREFIX/bin/criu */

@@ -65,7 +65,7 @@ static ssize_t get(int fd, void *data, size_t size)
 }
 
 /* unwrap reads a gzip file (RFC 1952) whose blocks are stored as they are (RFC 1951). What
- * it is has been verified as a file of the checkpoint: its checksum is not looked at. */
+ * it is has been verified as a file of the checkpoint: its checksum, at which tar would look, is not looked at. */
 static bool unwrap(int fd)
 {
 	static const unsigned char begin[10] = {0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3};

@@ -227,9 +227,10 @@ func (s *Supervisor) reap() {
 			for !s.closed && !s.anyRunning() {
 				s.changed.Wait()
 			}
-			closed := s.closed
+			// One that was started just before the end is still to be collected.
+			over := s.closed && !s.anyRunning()
 			s.mu.Unlock()
-			if closed {
+			if over {
 				return
 			}
 			continue
