@@ -655,3 +655,22 @@ func TestRestoredPodsAreNotCrunsWhereSomethingElseIsThere(t *testing.T) {
 		t.Errorf("with crun alone: %v", err)
 	}
 }
+
+func TestStasisRuntimeIsReplacedBeforeWhatItHandsOverTo(t *testing.T) {
+	payload, prefix := t.TempDir(), t.TempDir()
+	for _, name := range []string{"stasis-restore", "stasis-runtime"} {
+		if err := errors.Join(os.MkdirAll(payload+"/bin", 0o755), os.WriteFile(payload+"/bin/"+name, []byte("new"), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The installation ends in between.
+	if err := os.MkdirAll(prefix+"/bin/stasis-restore/in-the-way", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := installPayload(payload, prefix); err == nil {
+		t.Fatal("stasis-restore was installed over a directory")
+	}
+	if got, err := os.ReadFile(prefix + "/bin/stasis-runtime"); err != nil || string(got) != "new" {
+		t.Errorf("stasis-runtime is %q, %v", got, err)
+	}
+}

@@ -10,7 +10,7 @@ import (
 
 func TestProcessesOfARestoreAreEndedWhereSomethingOfOneIsLeft(t *testing.T) {
 	dir := t.TempDir()
-	for _, d := range []string{"nothing", "another", "restore/" + RestorePrefix + "1"} {
+	for _, d := range []string{"nothing", "another/frozen", "restore/" + RestorePrefix + "1"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -23,6 +23,7 @@ func TestProcessesOfARestoreAreEndedWhereSomethingOfOneIsLeft(t *testing.T) {
 		ends       bool
 	}{
 		{"nothing", "container-end", false},
+		{"another", "container-end", false},
 		{"absent", "container-end", false},
 		{"restore", "container-other", false},
 		{"restore", "container-end", true},
