@@ -94,8 +94,8 @@ func Run(ctx context.Context, o Options) (report *Report, err error) {
 	return report, nil
 }
 
-// Cluster makes a cluster with Stasis in it, which has come to rest. It is there, to be taken down, also after an
-// error.
+// Cluster makes a cluster with Stasis in it, which has come to rest. It is there, to be
+// taken down, also after an error.
 func Cluster(ctx context.Context, root string) (*cluster.Cluster, error) {
 	cluster.Images = []string{"stasis-agent", "stasis-controller", "stasis-ballast"}
 	c, err := cluster.Up(ctx, root, filepath.Join(root, ".devcluster-bench"), 1)

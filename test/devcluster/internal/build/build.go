@@ -79,7 +79,7 @@ func (b Builder) All(ctx context.Context, kind plan.Kind) (Binaries, error) {
 	if out.Runtime, err = b.runtime(ctx, kind.Versions); err != nil {
 		return out, err
 	}
-	if out.CRIU, err = b.debian(ctx, "criu"); err != nil {
+	if out.CRIU, err = b.debian(ctx, "criu", filepath.Join(b.Root, "internal", "engine", "criu", "launcher", "launcher.c")); err != nil {
 		return out, err
 	}
 	if out.Images, err = b.images(ctx); err != nil {
@@ -130,11 +130,12 @@ func (b Builder) gvisor(ctx context.Context) (string, error) {
 	})
 }
 
-// debian gets a program of another Debian release by its script in hack.
-func (b Builder) debian(ctx context.Context, program string) (string, error) {
+// debian gets a program of another Debian release by its script in hack, which compiles
+// sources of ours for it.
+func (b Builder) debian(ctx context.Context, program string, sources ...string) (string, error) {
 	script := filepath.Join(b.Root, "hack", program+".sh")
 	dir, err := b.once(ctx, program, program, "", keyOf{
-		files: []string{script, filepath.Join(b.Root, "hack", "foreign.sh"), filepath.Join(b.Root, "hack", "apt.sh")}, words: []string{os.Getenv("STASIS_CRIU_SUITE")},
+		files: append([]string{script, filepath.Join(b.Root, "hack", "foreign.sh"), filepath.Join(b.Root, "hack", "apt.sh")}, sources...), words: []string{os.Getenv("STASIS_CRIU_SUITE")},
 	}, func(dir string) error {
 		cmd := exec.CommandContext(ctx, script, filepath.Join(dir, program))
 		cmd.Env = append(os.Environ(), "STASIS_CACHE="+b.Cache)
