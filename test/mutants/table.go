@@ -152,7 +152,7 @@ var mutants = []mutant{
 		`	defer hurry() //`, `	//`,
 		unit, "internal/engine/criu/cow", "TestReadingGivesWayToEverybodyElse"},
 	{"reading that gives way and does not get on", "internal/engine/criu/cow/capture.go",
-		` && getsOn(read, time.Since(began)) {`, ` && getsOn(read, 0*time.Since(began)) {`,
+		` && getsOn(reading.used()-before, time.Since(since)) {`, ` && getsOn(reading.used()-before, 0*time.Since(since)) {`,
 		unit, "internal/engine/criu/cow", "TestReadingThatDoesNotGetOnGivesWayNoMore"},
 	{"reading that gives way until memory has run out", "internal/engine/criu/cow/capture.go",
 		`			if exceeded(c.request.Limits, hurryReserves) == nil &&`, `			if exceeded(c.request.Limits, 1) == nil &&`,

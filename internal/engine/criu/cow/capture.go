@@ -454,14 +454,14 @@ func (c *capture) readBeside(ctx context.Context, p *process) (int64, error) {
 		err   error
 	}
 	var progress atomic.Int64
-	reading, done, spent := make(chan readingThread, 1), make(chan outcome, 1), make(chan span, 1)
+	begun, done, spent := make(chan readingThread), make(chan outcome, 1), make(chan span, 1)
 	go func() {
 		runtime.LockOSThread() // and ends with it: its priority is nobody else's
 		r, err := newReadingThread()
 		if err != nil {
 			c.log.Warn("memory is read with the priority of everybody", "err", err)
 		}
-		reading <- r
+		begun <- r
 		n, err := p.read(ctx, &progress, func(s span) {
 			select {
 			case spent <- s:
@@ -470,8 +470,9 @@ func (c *capture) readBeside(ctx context.Context, p *process) (int64, error) {
 		})
 		done <- outcome{n, err}
 	}()
+	reading := <-begun
 	hurry := sync.OnceFunc(func() {
-		if err := (<-reading).hurry(); err != nil {
+		if err := reading.hurry(); err != nil {
 			c.log.Warn("memory is read, and children are collected, with a low priority", "err", err)
 		}
 	})
@@ -484,7 +485,8 @@ func (c *capture) readBeside(ctx context.Context, p *process) (int64, error) {
 	}
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
-	var began time.Time // of what has a pace: not of listing the pages
+	var since time.Time // of what has a pace: not of listing the pages
+	var before time.Duration
 	forgets := true
 	for {
 		select {
@@ -501,11 +503,10 @@ func (c *capture) readBeside(ctx context.Context, p *process) (int64, error) {
 		case <-ctx.Done():
 			return giveUp(context.Cause(ctx))
 		case <-tick.C:
-			read := progress.Load()
-			if read == 0 {
-				began = time.Now()
+			if progress.Load() == 0 {
+				since, before = time.Now(), reading.used()
 			}
-			if exceeded(c.request.Limits, hurryReserves) == nil && getsOn(read, time.Since(began)) {
+			if exceeded(c.request.Limits, hurryReserves) == nil && getsOn(reading.used()-before, time.Since(since)) {
 				continue
 			}
 			hurry()

@@ -19,16 +19,16 @@ import (
 // a tenth of what somebody gets who has none (sched(7)).
 const readingNice = 10
 
-// slowest is how many bytes have to be read in a second for it to get on: a quarter of what
-// one processor reads. (A variable for tests.)
-var slowest int64 = 256 << 20
+// leastShare is what part of a processor reading has to get for it to get on. How fast a
+// processor reads is the machine's affair, by a factor of four. (A variable for tests.)
+var leastShare = 0.25
 
 // getsGoing is after how long that is first asked for.
 const getsGoing = 300 * time.Millisecond
 
-// getsOn says whether so many bytes are enough for the time that they took.
-func getsOn(read int64, took time.Duration) bool {
-	return took < getsGoing || float64(read) >= float64(slowest)*took.Seconds()
+// getsOn says whether so much of a processor is enough for the time that has passed.
+func getsOn(used, passed time.Duration) bool {
+	return passed < getsGoing || float64(used) >= leastShare*float64(passed)
 }
 
 // readingThread is one that reads memory.
@@ -52,6 +52,19 @@ func newReadingThread() (readingThread, error) {
 // hurry gives it the priority of everybody again. Any thread may call it, and when that one
 // has ended.
 func (r readingThread) hurry() error { return r.set(0, unix.SCHED_NORMAL) }
+
+// used is how much of a processor's time the thread has had; 0 when it has ended. Any thread
+// of the process may ask.
+func (r readingThread) used() time.Duration {
+	// The kernel's name of a thread's clock, as pthread_getcpuclockid(3) makes it: the thread,
+	// inverted, and that it is one thread's time on a processor (CPUCLOCK_PERTHREAD_MASK,
+	// CPUCLOCK_SCHED).
+	var t unix.Timespec
+	if err := unix.ClockGettime(int32(^r.tid<<3|4|2), &t); err != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
+}
 
 func (r readingThread) set(nice int, policy uint32) error {
 	attributes := unix.SchedAttr{Policy: unix.SCHED_NORMAL, Nice: int32(nice)}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,8 +29,8 @@ func watched() {
 	if err := json.NewDecoder(os.Stdin).Decode(&c.request); err != nil {
 		panic(err)
 	}
-	if n, err := strconv.ParseInt(os.Getenv("COW_SLOWEST"), 10, 64); err == nil {
-		slowest = n
+	if share, err := strconv.ParseFloat(os.Getenv("COW_LEAST_SHARE"), 64); err == nil {
+		leastShare = share
 	}
 	c.settled = func() { fmt.Println("reads") }
 	c.done = func(*process) { fmt.Println("has read, gives way:", givesWay(os.Getpid())) }
@@ -142,7 +143,7 @@ func TestReadingGivesWayToEverybodyElse(t *testing.T) {
 }
 
 func TestReadingThatDoesNotGetOnGivesWayNoMore(t *testing.T) {
-	looks := looksWhileRead(t, &syscall.SysProcAttr{Setsid: true}, "COW_SLOWEST=1000000000000")
+	looks := looksWhileRead(t, &syscall.SysProcAttr{Setsid: true}, "COW_LEAST_SHARE=2")
 	if !mostly(t, looks, 0, getsGoing) {
 		t.Error("it does not give way from the first")
 	}
@@ -157,5 +158,35 @@ func TestReadingGivesWayNoMoreWhenMemoryRunsShort(t *testing.T) {
 	limit := Limit{Usage: file, Stat: file, Bytes: 1000, Reserve: 100}
 	if mostly(t, looksWhileRead(t, &syscall.SysProcAttr{Setsid: true}, "", limit), 0, getsGoing) {
 		t.Error("it gives way")
+	}
+}
+
+func TestHowMuchOfAProcessorAThreadHasHad(t *testing.T) {
+	threads, stop := make(chan readingThread), make(chan struct{})
+	for _, idle := range []bool{true, false} {
+		go func() {
+			runtime.LockOSThread()
+			threads <- readingThread{tid: unix.Gettid()}
+			for !idle {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+			<-stop
+		}()
+	}
+	defer close(stop)
+	a, b := <-threads, <-threads
+	const much = 50 * time.Millisecond
+	for a.used() < much && b.used() < much {
+		time.Sleep(time.Millisecond)
+	}
+	if least := min(a.used(), b.used()); least > much/2 {
+		t.Errorf("the thread that waits has had %s", least)
+	}
+	if gone := (readingThread{tid: 1 << 22}).used(); gone != 0 {
+		t.Errorf("a thread that is not there has had %s", gone)
 	}
 }
