@@ -10,7 +10,7 @@ SHAPES ?=
 UPDATE ?=
 bench: programs images dist/images/stasis-ballast.tar dist/images/stasis-zoo.tar images-e2e bin/docker-registry bin/versitygw bench-tools ## measure freezes, restores and stores next to others' ways, in half an hour; BENCH=freeze|increment|…
 	@mkdir -p bin
-	go build -o bin/bench ./test/bench
+	go build -o bin/ ./test/bench ./test/zoo
 	bin/devcluster build >/dev/null
 	RUNC="$${RUNC:-$$(ls -t "$${STASIS_CACHE:-$$HOME/.cache/stasis}"/devcluster/runtime-*/runc | head -n1)}" \
 	bin/bench -only='$(BENCH)' $(if $(filter file default undefined,$(origin ROUNDS)),,-rounds='$(ROUNDS)') -shapes='$(SHAPES)' -update='$(UPDATE)'

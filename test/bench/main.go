@@ -23,6 +23,7 @@ import (
 	"regexp"
 	"runtime/pprof"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -31,6 +32,7 @@ import (
 	"podstasis.dev/stasis/internal/store/backend/open"
 	"podstasis.dev/stasis/test/bench/client"
 	"podstasis.dev/stasis/test/bench/freeze"
+	"podstasis.dev/stasis/test/bench/load"
 )
 
 // measurements run one after the other. Each has a directory to itself, which is empty.
@@ -57,22 +59,36 @@ type bench struct {
 	update     string
 }
 
+// commands are what this program does instead when it is started by itself: what is
+// measured has a process to itself.
+var commands = map[string]struct {
+	args int
+	run  func(ctx context.Context, args []string) error
+}{
+	putOnly: {2, func(ctx context.Context, args []string) error { return putAndTell(ctx, args[0], args[1]) }},
+	client.Command: {1, func(ctx context.Context, args []string) error {
+		return client.Run(ctx, args[0], os.Stdin, os.Stdout)
+	}},
+	load.Command: {2, func(ctx context.Context, args []string) error {
+		rate, err := strconv.ParseFloat(args[1], 64)
+		if err != nil {
+			return err
+		}
+		return load.Run(ctx, args[0], rate, os.Stdin, os.Stdout)
+	}},
+}
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if len(os.Args) == 4 && os.Args[1] == putOnly {
-		if err := putAndTell(ctx, os.Args[2], os.Args[3]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+	if len(os.Args) > 1 {
+		if c, found := commands[os.Args[1]]; found && len(os.Args) == 2+c.args {
+			if err := c.run(ctx, os.Args[2:]); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			return
 		}
-		return
-	}
-	if len(os.Args) == 3 && os.Args[1] == client.Command {
-		if err := client.Run(ctx, os.Args[2], os.Stdin, os.Stdout); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
 	}
 	only := flag.String("only", "", "run the measurements whose `names` match this regular expression")
 	dir := flag.String("dir", "/dev/shm", "`directory` to work in, on a file system in memory with 16 GiB free")

@@ -25,9 +25,6 @@ func services(ctx context.Context, b *bench, dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := command(ctx, root, "go", "build", "-o", "bin/zoo", "./test/zoo"); err != nil {
-		return err
-	}
 	c, err := freeze.Cluster(ctx, root)
 	defer func() { err = errors.Join(err, c.Down(context.WithoutCancel(ctx))) }()
 	if err != nil {

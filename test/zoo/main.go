@@ -5,6 +5,7 @@
 //	zoo -apps redis,nginx        these
 //	zoo -quick -rounds 1         those that are quick, once
 //	zoo -engine gvisor           in Pods of gVisor, all that are not for CRIU alone
+//	zoo -archives -apps redis    make the images of these, and print where their archives are
 //	zoo -kubeconfig .devcluster/kubeconfig ...    on a running devcluster with Stasis in it
 //
 // An application is a directory below apps: README.md there says what is in it.
@@ -25,6 +26,7 @@ func main() {
 	names := flag.String("apps", "", "the applications, separated by commas; empty for all")
 	quick := flag.Bool("quick", false, "only those that are quick")
 	flag.StringVar(&z.engine, "engine", "criu", "criu or gvisor: of which their Pods are")
+	flag.BoolVar(&z.onlyArchives, "archives", false, "make the applications' images, print where their archives are, and do nothing else")
 	flag.IntVar(&z.rounds, "rounds", 5, "how often each is restored, each time from the one restored before")
 	flag.StringVar(&z.kubeconfig, "kubeconfig", "", "of a running devcluster with Stasis in it; without it one is made and taken down")
 	flag.IntVar(&z.size, "size", 1, "how often as much search and shop read at their start")

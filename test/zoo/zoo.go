@@ -23,6 +23,7 @@ type zoo struct {
 	engine            string
 	kubeconfig, table string
 	update            string
+	onlyArchives      bool
 	out               io.Writer
 
 	*cluster.Cluster
@@ -52,6 +53,12 @@ func (z *zoo) run(ctx context.Context, names []string, quick bool) (err error) {
 	archives, err := z.archives(ctx, root, apps)
 	if err != nil {
 		return err
+	}
+	if z.onlyArchives {
+		for _, a := range apps {
+			fmt.Fprintln(z.out, archives[a])
+		}
+		return nil
 	}
 	cluster.Images = []string{"stasis-agent", "stasis-controller"}
 	if z.kubeconfig != "" {
@@ -135,7 +142,7 @@ func (z *zoo) archives(ctx context.Context, root string, apps []*app) (map[*app]
 			return nil, fmt.Errorf("the image of %s: %w", a.name, err)
 		}
 		if took := time.Since(begin); took > time.Second {
-			z.say(a, "image built in %s", took.Round(100*time.Millisecond))
+			fmt.Fprintf(os.Stderr, "zoo: %-12s image built in %s\n", a.name, took.Round(100*time.Millisecond))
 		}
 	}
 	return archives, nil

@@ -15,6 +15,7 @@ import (
 
 	"podstasis.dev/stasis/test/bench/app"
 	seenby "podstasis.dev/stasis/test/bench/client"
+	"podstasis.dev/stasis/test/bench/load"
 )
 
 // Seen is what a client saw that asked every millisecond, over the Pod's network.
@@ -57,6 +58,9 @@ func (h *hold) pays(ctx context.Context, report *Report) error {
 		if err := h.throughput(ctx, report, w.each, w.what); err != nil {
 			return fmt.Errorf("what a program gets done: %w", err)
 		}
+	}
+	if err := h.redis(ctx, report); err != nil {
+		return fmt.Errorf("what Redis gets done: %w", err)
 	}
 	return nil
 }
@@ -234,12 +238,6 @@ func (r *Report) throughput(key string, ratio float64) {
 	r.Throughput[i].Ratio = append(r.Throughput[i].Ratio, ratio)
 }
 
-// sample is how much a program had got done at a moment.
-type sample struct {
-	at   time.Time
-	done uint64
-}
-
 // got is what was got done from the thaw until a moment, as a part of the usual.
 type got struct {
 	until string // as a part of Throughput's key: nothing, until the checkpoint was Ready
@@ -255,7 +253,7 @@ func throughputOf(ctx context.Context, c contender, from *podSubject, address st
 	}
 	defer conn.Close()
 	stop, stopped := make(chan struct{}), make(chan error, 1)
-	var samples []sample
+	var samples []load.Sample
 	go func() {
 		for {
 			select {
@@ -273,7 +271,7 @@ func throughputOf(ctx context.Context, c contender, from *podSubject, address st
 				stopped <- err
 				return
 			}
-			samples = append(samples, sample{time.Now(), binary.LittleEndian.Uint64(message)})
+			samples = append(samples, load.Sample{At: time.Now(), Done: binary.LittleEndian.Uint64(message)})
 		}
 	}()
 	time.Sleep(before)
@@ -294,27 +292,33 @@ func throughputOf(ctx context.Context, c contender, from *podSubject, address st
 	if err != nil {
 		return nil, err
 	}
+	return shares(samples, begun, gap.To, reading, ready)
+}
+
+// shares are of what was got done until the checkpoint was Ready and, where memory was read
+// while the program ran, until that had been read.
+func shares(samples []load.Sample, begun, thaw time.Time, reading time.Duration, ready time.Time) (all []got, err error) {
 	usual, err := rate(samples, begun.Add(-before), begun)
 	if err != nil {
 		return nil, err
 	}
 	add := func(until string, to time.Time) error {
-		paying, err := rate(samples, gap.To, to)
+		paying, err := rate(samples, thaw, to)
 		all = append(all, got{until, paying / usual})
 		return err
 	}
 	if reading > 0 {
-		err = add("_while_read", gap.To.Add(reading))
+		err = add("_while_read", thaw.Add(reading))
 	}
 	return all, errors.Join(err, add("", ready))
 }
 
 // rate is what got done in a second, between the first and the last sample within a
 // time.
-func rate(samples []sample, from, to time.Time) (float64, error) {
-	var within []sample
+func rate(samples []load.Sample, from, to time.Time) (float64, error) {
+	var within []load.Sample
 	for _, s := range samples {
-		if s.at.After(from) && s.at.Before(to) {
+		if s.At.After(from) && s.At.Before(to) {
 			within = append(within, s)
 		}
 	}
@@ -322,5 +326,5 @@ func rate(samples []sample, from, to time.Time) (float64, error) {
 		return 0, fmt.Errorf("the program was asked %d times within %s how far it is", len(within), to.Sub(from).Round(time.Millisecond))
 	}
 	first, last := within[0], within[len(within)-1]
-	return float64(last.done-first.done) / last.at.Sub(first.at).Seconds(), nil
+	return float64(last.Done-first.Done) / last.At.Sub(first.At).Seconds(), nil
 }

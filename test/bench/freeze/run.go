@@ -130,6 +130,9 @@ func (h *hold) prepare(ctx context.Context, c *cluster.Cluster) (err error) {
 	if h.store, err = h.pods.store(ctx); err != nil {
 		return err
 	}
+	if err := h.loadRedis(ctx); err != nil {
+		return err
+	}
 	program := filepath.Join(h.Dir, "runc")
 	// The cluster's, for who runs containers without it.
 	if err := copyProgram(filepath.Join(h.pods.root, "usr/local/bin/runc"), program); err != nil {
