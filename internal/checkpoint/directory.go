@@ -89,12 +89,15 @@ func sealFile(ctx context.Context, root *os.Root, name string, blocks *blockHash
 		return File{}, err
 	}
 	defer f.Close()
+	synced := make(chan error, 1)
+	go func() { synced <- f.Sync() }() // the disk writes while the processors digest
 	digest, size, err := digestReader(ctx, f, blocks)
+	syncErr := <-synced
 	if err != nil {
 		return File{}, fmt.Errorf("read %s: %w", name, err)
 	}
-	if err := f.Sync(); err != nil {
-		return File{}, fmt.Errorf("sync %s: %w", name, err)
+	if syncErr != nil {
+		return File{}, fmt.Errorf("sync %s: %w", name, syncErr)
 	}
 	return File{Path: name, Size: size, Digest: digest}, nil
 }
