@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -92,12 +93,11 @@ func sealFile(ctx context.Context, root *os.Root, name string, blocks *blockHash
 	synced := make(chan error, 1)
 	go func() { synced <- f.Sync() }() // the disk writes while the processors digest
 	digest, size, err := digestReader(ctx, f, blocks)
-	syncErr := <-synced
-	if err != nil {
+	if err != nil { // nobody waits for the disk
 		return File{}, fmt.Errorf("read %s: %w", name, err)
 	}
-	if syncErr != nil {
-		return File{}, fmt.Errorf("sync %s: %w", name, syncErr)
+	if err := <-synced; err != nil {
+		return File{}, fmt.Errorf("sync %s: %w", name, err)
 	}
 	return File{Path: name, Size: size, Digest: digest}, nil
 }
@@ -195,6 +195,21 @@ func readManifest(root *os.Root) (*Manifest, string, error) {
 	return m, digestOf(data), err
 }
 
+// ReadManifestOf is ReadManifest of a manifest that has to have a digest, or any if that is
+// empty.
+func ReadManifestOf(dir, want string) (m *Manifest, digest string, err error) {
+	m, digest, err = ReadManifest(dir)
+	return m, digest, cmp.Or(altered(digest, want), err)
+}
+
+// altered is an error if a manifest that could be read has another digest than is wanted.
+func altered(digest, want string) error {
+	if digest != "" && want != "" && digest != want {
+		return fmt.Errorf("%w: %s has digest %s, recorded was %s", ErrCorrupt, ManifestName, digest, want)
+	}
+	return nil
+}
+
 // DecodeManifest parses and validates a manifest's bytes. They may come from
 // anywhere: every name in them is checked before it is used as a path.
 func DecodeManifest(data []byte) (*Manifest, error) {
@@ -283,10 +298,7 @@ func VerifyBut(ctx context.Context, dir, manifestDigest string, later func(File)
 	}
 	defer root.Close()
 	m, digest, err := readManifest(root)
-	if digest != "" && manifestDigest != "" && digest != manifestDigest {
-		return nil, fmt.Errorf("%w: %s has digest %s, recorded was %s", ErrCorrupt, ManifestName, digest, manifestDigest)
-	}
-	if err != nil {
+	if err := cmp.Or(altered(digest, manifestDigest), err); err != nil {
 		return nil, err
 	}
 	blocks, err := readBlocks(root, m)

@@ -91,7 +91,7 @@ func (p Policy) Verify(ctx context.Context, dir, manifestDigest string, mode Mod
 // VerifyBeside checks the files of pages that Policy.Verify has left. spare is as
 // checkpoint.VerifyFiles has it.
 func VerifyBeside(ctx context.Context, dir, manifestDigest string, spare func(ctx context.Context)) error {
-	m, _, err := readManifest(dir, manifestDigest)
+	m, _, err := checkpoint.ReadManifestOf(dir, manifestDigest)
 	if err != nil {
 		return err
 	}
@@ -100,16 +100,6 @@ func VerifyBeside(ctx context.Context, dir, manifestDigest string, spare func(ct
 		return err
 	}
 	return checkpoint.VerifyFiles(ctx, dir, m, blocks, beside, spare)
-}
-
-// readManifest reads the manifest that is to have a digest, or any, if that is empty. It
-// returns the one that it has.
-func readManifest(dir, want string) (m *checkpoint.Manifest, digest string, err error) {
-	m, digest, err = checkpoint.ReadManifest(dir)
-	if digest != "" && want != "" && digest != want {
-		return nil, "", fmt.Errorf("%w: %s has digest %s, recorded was %s", checkpoint.ErrCorrupt, checkpoint.ManifestName, digest, want)
-	}
-	return m, digest, err
 }
 
 func (p Policy) look(ctx context.Context, dir, manifestDigest string, mode Mode) (*Lazily, error) {
@@ -162,7 +152,7 @@ type Lazily struct {
 // Look reads what there is of memory in a checkpoint, whose manifest and page maps it
 // checks, and nothing else.
 func Look(ctx context.Context, dir, manifestDigest string) (*Lazily, error) {
-	m, digest, err := readManifest(dir, manifestDigest)
+	m, digest, err := checkpoint.ReadManifestOf(dir, manifestDigest)
 	if err != nil {
 		return nil, err
 	}
