@@ -39,7 +39,7 @@ func (r *Report) Update(file string) error {
 // Markdown is everything as tables.
 func (r *Report) Markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\nMeasured on %s, %s; medians of %s; %s in all.\n", time.Now().UTC().Format(time.DateOnly), machine(), r.rounds(), r.Took.Round(time.Second))
+	fmt.Fprintf(&b, "\nMeasured on %s, %s; medians of %s; %s in all.\n", time.Now().UTC().Format(time.DateOnly), machine(), r.counts(), r.Took.Round(time.Second))
 	b.WriteString("\n![How long a container stands still, by its memory](images/freeze.svg)\n")
 	b.WriteString("\n| memory | checkpoint by | frozen, ms | it says, ms | until Ready, ms | MiB |\n| --- | --- | ---: | ---: | ---: | ---: |\n")
 	for _, result := range r.Results {
@@ -116,8 +116,8 @@ func mib(of []int64) string {
 	return fmt.Sprintf("%.0f", float64(median(of))/(1<<20))
 }
 
-// rounds says of how many rounds medians are.
-func (r *Report) rounds() string {
+// counts says of how many measurements medians are.
+func (r *Report) counts() string {
 	var counts []int
 	for _, result := range r.Results {
 		if n := len(result.Freeze); n > 0 && !slices.Contains(counts, n) {
@@ -129,9 +129,9 @@ func (r *Report) rounds() string {
 	case len(counts) == 0:
 		return "nothing"
 	case counts[0] == counts[len(counts)-1]:
-		return fmt.Sprintf("%d rounds", counts[0])
+		return fmt.Sprintf("%d measurements", counts[0])
 	}
-	return fmt.Sprintf("%d rounds, of %d at least where one takes long", counts[len(counts)-1], counts[0])
+	return fmt.Sprintf("%d to %d measurements, fewest where one takes long", counts[0], counts[len(counts)-1])
 }
 
 // machine is what it was measured on.
