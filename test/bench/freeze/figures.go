@@ -119,6 +119,7 @@ func (r *Report) compared() []Figure {
 		f.ratio(fmt.Sprintf("freeze_plain_vs_criu_%d_containers", n), froze("plain", s), froze("criu", s), "x")
 	}
 	f.ratio("freeze_to_a_store_vs_node_1gib", froze("stored", gib1), froze(stasis, gib1), "x")
+	f.ratio("freeze_plain_to_a_store_vs_node_1gib", froze("plain_stored", gib1), froze("plain", gib1), "x")
 	if off, some := r.said(); some {
 		f = append(f, Figure{"freeze_said_minus_measured_ms", ms(off), "ms"})
 	}

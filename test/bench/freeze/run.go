@@ -53,9 +53,10 @@ func (h *hold) contenders() []contender {
 	return []contender{
 		{name: "CRIU by runc, to memory", key: "criu", place: h.runc, checkpoint: h.runc.checkpoint,
 			restores: []restoration{{"CRIU by runc, from memory", "criu", h.runc.restore}}},
-		{name: "Stasis, plain", key: "plain", place: h.pods, checkpoint: h.pods.checkpoint(map[string]string{"capture": "plain"}, ""), restores: []restoration{restore("eager")}},
+		{name: "Stasis, plain", key: "plain", place: h.pods, checkpoint: h.pods.checkpoint(map[string]string{"capture": "plain"}, ""), restores: []restoration{restore("eager")}, often: []Shape{gib1}},
 		{name: "Stasis, copy-on-write", key: "cow", place: h.pods, checkpoint: h.pods.checkpoint(map[string]string{"capture": "cow"}, ""), restores: []restoration{restore("lazy")}, often: []Shape{gib1}, large: true},
 		{name: "Stasis, to a store", key: "stored", place: h.pods, checkpoint: h.pods.checkpoint(nil, h.store), only: []Shape{gib1}, often: []Shape{gib1}},
+		{name: "Stasis, plain, to a store", key: "plain_stored", place: h.pods, checkpoint: h.pods.checkpoint(map[string]string{"capture": "plain"}, h.store), only: []Shape{gib1}, often: []Shape{gib1}},
 		{name: "kubelet's endpoint, containerd", key: "kubelet", place: h.pods, checkpoint: h.pods.checkpointByKubelet, fewer: true},
 		{name: "podman, to memory", key: "podman", place: h.podman, checkpoint: h.podman.checkpoint,
 			restores: []restoration{{"podman, from memory", "podman", h.podman.restore}}},

@@ -84,6 +84,7 @@ var wanted = map[string]string{
 	"freeze_plain_vs_criu_2_containers":       "≤ 1.15",
 	"freeze_plain_vs_criu_4_containers":       "≤ 1.15 with four cores",
 	"freeze_to_a_store_vs_node_1gib":          "0.9–1.1",
+	"freeze_plain_to_a_store_vs_node_1gib":    "0.9–1.1",
 	"cow_throughput_1_in_20":                  "≥ 0.70",
 	"cow_throughput_1_in_20_while_read":       "≥ 0.70",
 	"cow_throughput_redis_at_half":            "≥ 0.70",
@@ -162,7 +163,7 @@ func (r *Report) freezeChart() chart.Chart {
 	for _, s := range r.single() {
 		g := chart.Group{Name: s.String()}
 		for _, result := range r.Results {
-			if result.Shape == s && result.Key != "stored" {
+			if result.Shape == s && !strings.HasSuffix(result.Key, "stored") {
 				g.Values = append(g.Values, ms(median(result.Freeze)))
 				if len(c.Groups) == 0 {
 					c.Names = append(c.Names, result.Contender)
