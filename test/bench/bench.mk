@@ -8,7 +8,7 @@
 BENCH ?= $(ONLY)
 SHAPES ?=
 UPDATE ?=
-bench: programs images dist/images/stasis-ballast.tar dist/images/stasis-zoo.tar images-e2e bin/docker-registry bin/versitygw bench-tools ## measure freezes, restores and stores next to others' ways, in half an hour; BENCH=freeze|increment|…
+bench: programs images dist/images/stasis-ballast.tar dist/images/stasis-zoo.tar images-e2e bin/docker-registry bin/versitygw bench-tools ## measure freezes, restores and stores next to others' ways, in up to an hour; BENCH=freeze|increment|…
 	@mkdir -p bin
 	go build -o bin/ ./test/bench ./test/zoo
 	bin/devcluster build >/dev/null

@@ -5,14 +5,13 @@ package client
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
-	"os"
-	"os/exec"
 	"slices"
 	"time"
+
+	"podstasis.dev/stasis/test/bench/self"
 )
 
 // Command is the first argument of this program when it is to be a client; the
@@ -108,37 +107,21 @@ func percentile(of []time.Duration, part float64) time.Duration {
 
 // Client is a client that runs.
 type Client struct {
-	cmd *exec.Cmd
-	in  io.Closer
-	out io.Reader
+	process *self.Process
+	address string
 }
 
 // Start starts a client of an address.
 func Start(ctx context.Context, address string) (*Client, error) {
-	program, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	c := &Client{cmd: exec.CommandContext(ctx, program, Command, address)}
-	c.cmd.Stderr = os.Stderr
-	if c.in, err = c.cmd.StdinPipe(); err != nil {
-		return nil, err
-	}
-	if c.out, err = c.cmd.StdoutPipe(); err != nil {
-		return nil, err
-	}
-	return c, c.cmd.Start()
+	p, err := self.Start(ctx, Command, address)
+	return &Client{p, address}, err
 }
 
 // Stop ends the client and returns what it has seen; no answer at all is an error.
 func (c *Client) Stop() (seen Seen, err error) {
-	err = c.in.Close()
-	err = errors.Join(err, json.NewDecoder(c.out).Decode(&seen), c.cmd.Wait())
+	err = c.process.Stop(&seen)
 	if err == nil && seen.Requests == 0 {
-		err = errors.New("nobody answered")
+		err = fmt.Errorf("%s %s: nobody answered", Command, c.address)
 	}
-	if err != nil {
-		return seen, fmt.Errorf("client %v: %w", c.cmd.Args[1:], err)
-	}
-	return seen, nil
+	return seen, err
 }

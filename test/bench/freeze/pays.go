@@ -220,13 +220,17 @@ func (h *hold) throughput(ctx context.Context, report *Report, each int, what st
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
-		for _, d := range done {
-			key := c.key + "_throughput" + what + d.until
-			h.say("%s: %.0f%%", key, 100*d.ratio)
-			report.throughput(key, d.ratio)
-		}
+		h.gotDone(report, c.key+"_throughput"+what, done)
 	}
 	return nil
+}
+
+// gotDone notes what was got done.
+func (h *hold) gotDone(report *Report, key string, done []got) {
+	for _, d := range done {
+		h.say("%s: %.0f%%", key+d.until, 100*d.ratio)
+		report.throughput(key+d.until, d.ratio)
+	}
 }
 
 func (r *Report) throughput(key string, ratio float64) {

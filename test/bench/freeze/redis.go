@@ -74,11 +74,7 @@ func (h *hold) redis(ctx context.Context, report *Report) (err error) {
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
-			for _, d := range done {
-				key := c.key + "_throughput" + l.what + d.until
-				h.say("%s: %.0f%%", key, 100*d.ratio)
-				report.throughput(key, d.ratio)
-			}
+			h.gotDone(report, c.key+"_throughput"+l.what, done)
 		}
 	}
 	return nil

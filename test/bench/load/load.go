@@ -14,12 +14,12 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"os"
-	"os/exec"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"podstasis.dev/stasis/test/bench/self"
 )
 
 // Command is the first argument of this program when it is to be the clients; the address
@@ -210,35 +210,17 @@ func (c *client) answer() error {
 }
 
 // Load are clients that ask.
-type Load struct {
-	cmd *exec.Cmd
-	in  io.Closer
-	out io.Reader
-}
+type Load struct{ process *self.Process }
 
 // Start has clients ask so many times a second; 0 is as often as they can.
 func Start(ctx context.Context, address string, rate float64) (*Load, error) {
-	program, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	l := &Load{cmd: exec.CommandContext(ctx, program, Command, address, strconv.FormatFloat(rate, 'f', 0, 64))}
-	l.cmd.Stderr = os.Stderr
-	if l.in, err = l.cmd.StdinPipe(); err != nil {
-		return nil, err
-	}
-	if l.out, err = l.cmd.StdoutPipe(); err != nil {
-		return nil, err
-	}
-	return l, l.cmd.Start()
+	p, err := self.Start(ctx, Command, address, strconv.FormatFloat(rate, 'f', 0, 64))
+	return &Load{p}, err
 }
 
 // Stop ends the clients and returns what was answered, as it was looked at every two
 // milliseconds.
 func (l *Load) Stop() (samples []Sample, err error) {
-	err = l.in.Close()
-	if err = errors.Join(err, json.NewDecoder(l.out).Decode(&samples), l.cmd.Wait()); err != nil {
-		return nil, fmt.Errorf("%v: %w", l.cmd.Args[1:], err)
-	}
-	return samples, nil
+	err = l.process.Stop(&samples)
+	return samples, err
 }
