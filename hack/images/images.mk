@@ -54,7 +54,7 @@ dist/bin/images: $(wildcard hack/images/*.go hack/images/internal/*/*.go) hack/i
 	go -C hack/images build -trimpath -o $(CURDIR)/$@ .
 
 # Libraries that CRIU is started with.
-CRIU_LIBRARIES = joinshm nopages ahead refill
+CRIU_LIBRARIES = joinshm nopages ahead queues refill
 dist/criu/VERSION: hack/criu.sh hack/foreign.sh hack/apt.sh internal/engine/criu/launcher/launcher.c $(foreach l,$(CRIU_LIBRARIES),internal/engine/criu/$(l)/$(l).c) hack/images/images.mk
 	hack/criu.sh dist/criu
 	set -e; for l in $(CRIU_LIBRARIES); do \

@@ -28,16 +28,22 @@ func built(t *testing.T, dir string) string {
 	return program
 }
 
+// running describes a container that runs a program of a directory beside this one.
+func (n *node) running(t *testing.T, name, program string, args ...string) *runtimeapi.ContainerConfig {
+	t.Helper()
+	onNode := filepath.Join(n.directory(t), program)
+	data, err := os.ReadFile(built(t, program))
+	must(t, err)
+	must(t, n.host.Do(func() error { return os.WriteFile(onNode, data, 0o755) }))
+	c := container(name, "", &runtimeapi.Mount{HostPath: onNode, ContainerPath: "/bin/" + program, Readonly: true})
+	c.Command = append([]string{"/bin/" + program}, args...)
+	return c
+}
+
 // hammer describes a container that runs test/cri/hammer.
 func (n *node) hammer(t *testing.T, name string, mebibytes int) *runtimeapi.ContainerConfig {
 	t.Helper()
-	program := filepath.Join(n.directory(t), "hammer")
-	data, err := os.ReadFile(built(t, "hammer"))
-	must(t, err)
-	must(t, n.host.Do(func() error { return os.WriteFile(program, data, 0o755) }))
-	c := container(name, "", &runtimeapi.Mount{HostPath: program, ContainerPath: "/bin/hammer", Readonly: true})
-	c.Command = []string{"/bin/hammer", strconv.Itoa(mebibytes)}
-	return c
+	return n.running(t, name, "hammer", strconv.Itoa(mebibytes))
 }
 
 // rounds waits until a hammer has done some more rounds, and nothing is wrong with it.

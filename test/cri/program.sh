@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds a program that tests of the CRI layer run in containers.
-#   test/cri/program.sh hammer|weaver FILE
+#   test/cri/program.sh hammer|weaver|wire FILE
 set -eu
 file=$(realpath -m "$2")
 cd "$(dirname "$0")/$1"

@@ -27,7 +27,7 @@ tr '",' '\n\n' <"$tree/built.json" | grep '^/' | grep -v '/kube$' | while read -
 for path in go.mod bin/devcluster dist/bin/stasis-agent dist/bin/stasis-runtime dist/bin/stasis-restore dist/criu; do give "$root/$path"; done
 mkdir -p "$tree/files$root/test/cri"
 CGO_ENABLED=0 go test -c -o "$tree/cri.test" ./test/cri
-for program in hammer weaver; do test/cri/program.sh $program "$tree/$program"; done
+for program in hammer weaver wire; do test/cri/program.sh $program "$tree/$program"; done
 
 cat >"$tree/start" <<EOF
 set -e

@@ -199,7 +199,7 @@ var errEnding = errors.New("a process was ending")
 func passing(err error) bool {
 	var late *lateStrays
 	var between *spawning
-	return errors.As(err, &late) || errors.As(err, &between) || errors.Is(err, ErrTorn) || errors.Is(err, errCOW) || errors.Is(err, errEnding) || errors.Is(err, errNotAhead)
+	return errors.As(err, &late) || errors.As(err, &between) || errors.Is(err, ErrTorn) || errors.Is(err, errCOW) || errors.Is(err, errEnding) || errors.Is(err, errMoved) || errors.Is(err, errNotAhead)
 }
 
 // checkCut looks at what has been captured: is it of one moment?
@@ -602,6 +602,7 @@ func firstCauses(err error) error {
 
 // dump lets CRIU write a frozen container's processes. env is added to its environment.
 func (e *Engine) dump(ctx context.Context, w window, t target, env ...string) error {
+	env = append(env, queuesEnv+"=1")
 	if w.helper != nil {
 		env = append(env, noPagesEnv+"=1")
 	}
@@ -637,7 +638,25 @@ func (e *Engine) dump(ctx context.Context, w window, t target, env ...string) er
 	if strings.Contains(reason, "Zombies with threads") {
 		err = fmt.Errorf("%w: %w", errEnding, err)
 	}
+	if queueMoved(reason) {
+		err = fmt.Errorf("%w: %w", errMoved, err)
+	}
 	return err
+}
+
+// queuesEnv makes the launcher of CRIU load a library by which each TCP connection is
+// captured at one moment (queues/queues.c).
+const queuesEnv = "STASIS_QUEUES"
+
+// errMoved says that the kernel took something into a connection's queue, or out of one,
+// again and again while CRIU looked at it.
+var errMoved = errors.New("a TCP connection went on while it was being captured")
+
+// queueMoved finds that in CRIU's errors: it asks how much a queue holds, looks at it and
+// gives up if that is another amount (soccr/soccr.c: -5 is the receive queue, -6 the send
+// queue).
+func queueMoved(reason string) bool {
+	return strings.Contains(reason, "libsoccr_save() failed with -5") || strings.Contains(reason, "libsoccr_save() failed with -6")
 }
 
 // diskError finds the disk's error in a program's, which has only its text and not the

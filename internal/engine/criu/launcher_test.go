@@ -49,8 +49,8 @@ grep -q '^SigIgn:.*1......$' /proc/self/status && echo ignored
 		{"STASIS_AHEAD= STASIS_CRIU_HOME=", ordinary},
 		{"HOME=/root CRIU_LIBS_DIR=/usr/lib/criu STASIS_CRIU_HOME=/run/home", strings.Replace(ordinary, "@/etc", "/run/home", 1)},
 		{"STASIS_REFILL=1", strings.Replace(ordinary, "--argv0", "--preload @/lib/stasis-refill.so --argv0", 1)},
-		{"STASIS_REFILL=1 STASIS_JOIN_SHM=1 STASIS_NO_PAGES=1 STASIS_AHEAD=/socket", strings.Replace(ordinary, "--argv0",
-			"--preload @/lib/stasis-joinshm.so:@/lib/stasis-nopages.so:@/lib/stasis-ahead.so:@/lib/stasis-refill.so --argv0", 1)},
+		{"STASIS_REFILL=1 STASIS_JOIN_SHM=1 STASIS_NO_PAGES=1 STASIS_QUEUES=1 STASIS_AHEAD=/socket", strings.Replace(ordinary, "--argv0",
+			"--preload @/lib/stasis-joinshm.so:@/lib/stasis-nopages.so:@/lib/stasis-ahead.so:@/lib/stasis-queues.so:@/lib/stasis-refill.so --argv0", 1)},
 	} {
 		cmd := exec.Command(dir+"/criu", "swrk", "3")
 		cmd.Env = append([]string{"PREFIX=" + prefix, "PATH=/usr/bin:/bin"}, strings.Fields(c.env)...)

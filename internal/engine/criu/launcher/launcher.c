@@ -22,6 +22,8 @@ static const struct { const char *variable, *name; } libraries[] = {
 	{"STASIS_NO_PAGES", "nopages"},
 	/* To have it wait until the Pod stands still. */
 	{"STASIS_AHEAD", "ahead"},
+	/* To capture each connection at one moment. */
+	{"STASIS_QUEUES", "queues"},
 	/* To fill small file systems without tar and gzip. */
 	{"STASIS_REFILL", "refill"},
 };

@@ -5,15 +5,14 @@
  *
  * CRIU asks the kernel which pages of a process there are (ioctl(2), PAGEMAP_SCAN), and
  * learns that none are. Other questions, such as after guard pages, are the kernel's to
- * answer. The vDSO it writes without asking.
+ * answer, or another library's (queues.c). The vDSO it writes without asking.
  *
  * A CRIU that asks in another way writes all memory: that is seen by its images.
  */
+#include <dlfcn.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 struct scan {
 	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
@@ -36,5 +35,8 @@ int ioctl(int fd, unsigned long request, ...)
 			return 0;
 		}
 	}
-	return syscall(SYS_ioctl, fd, request, argument);
+	static int (*next)(int, unsigned long, ...);
+	if (!next)
+		next = dlsym(RTLD_NEXT, "ioctl");
+	return next(fd, request, argument);
 }
