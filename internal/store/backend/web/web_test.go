@@ -25,11 +25,11 @@ func pipe(t *testing.T, silence time.Duration) (net.Conn, net.Conn) {
 
 func TestAConnectionOnWhichNothingMovesIsBroken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		near, _ := pipe(t, 20*time.Millisecond)
-		for what, call := range map[string]func([]byte) (int, error){"read": near.Read, "write": near.Write} {
+		for what, call := range map[string]func(net.Conn, []byte) (int, error){"read": net.Conn.Read, "write": net.Conn.Write} {
+			near, _ := pipe(t, 20*time.Millisecond) // a write ends reads, too
 			failed := make(chan error, 1)
 			go func() {
-				_, err := call(make([]byte, 1))
+				_, err := call(near, make([]byte, 1))
 				failed <- err
 			}()
 			var timeout net.Error
