@@ -207,6 +207,13 @@ type PodCheckpointStatus struct {
 	// +optional
 	FreezeDuration *metav1.Duration `json:"freezeDuration,omitempty"`
 
+	// earlierFreezes are those of attempts that came to nothing, because something went on
+	// in the Pod that cannot be captured at that moment. Stasis' addition to the KEP.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	EarlierFreezes []EarlierFreeze `json:"earlierFreezes,omitempty"`
+
 	// capture says how the memory of the processes was captured, where the engine has
 	// more than one way. Stasis' addition to the KEP.
 	// +optional
@@ -292,6 +299,17 @@ type CheckpointSize struct {
 	Logical string `json:"logical"`
 	// logicalBytes is the same in bytes.
 	LogicalBytes int64 `json:"logicalBytes"`
+}
+
+// EarlierFreeze is one for an attempt that came to nothing, after which the Pod ran on.
+//
+// +k8s:openapi-gen=true
+type EarlierFreeze struct {
+	// duration is how long the Pod's processes stood still.
+	Duration metav1.Duration `json:"duration"`
+	// reason says why nothing came of it.
+	// +kubebuilder:validation:MaxLength=1024
+	Reason string `json:"reason"`
 }
 
 // MemoryCapture is how the memory of processes is captured.

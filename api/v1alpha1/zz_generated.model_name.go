@@ -56,6 +56,11 @@ func (in DirectoryStore) OpenAPIModelName() string {
 }
 
 // OpenAPIModelName returns the OpenAPI model name for this type.
+func (in EarlierFreeze) OpenAPIModelName() string {
+	return "dev.podstasis.checkpoint.v1alpha1.EarlierFreeze"
+}
+
+// OpenAPIModelName returns the OpenAPI model name for this type.
 func (in EngineStatus) OpenAPIModelName() string {
 	return "dev.podstasis.checkpoint.v1alpha1.EngineStatus"
 }

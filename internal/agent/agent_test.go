@@ -158,6 +158,7 @@ func (f *fakeCRI) CheckpointPod(ctx context.Context, in *runtimeapi.CheckpointPo
 		Engine:         checkpoint.Program{Name: "criu", Version: "4.2"},
 		Platform:       checkpoint.Platform{OS: "linux", Architecture: "amd64"},
 		FreezeDuration: 120 * time.Millisecond,
+		EarlierFreezes: []checkpoint.EarlierFreeze{{Duration: 40 * time.Millisecond, Reason: "an exec began"}, {Duration: 30 * time.Millisecond, Reason: "a process was ending"}},
 		Capture:        &checkpoint.Capture{Mode: "plain", Reason: "with 4 MiB\x1bit would not be faster"},
 		Phases:         []checkpoint.Phase{{Name: "freeze", Duration: 10 * time.Millisecond}, {Name: "capture", Duration: 110 * time.Millisecond}},
 	}
@@ -433,6 +434,9 @@ func TestACheckpointEndsReadyAndSaysEverythingAboutItself(t *testing.T) {
 	}
 	if s.CheckpointedPodTemplate == nil || s.CheckpointedPodTemplate.Spec.NodeName != "" || s.CheckpointedPodTemplate.Labels["app"] != "x" {
 		t.Errorf("template %+v", s.CheckpointedPodTemplate)
+	}
+	if len(s.EarlierFreezes) != 2 || s.EarlierFreezes[0].Duration.Duration != 40*time.Millisecond || s.EarlierFreezes[1].Reason != "a process was ending" {
+		t.Errorf("freezes for nothing: %+v", s.EarlierFreezes)
 	}
 	if s.Engine.Name != "criu" || s.Platform != "linux/amd64" || s.Size.LogicalBytes != 4096 || s.FreezeDuration.Duration != 120*time.Millisecond || len(s.Phases) != 2 {
 		t.Errorf("figures: %+v %s %+v %v %v", s.Engine, s.Platform, s.Size, s.FreezeDuration, s.Phases)

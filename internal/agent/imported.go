@@ -63,6 +63,7 @@ func (o *operations) imported(pcp *v1alpha1.PodCheckpoint, in *archive.Unpacked)
 		Requires:                   requirements(m),
 		Size:                       &v1alpha1.CheckpointSize{Logical: binaryBytes(m.LogicalBytes()), LogicalBytes: m.LogicalBytes()},
 		FreezeDuration:             &metav1.Duration{Duration: max(m.FreezeDuration, 0).Round(time.Microsecond)},
+		EarlierFreezes:             earlierFreezes(m.EarlierFreezes),
 		Capture:                    capture(m.Capture),
 		Phases:                     timings(m.Phases),
 	}

@@ -105,6 +105,9 @@ func (m *Metrics) checkpointSucceeded(took time.Duration, taken *checkpoint.Mani
 	m.checkpointDuration.WithLabelValues(resultSuccess).Observe(took.Seconds())
 	m.checkpointSize.Observe(float64(taken.LogicalBytes()))
 	m.checkpointFreeze.WithLabelValues(mode(taken.Capture)).Observe(taken.FreezeDuration.Seconds())
+	for _, f := range taken.EarlierFreezes {
+		m.checkpointFreeze.WithLabelValues(mode(taken.Capture)).Observe(f.Duration.Seconds())
+	}
 }
 
 // mode is an engine's word for the way in which memory is captured; empty if it has one only.

@@ -42,7 +42,7 @@ func TestACheckpointIsMeasuredByItsOutcome(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	m := NewMetrics(registry)
 	m.checkpointSucceeded(2*time.Second, &checkpoint.Manifest{
-		FreezeDuration: 300 * time.Millisecond, Capture: &checkpoint.Capture{Mode: "cow"}, Files: []checkpoint.File{{Size: 5 << 20}},
+		FreezeDuration: 175 * time.Millisecond, EarlierFreezes: []checkpoint.EarlierFreeze{{Duration: 125 * time.Millisecond, Reason: "an exec began"}}, Capture: &checkpoint.Capture{Mode: "cow"}, Files: []checkpoint.File{{Size: 5 << 20}},
 	})
 	m.checkpointFailed(time.Second)
 	for _, result := range []string{resultSuccess, resultFailure} {

@@ -444,18 +444,44 @@ func (o *operations) success(op operation, m *checkpoint.Manifest, digest string
 		Requires:                   requirements(m),
 		Size:                       &v1alpha1.CheckpointSize{Logical: binaryBytes(m.LogicalBytes()), LogicalBytes: m.LogicalBytes()},
 		FreezeDuration:             &metav1.Duration{Duration: m.FreezeDuration.Round(time.Microsecond)},
+		EarlierFreezes:             earlierFreezes(m.EarlierFreezes),
 		Capture:                    capture(m.Capture),
 	}
 	for _, p := range m.Phases {
 		s.Phases = append(s.Phases, v1alpha1.PhaseTiming{Name: p.Name, Duration: metav1.Duration{Duration: p.Duration.Round(time.Microsecond)}})
 	}
 	setReady(&s, op.object.Generation, now, v1alpha1.ReasonCheckpointCompleted, fmt.Sprintf(
-		"Checkpointed %s of Pod %s on node %s: %s, frozen for %s", strings.Join(op.source.containers, ", "),
-		op.source.pod.Name, o.nodeName, s.Size.Logical, m.FreezeDuration.Round(time.Millisecond)))
+		"Checkpointed %s of Pod %s on node %s: %s, frozen for %s%s", strings.Join(op.source.containers, ", "),
+		op.source.pod.Name, o.nodeName, s.Size.Logical, m.FreezeDuration.Round(time.Millisecond), before(m.EarlierFreezes)))
 	return &record{
 		Namespace: op.object.Namespace, Name: op.object.Name, UID: op.object.UID,
 		PodName: op.source.pod.Name, PodUID: op.source.pod.UID, Data: data, StoreName: op.object.Spec.StoreName, Workload: workloadOf(op.source.pod), Status: s,
 	}
+}
+
+// maxEarlierFreezes bounds what is told of freezes that came to nothing; the CRD states
+// the same.
+const maxEarlierFreezes = 16
+
+func earlierFreezes(freezes []checkpoint.EarlierFreeze) (told []v1alpha1.EarlierFreeze) {
+	for _, f := range freezes[:min(len(freezes), maxEarlierFreezes)] {
+		told = append(told, v1alpha1.EarlierFreeze{
+			Duration: metav1.Duration{Duration: f.Duration.Round(time.Microsecond)}, Reason: printable(f.Reason, maxReason),
+		})
+	}
+	return told
+}
+
+// before says that a Pod was frozen before, too.
+func before(freezes []checkpoint.EarlierFreeze) string {
+	if len(freezes) == 0 {
+		return ""
+	}
+	var sum time.Duration
+	for _, f := range freezes {
+		sum += f.Duration
+	}
+	return fmt.Sprintf(", and before that for %s in %s that came to nothing", sum.Round(time.Millisecond), counted(len(freezes), "attempt"))
 }
 
 // capture tells how memory is captured; nil if the engine does not say.

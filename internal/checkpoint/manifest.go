@@ -30,11 +30,19 @@ type Manifest struct {
 	// FreezeDuration runs from before the first container is frozen until after
 	// the last one is thawed.
 	FreezeDuration time.Duration `json:"freezeDurationNanoseconds"`
-	Phases         []Phase       `json:"phases"`
+	// EarlierFreezes are those of attempts that came to nothing.
+	EarlierFreezes []EarlierFreeze `json:"earlierFreezes,omitempty"`
+	Phases         []Phase         `json:"phases"`
 	// Capture says how memory was captured; unknown in older checkpoints.
 	Capture *Capture `json:"capture,omitempty"`
 	// Files lists every file of the directory but the manifest, sorted by path.
 	Files []File `json:"files"`
+}
+
+// EarlierFreeze is one for an attempt that came to nothing, after which the Pod ran on.
+type EarlierFreeze struct {
+	Duration time.Duration `json:"durationNanoseconds"`
+	Reason   string        `json:"reason"` // why nothing came of it
 }
 
 // Capture is how the memory of the processes was captured.

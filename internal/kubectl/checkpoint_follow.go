@@ -123,6 +123,7 @@ func tellCheckpoint(out io.Writer, checkpoint *checkpointv1alpha1.PodCheckpoint)
 		"Location", location(status.CheckpointLocation),
 		"Size", sizeOf(status.Size),
 		"Frozen", frozenFor(checkpoint),
+		"Retried", frozenEarlier(checkpoint),
 		"Phases", phases(status.Phases),
 		"Engine", engineOf(status.Engine),
 	)
@@ -152,6 +153,19 @@ func frozenFor(checkpoint *checkpointv1alpha1.PodCheckpoint) string {
 		return ""
 	}
 	return short(checkpoint.Status.FreezeDuration.Duration)
+}
+
+// frozenEarlier says what attempts that came to nothing cost the Pod, and why the last one did.
+func frozenEarlier(checkpoint *checkpointv1alpha1.PodCheckpoint) string {
+	earlier := checkpoint.Status.EarlierFreezes
+	if len(earlier) == 0 {
+		return ""
+	}
+	var each []string
+	for _, f := range earlier {
+		each = append(each, short(f.Duration.Duration))
+	}
+	return fmt.Sprintf("after freezes of %s that came to nothing: %s", strings.Join(each, ", "), clean(earlier[len(earlier)-1].Reason))
 }
 
 // captureOf is how memory is captured, and why not in the way that the engine prefers.

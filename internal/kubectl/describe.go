@@ -87,6 +87,7 @@ func (o *describeOptions) one(ctx context.Context, c *checkpointv1alpha1.PodChec
 		{"Digest:", c.Status.ManifestDigest},
 		{"Size:", sizeOf(c.Status.Size)},
 		{"Frozen:", frozenFor(c)},
+		{"Retried:", frozenEarlier(c)},
 		{"Capture:", captureOf(c.Status.Capture)},
 		{"Engine:", engineOf(c.Status.Engine)},
 		{"Platform:", clean(c.Status.Platform)},

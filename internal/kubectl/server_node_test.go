@@ -52,7 +52,7 @@ func checkpointSteps(agent string) []map[string]any {
 		return []map[string]any{busy, {"nodeName": "node-1", "conditions": ready("False", "CheckpointFailed", "io_uring is in use by pid 7")}}
 	}
 	return []map[string]any{busy, {
-		"nodeName": "node-1", "freezeDuration": "143ms", "size": map[string]any{"logical": "12Mi", "logicalBytes": 12 << 20},
+		"nodeName": "node-1", "freezeDuration": "143ms", "earlierFreezes": []any{map[string]any{"duration": "58ms", "reason": "a process was ending"}}, "size": map[string]any{"logical": "12Mi", "logicalBytes": 12 << 20},
 		"checkpointLocation":     map[string]any{"type": "NodeLocal", "nodeLocal": map[string]any{"path": "there"}},
 		"checkpointedContainers": []any{map[string]any{"name": "main", "image": "i"}},
 		"phases":                 []any{map[string]any{"name": "freeze", "duration": "12ms"}, map[string]any{"name": "capture", "duration": "120ms"}},

@@ -222,11 +222,30 @@ func TestExecProbesDoNotBreakCheckpoints(t *testing.T) {
 			}
 		}
 	})
+	told := 0
 	for range 12 {
-		dir, _ := p.checkpoint(t)
+		dir, m := p.checkpoint(t)
 		must(t, theNode.host.Do(func() error { return os.RemoveAll(dir) }))
+		told += len(m.EarlierFreezes)
+		for _, f := range m.EarlierFreezes {
+			if f.Duration <= 0 || f.Duration == m.FreezeDuration || f.Reason == "" {
+				t.Errorf("a freeze for nothing is told as %+v", f)
+			}
+		}
 	}
 	p.goesOn(t, "a")
+	log, err := os.ReadFile(theNode.agentLog)
+	must(t, err)
+	retried := 0
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, "trying again") && strings.Contains(line, p.sandbox) {
+			retried++
+		}
+	}
+	t.Logf("%d attempts came to nothing, of which %d had frozen the Pod", retried, told)
+	if told > retried || told == 0 && retried > 0 {
+		t.Errorf("of %d attempts that came to nothing the checkpoints tell %d", retried, told)
+	}
 }
 
 // smallDisk mounts a tmpfs on the node and makes a directory in it.

@@ -96,6 +96,7 @@ func GetOpenAPIDefinitions(ref common.ReferenceCallback) map[string]common.OpenA
 		v1alpha1.VolumeContents{}.OpenAPIModelName():               schema_stasis_api_subresources_v1alpha1_VolumeContents(ref),
 		apiv1alpha1.CheckpointSize{}.OpenAPIModelName():            schema_podstasisdev_stasis_api_v1alpha1_CheckpointSize(ref),
 		apiv1alpha1.CheckpointSource{}.OpenAPIModelName():          schema_podstasisdev_stasis_api_v1alpha1_CheckpointSource(ref),
+		apiv1alpha1.EarlierFreeze{}.OpenAPIModelName():             schema_podstasisdev_stasis_api_v1alpha1_EarlierFreeze(ref),
 		apiv1alpha1.EngineStatus{}.OpenAPIModelName():              schema_podstasisdev_stasis_api_v1alpha1_EngineStatus(ref),
 		apiv1alpha1.MemoryCapture{}.OpenAPIModelName():             schema_podstasisdev_stasis_api_v1alpha1_MemoryCapture(ref),
 		apiv1alpha1.NodeLocalCheckpointSource{}.OpenAPIModelName(): schema_podstasisdev_stasis_api_v1alpha1_NodeLocalCheckpointSource(ref),
@@ -4523,6 +4524,36 @@ func schema_podstasisdev_stasis_api_v1alpha1_CheckpointSource(ref common.Referen
 		},
 		Dependencies: []string{
 			apiv1alpha1.NodeLocalCheckpointSource{}.OpenAPIModelName()},
+	}
+}
+
+func schema_podstasisdev_stasis_api_v1alpha1_EarlierFreeze(ref common.ReferenceCallback) common.OpenAPIDefinition {
+	return common.OpenAPIDefinition{
+		Schema: spec.Schema{
+			SchemaProps: spec.SchemaProps{
+				Description: "EarlierFreeze is one for an attempt that came to nothing, after which the Pod ran on.",
+				Type:        []string{"object"},
+				Properties: map[string]spec.Schema{
+					"duration": {
+						SchemaProps: spec.SchemaProps{
+							Description: "duration is how long the Pod's processes stood still.",
+							Ref:         ref(v1.Duration{}.OpenAPIModelName()),
+						},
+					},
+					"reason": {
+						SchemaProps: spec.SchemaProps{
+							Description: "reason says why nothing came of it.",
+							Default:     "",
+							Type:        []string{"string"},
+							Format:      "",
+						},
+					},
+				},
+				Required: []string{"duration", "reason"},
+			},
+		},
+		Dependencies: []string{
+			v1.Duration{}.OpenAPIModelName()},
 	}
 }
 

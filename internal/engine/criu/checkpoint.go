@@ -89,9 +89,13 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 	}
 	defer closeTrees(w.trees)
 	for attempt := 1; ; attempt++ {
+		m.FreezeDuration = 0
 		err := e.captureOnce(ctx, w, m, &clock)
 		if err == nil {
 			break
+		}
+		if m.FreezeDuration > 0 {
+			m.EarlierFreezes = append(m.EarlierFreezes, checkpoint.EarlierFreeze{Duration: m.FreezeDuration, Reason: err.Error()})
 		}
 		if errors.Is(err, cow.ErrComplete) {
 			e.wroteMemory.Store(true)
@@ -103,8 +107,11 @@ func (e *Engine) Checkpoint(ctx context.Context, s engine.Sandbox, dir string, o
 			continue
 		}
 		w.late = w.late || errors.Is(err, errNotAhead)
-		if !passing(err) || attempt == captureAttempts {
+		if !passing(err) {
 			return nil, err
+		}
+		if attempt == captureAttempts {
+			return nil, fmt.Errorf("given up after %d attempts, the last one: %w", attempt, err)
 		}
 		if errors.Is(err, errEnding) {
 			if err := lookForLeaderless(s.Containers); err != nil {
