@@ -16,6 +16,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 )
 
 var (
@@ -42,29 +45,11 @@ func Seal(ctx context.Context, dir string, m *Manifest) (string, error) {
 		return "", fmt.Errorf("seal checkpoint: %w", err)
 	}
 	defer root.Close()
-	sums := map[string][]byte{}
-	hasher := newBlockHasher()
-	defer hasher.close()
-	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.IsDir() {
-			return syncPath(root, name)
-		}
-		if name == BlocksName {
-			return nil // of an earlier seal: it is written anew
-		}
-		f, err := sealFile(ctx, root, name, hasher)
-		if err != nil {
-			return err
-		}
-		m.Files = append(m.Files, f)
-		if f.listed() {
-			sums[f.Path] = hasher.sums
-		}
-		return nil
-	})
+	files, err := syncDirectories(root)
+	if err != nil {
+		return "", fmt.Errorf("seal checkpoint in %s: %w", dir, err)
+	}
+	sums, err := sealFiles(ctx, root, m, files)
 	if err != nil {
 		return "", fmt.Errorf("seal checkpoint in %s: %w", dir, err)
 	}
@@ -83,7 +68,75 @@ func Seal(ctx context.Context, dir string, m *Manifest) (string, error) {
 	return digestOf(data), nil
 }
 
-// sealFile leaves the digests of the file's blocks in blocks.
+// syncDirectories makes the names in root durable and lists the files that are sealed.
+func syncDirectories(root *os.Root) (files []string, err error) {
+	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir():
+			return syncPath(root, name)
+		case name != BlocksName: // which is of an earlier seal: it is written anew
+			files = append(files, name)
+		}
+		return nil
+	})
+	return files, err
+}
+
+// smallSealers is how many small files are written to the disk at a time: CRIU makes one for each
+// connection, and the disk writes many in the time that it takes for one.
+const smallSealers = 32
+
+// sealFiles lists files in m, unsorted, and returns the digests of their blocks. The small ones
+// are sealed beside each other, and beside the large ones, one after the other.
+func sealFiles(ctx context.Context, root *os.Root, m *Manifest, files []string) (sums map[string][]byte, err error) {
+	small, ctx := errgroup.WithContext(ctx)
+	small.SetLimit(smallSealers)
+	sealed := make(chan File)
+	collected := make(chan struct{})
+	go func() {
+		defer close(collected)
+		for f := range sealed {
+			m.Files = append(m.Files, f)
+		}
+	}()
+	var large []string
+	for _, name := range files {
+		info, err := root.Lstat(name)
+		if err == nil && info.Size() > BlockSize {
+			large = append(large, name)
+			continue
+		}
+		small.Go(func() error {
+			f, err := sealFile(ctx, root, name, nil)
+			if err == nil {
+				sealed <- f
+			}
+			return err
+		})
+	}
+	sums = map[string][]byte{}
+	hasher := newBlockHasher()
+	defer hasher.close()
+	for _, name := range large {
+		f, err := sealFile(ctx, root, name, hasher)
+		if err != nil {
+			small.Go(func() error { return err })
+			break
+		}
+		sealed <- f
+		if f.listed() {
+			sums[f.Path] = hasher.sums
+		}
+	}
+	err = small.Wait()
+	close(sealed)
+	<-collected
+	return sums, err
+}
+
+// sealFile leaves the digests of the file's blocks in blocks, which may be nil.
 func sealFile(ctx context.Context, root *os.Root, name string, blocks *blockHasher) (File, error) {
 	f, err := openRegular(root, name)
 	if err != nil {
@@ -403,11 +456,16 @@ func digestOf(data []byte) string {
 	return digestPrefix + hex.EncodeToString(sum[:])
 }
 
+// buffers are what files are read into: most files of a checkpoint are smaller.
+var buffers = sync.Pool{New: func() any { return new([1 << 20]byte) }}
+
 // digestReader reads r to its end, and gives up when ctx ends. blocks, which may be nil,
 // digests its blocks.
 func digestReader(ctx context.Context, r io.Reader, blocks *blockHasher) (string, int64, error) {
 	h := sha256.New()
-	buf := make([]byte, 1<<20)
+	buffer := buffers.Get().(*[1 << 20]byte)
+	defer buffers.Put(buffer)
+	buf := buffer[:]
 	var size int64
 	if blocks != nil {
 		blocks.sums = nil
