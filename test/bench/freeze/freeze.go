@@ -165,7 +165,11 @@ func roundIn(ctx context.Context, s Shape, results []*Result, contenders []conte
 		}
 	}()
 	for turn := range turns {
-		for i, c := range contenders {
+		for i := range contenders {
+			if turn%2 == 1 { // each finds the machine as another one has left it
+				i = len(contenders) - 1 - i
+			}
+			c := contenders[i]
 			if turn > 0 && !slices.Contains(c.often, s) {
 				continue
 			}
