@@ -8,9 +8,12 @@
  * something has come in between it gives up; or, where a queue was empty, does not see that
  * it has the number of a byte that it has not got.
  *
- * Here all of it is read when CRIU asks for the first, again as long as it was not the same
- * before and after. What CRIU asks then is answered from that. A connection on which that
- * does not come to an end is left to the kernel, as without this library.
+ * Here all of it is read when CRIU asks for the first, and what CRIU asks then is answered
+ * from that. What is in a queue is read at one moment, and two numbers stay as they are
+ * while processes stand still: that of the next byte that the process will read, and that of
+ * the next one that it will send. So what was read tells how much there was, and up to which
+ * number. Only if the connection's state has changed meanwhile, it is read again. A
+ * connection of which this cannot be said is left to the kernel, as without this library.
  */
 #include <errno.h>
 #include <linux/sockios.h>
@@ -25,17 +28,19 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { MOST = 1000 }; /* how often a connection is read; a time takes some 10 us */
+enum {
+	MOST = 100, /* how often a connection is read */
+	ROOM = 64 << 10, /* for what comes while a queue is read */
+};
 
 enum { RECEIVE, SEND, QUEUES };
 static const int names[QUEUES] = { TCP_RECV_QUEUE, TCP_SEND_QUEUE };
 
-/* What does not change while a connection stands still. There are no gaps in it, for
- * it is compared as bytes. */
 struct numbers {
-	uint32_t state, sequence[QUEUES];
-	int received, sent, unsent;
-	uint32_t window[5]; /* struct tcp_repair_window: of the queues too */
+	int state;
+	int length[QUEUES], unsent; /* a FIN counts in what is sent */
+	uint32_t sequence[QUEUES]; /* of the end of the queues */
+	uint32_t window[5]; /* struct tcp_repair_window */
 };
 
 /* The connection that CRIU asks about. */
@@ -52,44 +57,93 @@ static int get(int fd, int option, void *value, socklen_t size)
 	return syscall(SYS_getsockopt, fd, SOL_TCP, option, value, &length) == 0 && length == size ? 0 : -1;
 }
 
+/* choose says which queue is meant from now on. While none is, the kernel goes on to send
+ * what it may. */
 static bool choose(int fd, int queue)
 {
 	return syscall(SYS_setsockopt, fd, SOL_TCP, TCP_REPAIR_QUEUE, &queue, sizeof(queue)) == 0;
 }
 
-/* look reads the numbers. With no queue chosen the kernel goes on to send what it may. */
+static bool end_of(int fd, int q, uint32_t *sequence)
+{
+	return choose(fd, names[q]) && get(fd, TCP_QUEUE_SEQ, sequence, sizeof(*sequence)) == 0 && choose(fd, TCP_NO_QUEUE);
+}
+
+/* look reads the numbers; the length and the end of the receive queue are of one moment. */
 static bool look(int fd, struct numbers *n)
 {
 	unsigned char state;
+	int again;
 	if (get(fd, TCP_INFO, &state, sizeof(state)) < 0 || get(fd, TCP_REPAIR_WINDOW, n->window, sizeof(n->window)) < 0 ||
-	    syscall(SYS_ioctl, fd, SIOCINQ, &n->received) < 0 || syscall(SYS_ioctl, fd, SIOCOUTQ, &n->sent) < 0 ||
-	    syscall(SYS_ioctl, fd, SIOCOUTQNSD, &n->unsent) < 0)
+	    syscall(SYS_ioctl, fd, SIOCOUTQ, &n->length[SEND]) < 0 || syscall(SYS_ioctl, fd, SIOCOUTQNSD, &n->unsent) < 0 ||
+	    !end_of(fd, SEND, &n->sequence[SEND]))
 		return false;
 	n->state = state;
-	for (int q = 0; q < QUEUES; q++)
-		if (!choose(fd, names[q]) || get(fd, TCP_QUEUE_SEQ, &n->sequence[q], sizeof(n->sequence[q])) < 0)
+	for (int i = 0; i < MOST; i++)
+		if (syscall(SYS_ioctl, fd, SIOCINQ, &n->length[RECEIVE]) < 0 || !end_of(fd, RECEIVE, &n->sequence[RECEIVE]) ||
+		    syscall(SYS_ioctl, fd, SIOCINQ, &again) < 0)
 			return false;
-	return choose(fd, TCP_NO_QUEUE);
+		else if (again == n->length[RECEIVE])
+			return true;
+	return false;
 }
 
-/* peek reads what is in a queue. */
-static bool peek(int fd, int q, int length)
+/* peek reads what is in a queue that had a length. Where there was nothing it does not look:
+ * the process would not hear of an error any more that waits for it (recv(2)). */
+static bool peek(int fd, int q, int had)
 {
-	if (length < 0)
-		return false;
-	if (still.queue[q].room <= (size_t)length) {
-		char *larger = realloc(still.queue[q].bytes, length + 1);
-		if (!larger)
+	still.queue[q].length = 0;
+	while (had > 0) {
+		size_t room = (size_t)had + ROOM;
+		if (still.queue[q].room < room) {
+			char *larger = realloc(still.queue[q].bytes, room);
+			if (!larger)
+				return false;
+			still.queue[q].bytes = larger;
+			still.queue[q].room = room;
+		}
+		if (!choose(fd, names[q]))
 			return false;
-		still.queue[q].bytes = larger;
-		still.queue[q].room = length + 1;
+		ssize_t n = syscall(SYS_recvfrom, fd, still.queue[q].bytes, still.queue[q].room, MSG_PEEK | MSG_DONTWAIT, NULL, NULL);
+		if (!choose(fd, TCP_NO_QUEUE))
+			return false;
+		still.queue[q].length = n < 0 ? 0 : n; /* whether all was read is seen by the numbers */
+		if (still.queue[q].length < (ssize_t)still.queue[q].room)
+			break;
+		had = still.queue[q].length;
 	}
-	if (!choose(fd, names[q]))
+	return true;
+}
+
+/* ended says whether there is a FIN behind what was sent, which has a number and is no byte. */
+static bool ended(int state)
+{
+	return state == TCP_FIN_WAIT1 || state == TCP_CLOSING || state == TCP_LAST_ACK;
+}
+
+/* read_at_once reads a connection, and says whether what it has is of one moment. */
+static bool read_at_once(int fd)
+{
+	struct numbers before, after;
+	ssize_t *received = &still.queue[RECEIVE].length, *sent = &still.queue[SEND].length;
+	if (!look(fd, &before) || !peek(fd, RECEIVE, before.length[RECEIVE]) || !peek(fd, SEND, before.length[SEND]) || !look(fd, &after))
 		return false;
-	/* One more, as CRIU does it: more than there are must not come. */
-	still.queue[q].length = length == 0 ? 0 :
-		syscall(SYS_recvfrom, fd, still.queue[q].bytes, length + 1, MSG_PEEK | MSG_DONTWAIT, NULL, NULL);
-	return choose(fd, TCP_NO_QUEUE) && still.queue[q].length <= length;
+	uint32_t next = before.sequence[RECEIVE] - before.length[RECEIVE];
+	if (before.state != after.state || before.sequence[SEND] != after.sequence[SEND] ||
+	    next != after.sequence[RECEIVE] - after.length[RECEIVE])
+		return false;
+	/* The receive queue grows, the send queue shrinks. What is left of that where the other
+	 * end has reset the connection, CRIU does not ask for. */
+	int length = before.state == TCP_CLOSE ? after.length[SEND] : *sent + ended(before.state);
+	if (*received < before.length[RECEIVE] || *received > after.length[RECEIVE] ||
+	    length > before.length[SEND] || length < after.length[SEND])
+		return false;
+	still.numbers = before; /* its window is no further than the queue */
+	still.numbers.length[RECEIVE] = *received;
+	still.numbers.sequence[RECEIVE] = next + *received;
+	still.numbers.length[SEND] = length;
+	still.numbers.unsent = after.unsent;
+	return true;
 }
 
 static bool hold_still(int fd)
@@ -97,18 +151,9 @@ static bool hold_still(int fd)
 	int repaired = 0;
 	if (get(fd, TCP_REPAIR, &repaired, sizeof(repaired)) < 0 || repaired != 1)
 		return false;
-	for (int i = 0; i < MOST; i++) {
-		struct numbers before, after;
-		if (!look(fd, &before))
-			return false;
-		bool whole = peek(fd, RECEIVE, before.received) && peek(fd, SEND, before.sent);
-		if (!look(fd, &after))
-			return false;
-		if (whole && memcmp(&before, &after, sizeof(before)) == 0) {
-			still.numbers = before;
+	for (int i = 0; i < MOST; i++)
+		if (read_at_once(fd))
 			return true;
-		}
-	}
 	return false;
 }
 
@@ -160,8 +205,8 @@ int ioctl(int fd, unsigned long request, ...)
 	va_start(list, request);
 	void *argument = va_arg(list, void *);
 	va_end(list);
-	const int *answer = request == SIOCINQ ? &still.numbers.received :
-		request == SIOCOUTQ ? &still.numbers.sent : request == SIOCOUTQNSD ? &still.numbers.unsent : NULL;
+	const int *answer = request == SIOCINQ ? &still.numbers.length[RECEIVE] :
+		request == SIOCOUTQ ? &still.numbers.length[SEND] : request == SIOCOUTQNSD ? &still.numbers.unsent : NULL;
 	if (answer && fd == still.fd) {
 		memcpy(argument, answer, sizeof(*answer));
 		return 0;

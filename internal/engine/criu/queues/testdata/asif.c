@@ -6,14 +6,18 @@
  *   as-if receive    the other end sends 8 bytes each time
  *   as-if empty      the other end sends 8 bytes once, after it was said that there are none
  *   as-if send       the other end takes what has been sent
+ *   as-if fin        so, after we have closed our side
  *   as-if within     the other end sends 8 bytes after each of the first times that a library
  *                    asks, for one question, how much there is
+ *   as-if reset      the other end has reset the connection, of which the process has not
+ *                    heard yet
  */
 #include <arpa/inet.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <linux/sockios.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -27,7 +31,7 @@
 static int ours, theirs;
 /* Positions in the streams: that ours receives, and that it sends. */
 static uint64_t written, consumed, all, taken;
-static int looking;
+static int looking, state = TCP_ESTABLISHED;
 static uint32_t receiving, sending; /* the numbers that they begin with */
 static const char *how;
 static char buffer[4 << 20];
@@ -77,7 +81,7 @@ long syscall(long number, ...)
 /* goes_on is what happens between two questions. */
 static void goes_on(int counted)
 {
-	if (strcmp(how, "send") == 0) {
+	if (strcmp(how, "send") == 0 || strcmp(how, "fin") == 0) {
 		ssize_t n = recv(theirs, buffer, sizeof(buffer), MSG_DONTWAIT);
 		if (n > 0)
 			taken += n;
@@ -144,13 +148,17 @@ static int look(void)
 	repair(1);
 	looking = 1;
 	goes_on(0);
-	check(getsockopt(ours, SOL_TCP, TCP_INFO, &info, &size) == 0 && size == sizeof(info) && info.state == TCP_ESTABLISHED, "TCP_INFO");
+	check(getsockopt(ours, SOL_TCP, TCP_INFO, &info, &size) == 0 && size == sizeof(info) && info.state == state, "TCP_INFO");
 	goes_on(0);
 	check(ioctl(ours, SIOCOUTQ, &sent) == 0, "SIOCOUTQ");
 	goes_on(0);
 	check(ioctl(ours, SIOCOUTQNSD, &unsent) == 0, "SIOCOUTQNSD");
 	goes_on(0);
 	check(ioctl(ours, SIOCINQ, &received) == 0, "SIOCINQ");
+	if (state == TCP_FIN_WAIT1) { /* a FIN is no byte */
+		sent--;
+		unsent -= unsent > 0;
+	}
 	goes_on(1);
 	check(getsockopt(ours, SOL_TCP, TCP_REPAIR_WINDOW, &window, &windows) == 0, "TCP_REPAIR_WINDOW");
 	char *in, *out;
@@ -165,7 +173,7 @@ static int look(void)
 			(int32_t)(window.rcv_wup - receiving - consumed));
 		good = 0;
 	}
-	if (out_number != all || unsent > sent) {
+	if (out_number != all + (state == TCP_FIN_WAIT1) || unsent > sent) {
 		fprintf(stderr, "%u have been sent of %lu, %d of %d not yet\n", out_number, (unsigned long)all, unsent, sent);
 		good = 0;
 	}
@@ -200,7 +208,7 @@ int main(int argc, char **argv)
 	receiving = sequence_of(TCP_RECV_QUEUE);
 	sending = sequence_of(TCP_SEND_QUEUE);
 	repair(0);
-	if (strcmp(how, "send") == 0)
+	if (strcmp(how, "send") == 0 || strcmp(how, "fin") == 0)
 		for (;;) { /* until it takes no more */
 			char message[1000];
 			for (size_t i = 0; i < sizeof(message); i++)
@@ -210,7 +218,21 @@ int main(int argc, char **argv)
 				break;
 			all += n;
 		}
-	int good = look() & take();
+	if (strcmp(how, "reset") == 0) {
+		struct linger now = { .l_onoff = 1 };
+		struct pollfd gone = { .fd = ours };
+		check(setsockopt(theirs, SOL_SOCKET, SO_LINGER, &now, sizeof(now)) == 0 && close(theirs) == 0, "close");
+		check(poll(&gone, 1, -1) == 1, "poll");
+		state = TCP_CLOSE;
+	} else if (strcmp(how, "fin") == 0) {
+		check(shutdown(ours, SHUT_WR) == 0, "shutdown");
+		state = TCP_FIN_WAIT1;
+	}
+	int good = look();
+	if (state == TCP_CLOSE)
+		check(recv(ours, buffer, 1, MSG_DONTWAIT) < 0 && errno == ECONNRESET, "the process hears of it");
+	else
+		good &= take();
 	while (taken < all) { /* it goes on afterwards, and all arrives */
 		ssize_t n = read(theirs, buffer, sizeof(buffer));
 		check(n > 0, "the connection goes on");
