@@ -17,8 +17,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-
-	"golang.org/x/sync/errgroup"
 )
 
 var (
@@ -91,49 +89,56 @@ const smallSealers = 32
 // sealFiles lists files in m, unsorted, and returns the digests of their blocks. The small ones
 // are sealed beside each other, and beside the large ones, one after the other.
 func sealFiles(ctx context.Context, root *os.Root, m *Manifest, files []string) (sums map[string][]byte, err error) {
-	small, ctx := errgroup.WithContext(ctx)
-	small.SetLimit(smallSealers)
-	sealed := make(chan File)
-	collected := make(chan struct{})
-	go func() {
-		defer close(collected)
-		for f := range sealed {
-			m.Files = append(m.Files, f)
-		}
-	}()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	var large []string
+	small := make(chan string, len(files))
 	for _, name := range files {
-		info, err := root.Lstat(name)
-		if err == nil && info.Size() > BlockSize {
+		if info, err := root.Lstat(name); err == nil && info.Size() <= BlockSize {
+			small <- name
+		} else { // or it cannot be read, which is said where it is
 			large = append(large, name)
-			continue
 		}
-		small.Go(func() error {
-			f, err := sealFile(ctx, root, name, nil)
-			if err == nil {
+	}
+	close(small)
+	sealed := make(chan File)
+	var sealers sync.WaitGroup
+	for range smallSealers {
+		sealers.Go(func() {
+			for name := range small {
+				f, err := sealFile(ctx, root, name, nil)
+				if err != nil {
+					cancel(err)
+					continue
+				}
 				sealed <- f
 			}
-			return err
 		})
 	}
 	sums = map[string][]byte{}
-	hasher := newBlockHasher()
-	defer hasher.close()
-	for _, name := range large {
-		f, err := sealFile(ctx, root, name, hasher)
-		if err != nil {
-			small.Go(func() error { return err })
-			break
+	sealers.Go(func() {
+		hasher := newBlockHasher()
+		defer hasher.close()
+		for _, name := range large {
+			f, err := sealFile(ctx, root, name, hasher)
+			if err != nil {
+				cancel(err)
+				return
+			}
+			if f.listed() {
+				sums[f.Path] = hasher.sums
+			}
+			sealed <- f
 		}
-		sealed <- f
-		if f.listed() {
-			sums[f.Path] = hasher.sums
-		}
+	})
+	go func() {
+		sealers.Wait()
+		close(sealed)
+	}()
+	for f := range sealed {
+		m.Files = append(m.Files, f)
 	}
-	err = small.Wait()
-	close(sealed)
-	<-collected
-	return sums, err
+	return sums, context.Cause(ctx)
 }
 
 // sealFile leaves the digests of the file's blocks in blocks, which may be nil.

@@ -1,6 +1,7 @@
 package adapt_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -343,31 +344,49 @@ func TestImagesThatAreNotWhatTheySayAreRefused(t *testing.T) {
 }
 
 func TestACutThroughAConnectionIsFound(t *testing.T) {
-	p := pod(t, map[string][]sock{
-		"a": {{tcp, established, "127.0.0.1:80", "127.0.0.1:4000"}},
-		"b": {{tcp, established, "127.0.0.1:4000", "127.0.0.1:80"}},
-	})
-	stream := func(received, written, unacknowledged uint32) []byte {
+	const finWait1 = 4
+	pods := map[uint32]adapt.Pod{}
+	for _, state := range []uint32{established, finWait1} {
+		pods[state] = pod(t, map[string][]sock{
+			"a": {{tcp, state, "127.0.0.1:80", "127.0.0.1:4000"}},
+			"b": {{tcp, established, "127.0.0.1:4000", "127.0.0.1:80"}},
+		})
+	}
+	part := func(received, written, unacknowledged, unsent uint32) []byte {
 		return append(image(images.TCPStream, &tcp_stream.TcpStreamEntry{
 			InqLen: proto.Uint32(0), InqSeq: proto.Uint32(received), OutqLen: proto.Uint32(unacknowledged), OutqSeq: proto.Uint32(written),
+			UnsqLen: proto.Uint32(unsent),
 			OptMask: proto.Uint32(0), SndWscale: proto.Uint32(0), MssClamp: proto.Uint32(0),
 		}), "what is in the queues, which is no entry"...)
+	}
+	stream := func(received, written, unacknowledged uint32) []byte {
+		return part(received, written, unacknowledged, 0)
 	}
 	const wrapped = 0xfffffff0
 	for _, test := range []struct {
 		what string
 		a, b []byte
 		torn bool
+		ends uint32 // a's state, if it is not established
 	}{
-		{"all was received and acknowledged", stream(100, 500, 0), stream(500, 100, 0), false},
-		{"some was written and is not received", stream(100, 500, 20), stream(480, 100, 0), false},
-		{"some was received and is not acknowledged", stream(100, 500, 20), stream(490, 100, 0), false},
-		{"the numbers wrap", stream(100, 5, 21), stream(wrapped, 100, 0), false},
-		{"what was acknowledged was never received", stream(100, 500, 0), stream(480, 100, 0), true},
-		{"more was received than written", stream(100, 500, 0), stream(520, 100, 0), true},
-		{"the other way round", stream(90, 500, 0), stream(500, 100, 0), true},
-		{"nothing is kept of one that opens", nil, stream(500, 100, 0), false},
+		{what: "all that was sent is received", a: part(100, 500, 20, 10), b: stream(490, 100, 0)},
+		{what: "what was not sent yet is received", a: part(100, 500, 20, 10), b: stream(491, 100, 0), torn: true},
+		{what: "a byte that was acknowledged was never received", a: stream(100, 500, 20), b: stream(479, 100, 0), torn: true},
+		// The end of a's stream is number 500.
+		{what: "nothing of what is under way is received", a: stream(100, 501, 20), b: stream(480, 100, 0), ends: finWait1},
+		{what: "all but the end is received", a: stream(100, 501, 20), b: stream(500, 100, 0), ends: finWait1},
+		{what: "all and the end is received", a: stream(100, 501, 20), b: stream(501, 100, 0), ends: finWait1},
+		{what: "more than the end is received", a: stream(100, 501, 20), b: stream(502, 100, 0), torn: true, ends: finWait1},
+		{"all was received and acknowledged", stream(100, 500, 0), stream(500, 100, 0), false, 0},
+		{"some was written and is not received", stream(100, 500, 20), stream(480, 100, 0), false, 0},
+		{"some was received and is not acknowledged", stream(100, 500, 20), stream(490, 100, 0), false, 0},
+		{"the numbers wrap", stream(100, 5, 21), stream(wrapped, 100, 0), false, 0},
+		{"what was acknowledged was never received", stream(100, 500, 0), stream(480, 100, 0), true, 0},
+		{"more was received than written", stream(100, 500, 0), stream(520, 100, 0), true, 0},
+		{"the other way round", stream(90, 500, 0), stream(500, 100, 0), true, 0},
+		{"nothing is kept of one that opens", nil, stream(500, 100, 0), false, 0},
 	} {
+		p := pods[cmp.Or(test.ends, established)]
 		for name, data := range map[string][]byte{"a": test.a, "b": test.b} {
 			os.Remove(filepath.Join(p.ImageDirs[name], "tcp-stream-1.img"))
 			if data != nil {

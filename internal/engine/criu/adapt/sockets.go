@@ -39,6 +39,8 @@ const (
 	stateFinWait2    = 5
 	stateClosed      = 7
 	stateCloseWait   = 8
+	stateLastAck     = 9
+	stateClosing     = 11
 
 	protocolTCP = 6
 )

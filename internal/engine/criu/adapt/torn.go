@@ -41,18 +41,25 @@ func CheckConnections(ctx context.Context, imageDirs map[string]string) error {
 			continue
 		}
 		// Sequence numbers wrap: what has been received lies between what has been
-		// acknowledged and what has been written.
-		unacknowledged := from.GetOutqSeq() - from.GetOutqLen()
-		if ahead := to.GetInqSeq() - unacknowledged; ahead > from.GetOutqLen()+finRoom {
+		// acknowledged and what has been sent.
+		end := endOf(s.state)
+		unacknowledged := from.GetOutqSeq() - from.GetOutqLen() - end
+		if ahead := to.GetInqSeq() - unacknowledged; ahead > from.GetOutqLen()-from.GetUnsqLen()+end {
 			return fmt.Errorf("%w: %s (container %s) → %s (container %s)", criu.ErrTorn, s.src, s.container, s.dst, peer.container)
 		}
 	}
 	return nil
 }
 
-// finRoom is the sequence number that the end of a stream takes, which CRIU counts
-// into one of the two numbers and not into the other.
-const finRoom = 1
+// endOf is 1 where the end of a stream has been sent and not acknowledged: it takes a
+// sequence number, and CRIU does not count it into the length of the send queue.
+func endOf(state uint32) uint32 {
+	switch state {
+	case stateFinWait1, stateLastAck, stateClosing:
+		return 1
+	}
+	return 0
+}
 
 // stream reads what CRIU kept of a connection; nil if that is nothing, as of one that
 // is being opened.

@@ -29,7 +29,8 @@
 #include <unistd.h>
 
 enum {
-	MOST = 100, /* how often a connection is read */
+	MOST = 8, /* how often a connection is read: its state changes less often */
+	MOST_LOOKS = 100,
 	ROOM = 64 << 10, /* for what comes while a queue is read */
 };
 
@@ -42,6 +43,7 @@ struct numbers {
 	uint32_t sequence[QUEUES]; /* of the end of the queues */
 	uint32_t window[5]; /* struct tcp_repair_window */
 };
+enum { SEND_WINDOW = 1, MAX_WINDOW = 2 };
 
 /* The connection that CRIU asks about. */
 static struct {
@@ -75,11 +77,11 @@ static bool look(int fd, struct numbers *n)
 	unsigned char state;
 	int again;
 	if (get(fd, TCP_INFO, &state, sizeof(state)) < 0 || get(fd, TCP_REPAIR_WINDOW, n->window, sizeof(n->window)) < 0 ||
-	    syscall(SYS_ioctl, fd, SIOCOUTQ, &n->length[SEND]) < 0 || syscall(SYS_ioctl, fd, SIOCOUTQNSD, &n->unsent) < 0 ||
+	    syscall(SYS_ioctl, fd, SIOCOUTQ, &n->length[SEND]) < 0 ||
 	    !end_of(fd, SEND, &n->sequence[SEND]))
 		return false;
 	n->state = state;
-	for (int i = 0; i < MOST; i++)
+	for (int i = 0; i < MOST_LOOKS; i++)
 		if (syscall(SYS_ioctl, fd, SIOCINQ, &n->length[RECEIVE]) < 0 || !end_of(fd, RECEIVE, &n->sequence[RECEIVE]) ||
 		    syscall(SYS_ioctl, fd, SIOCINQ, &again) < 0)
 			return false;
@@ -89,10 +91,14 @@ static bool look(int fd, struct numbers *n)
 }
 
 /* peek reads what is in a queue that had a length. Where there was nothing it does not look:
- * the process would not hear of an error any more that waits for it (recv(2)). */
-static bool peek(int fd, int q, int had)
+ * the process would not hear of an error any more that waits for it (recv(2)). unsent, which
+ * may be NULL, is how much of it had not been sent: while the send queue is chosen the kernel
+ * counts what it would send as sent, and sends nothing. */
+static bool peek(int fd, int q, int had, int *unsent)
 {
 	still.queue[q].length = 0;
+	if (unsent)
+		*unsent = 0;
 	while (had > 0) {
 		size_t room = (size_t)had + ROOM;
 		if (still.queue[q].room < room) {
@@ -102,7 +108,7 @@ static bool peek(int fd, int q, int had)
 			still.queue[q].bytes = larger;
 			still.queue[q].room = room;
 		}
-		if (!choose(fd, names[q]))
+		if (!choose(fd, names[q]) || (unsent && syscall(SYS_ioctl, fd, SIOCOUTQNSD, unsent) < 0))
 			return false;
 		ssize_t n = syscall(SYS_recvfrom, fd, still.queue[q].bytes, still.queue[q].room, MSG_PEEK | MSG_DONTWAIT, NULL, NULL);
 		if (!choose(fd, TCP_NO_QUEUE))
@@ -125,8 +131,10 @@ static bool ended(int state)
 static bool read_at_once(int fd)
 {
 	struct numbers before, after;
+	int unsent;
 	ssize_t *received = &still.queue[RECEIVE].length, *sent = &still.queue[SEND].length;
-	if (!look(fd, &before) || !peek(fd, RECEIVE, before.length[RECEIVE]) || !peek(fd, SEND, before.length[SEND]) || !look(fd, &after))
+	if (!look(fd, &before) || !peek(fd, RECEIVE, before.length[RECEIVE], NULL) ||
+	    !peek(fd, SEND, before.length[SEND], &unsent) || !look(fd, &after))
 		return false;
 	uint32_t next = before.sequence[RECEIVE] - before.length[RECEIVE];
 	if (before.state != after.state || before.sequence[SEND] != after.sequence[SEND] ||
@@ -138,18 +146,25 @@ static bool read_at_once(int fd)
 	if (*received < before.length[RECEIVE] || *received > after.length[RECEIVE] ||
 	    length > before.length[SEND] || length < after.length[SEND])
 		return false;
-	still.numbers = before; /* its window is no further than the queue */
+	still.numbers = before; /* its window is no further than the queue; what may be sent, from then on */
+	memcpy(&still.numbers.window[SEND_WINDOW], &after.window[SEND_WINDOW], 2 * sizeof(uint32_t));
+	if (after.window[SEND_WINDOW] > after.window[MAX_WINDOW]) /* read while it was written: nothing restores that */
+		return false;
 	still.numbers.length[RECEIVE] = *received;
 	still.numbers.sequence[RECEIVE] = next + *received;
 	still.numbers.length[SEND] = length;
-	still.numbers.unsent = after.unsent;
+	still.numbers.unsent = unsent < length ? unsent : length;
 	return true;
 }
 
 static bool hold_still(int fd)
 {
-	int repaired = 0;
+	int repaired = 0, offset = -1;
+	socklen_t size = sizeof(offset);
 	if (get(fd, TCP_REPAIR, &repaired, sizeof(repaired)) < 0 || repaired != 1)
+		return false;
+	/* The process reads by an offset that each look at the queue moves (socket(7)). */
+	if (syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_PEEK_OFF, &offset, &size) == 0 && offset >= 0)
 		return false;
 	for (int i = 0; i < MOST; i++)
 		if (read_at_once(fd))
@@ -161,12 +176,15 @@ int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 {
 	if (level == SOL_TCP && option == TCP_INFO) { /* which it asks first */
 		int result = syscall(SYS_getsockopt, fd, level, option, value, length);
-		int error = errno;
-		still.fd = result == 0 && *length > 0 && hold_still(fd) ? fd : -1;
+		if (result < 0 || *length == 0)
+			return result;
+		still.fd = hold_still(fd) ? fd : -1;
 		still.asked = -1;
-		if (still.fd == fd)
-			*(unsigned char *)value = still.numbers.state; /* struct tcp_info: it comes first */
-		errno = error;
+		unsigned char *state = value; /* struct tcp_info: it comes first */
+		if (still.fd == fd && *state != still.numbers.state) { /* so have its options */
+			result = syscall(SYS_getsockopt, fd, level, option, value, length);
+			*state = still.numbers.state;
+		}
 		return result;
 	}
 	if (fd == still.fd && level == SOL_TCP) {
