@@ -148,7 +148,6 @@ func completed(checkpoint *checkpointv1alpha1.PodCheckpoint) {
 	checkpoint.Status.NodeName = "node-1"
 	checkpoint.Status.StartTime, checkpoint.Status.CompletionTime = &start, &end
 	checkpoint.Status.FreezeDuration = &metav1.Duration{Duration: 143 * time.Millisecond}
-	checkpoint.Status.EarlierFreezes = []checkpointv1alpha1.EarlierFreeze{{Duration: metav1.Duration{Duration: 58 * time.Millisecond}, Reason: "a process was ending"}}
 	checkpoint.Status.Capture = &checkpointv1alpha1.MemoryCapture{Mode: "cow"}
 	checkpoint.Status.Size = &checkpointv1alpha1.CheckpointSize{Logical: "12Mi", LogicalBytes: 12 << 20}
 	checkpoint.Status.CheckpointLocation = &checkpointv1alpha1.CheckpointSource{

@@ -1,7 +1,6 @@
 package cri_test
 
 import (
-	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -62,12 +61,8 @@ func TestConnectionsAreCapturedWhileOthersSend(t *testing.T) {
 		p.talks(t, "a", 100)
 	}
 	// It would succeed in the end, after having frozen the Pod again and again.
-	log, err := os.ReadFile(theNode.agentLog)
-	must(t, err)
-	for line := range strings.Lines(string(log)) {
-		if strings.Contains(line, p.sandbox) && strings.Contains(line, "a TCP connection went on") {
-			t.Error(line)
-		}
+	for _, line := range p.logged(t, "a TCP connection went on") {
+		t.Error(line)
 	}
 	restored := theNode.restore(t, last, p.configs...)
 	restored.talks(t, "a", 100)

@@ -242,6 +242,19 @@ func (p *pod) exec(t *testing.T, container, script string) string {
 	return strings.TrimSpace(string(answer.Stdout))
 }
 
+// logged is what the agent has logged of the Pod that contains a text.
+func (p *pod) logged(t *testing.T, text string) (lines []string) {
+	t.Helper()
+	log, err := os.ReadFile(p.node.agentLog)
+	must(t, err)
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, p.sandbox) && strings.Contains(line, text) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
 func (p *pod) state(t *testing.T, container string) runtimeapi.ContainerState {
 	t.Helper()
 	answer, err := p.node.runtime.ContainerStatus(testContext(t), &runtimeapi.ContainerStatusRequest{ContainerId: p.containers[container]})

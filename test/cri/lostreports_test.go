@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -42,16 +41,9 @@ func (p *pod) stop(t *testing.T, container string) {
 }
 
 // saidRestored counts how often the agents have said that the sandbox is restored.
-func (p *pod) saidRestored(t *testing.T) (times int) {
+func (p *pod) saidRestored(t *testing.T) int {
 	t.Helper()
-	data, err := os.ReadFile(p.node.agentLog)
-	must(t, err)
-	for line := range strings.Lines(string(data)) {
-		if strings.Contains(line, "msg=restored ") && strings.Contains(line, p.sandbox) {
-			times++
-		}
-	}
-	return times
+	return len(p.logged(t, "msg=restored "))
 }
 
 // kept says whether anything is kept of the sandbox's restore.

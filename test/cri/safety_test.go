@@ -234,14 +234,7 @@ func TestExecProbesDoNotBreakCheckpoints(t *testing.T) {
 		}
 	}
 	p.goesOn(t, "a")
-	log, err := os.ReadFile(theNode.agentLog)
-	must(t, err)
-	retried := 0
-	for line := range strings.Lines(string(log)) {
-		if strings.Contains(line, "trying again") && strings.Contains(line, p.sandbox) {
-			retried++
-		}
-	}
+	retried := len(p.logged(t, "trying again"))
 	t.Logf("%d attempts came to nothing, of which %d had frozen the Pod", retried, told)
 	if told > retried || told == 0 && retried > 0 {
 		t.Errorf("of %d attempts that came to nothing the checkpoints tell %d", retried, told)
